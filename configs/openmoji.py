@@ -1,0 +1,49 @@
+"""Text to image on OpenMoji pictograms of 32 pixels: the demo."""
+
+from ldm_jax.config import (
+    AutoencoderKLConfig,
+    DataConfig,
+    DiffusionConfig,
+    Experiment,
+    FirstStageConfig,
+    OpenMoji,
+    OptimizerConfig,
+    SamplingConfig,
+    ScheduleConfig,
+    TextConditioning,
+    TrainingConfig,
+    UNetConfig,
+)
+
+
+def get_config() -> Experiment:
+    """The demo."""
+    return Experiment(
+        name="openmoji",
+        data=DataConfig(source=OpenMoji(), image_size=32, horizontal_flip=True),
+        first_stage=FirstStageConfig(
+            autoencoder=AutoencoderKLConfig(
+                base_channels=128, channel_mult=(1,), num_res_blocks=2, patch_size=4, latent_channels=4
+            ),
+            training=TrainingConfig(
+                batch_size=32, num_steps=1000, ema_decay=0.99, eval_every=250, sample_every=500, checkpoint_every=500
+            ),
+            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, decay="cosine"),
+        ),
+        conditioning=TextConditioning(vocab_size=2048, context_length=16, context_dim=128, num_layers=2, num_heads=4),
+        denoiser=UNetConfig(
+            base_channels=64, channel_mult=(1, 2), num_res_blocks=2, attention_levels=(0, 1), num_head_channels=32
+        ),
+        diffusion=DiffusionConfig(
+            schedule=ScheduleConfig(kind="cosine", zero_terminal_snr=True), prediction_type="v"
+        ),
+        training=TrainingConfig(
+            batch_size=64, num_steps=1500, ema_decay=0.998, eval_every=250, sample_every=500, checkpoint_every=500
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine"),
+        sampling=SamplingConfig(
+            num_sample_steps=30,
+            guidance_scale=3.0,
+            prompts=("grinning cat", "red apple", "flag: France", "angry face", "house", "woman"),
+        ),
+    )

@@ -1,0 +1,1 @@
+"""First stages: pictures to latents and back."""

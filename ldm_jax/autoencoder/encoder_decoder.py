@@ -1,0 +1,114 @@
+"""The encoder of a first stage and its mirror image, the decoder (LDM, appendix G; taming-transformers).
+
+Both are stacks of residual blocks with a change of resolution by 2 between levels, and a middle of two residual blocks
+around self-attention. With `patch_size` p the picture enters as p-sided blocks laid out in channels, so that every level
+works at 1/p of the resolution: the full-resolution convolutions, most of the cost, are gone.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from ldm_jax.config import AutoencoderConfig
+from ldm_jax.nn.attention import SelfAttentionBlock
+from ldm_jax.nn.norm import GroupNorm
+from ldm_jax.nn.resample import Downsample, Upsample, conv, depth_to_space, space_to_depth
+from ldm_jax.nn.resnet import ResBlock
+
+NORM_EPSILON = 1e-6  # of every normalisation in the first stages of LDM
+
+
+class Block(nn.Module):
+    """A residual block, then self-attention where the level has it."""
+
+    config: AutoencoderConfig
+    channels: int
+    attention: bool
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *spatial c"], *, train: bool) -> Float[Array, "b *spatial d"]:
+        """Apply the block."""
+        groups, dropout = self.config.num_groups, self.config.dropout
+        x = ResBlock(self.channels, groups, NORM_EPSILON, dropout, dtype=self.dtype, name="resnet")(x, train=train)
+        if self.attention:
+            x = SelfAttentionBlock(1, groups, NORM_EPSILON, dtype=self.dtype, name="attention")(x)
+        return x
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, with the change of resolution that enters or leaves it."""
+
+    config: AutoencoderConfig
+    level: int
+    num_blocks: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *spatial c"], *, train: bool) -> Float[Array, "b *spatial d"]:
+        """Apply the blocks."""
+        channels = self.config.base_channels * self.config.channel_mult[self.level]
+        attention = self.level in self.config.attention_levels
+        for i in range(self.num_blocks):
+            x = Block(self.config, channels, attention, self.dtype, name=f"block_{i}")(x, train=train)
+        return x
+
+
+class Middle(nn.Module):
+    """Residual block, self-attention, residual block at the lowest resolution."""
+
+    config: AutoencoderConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *spatial c"], *, train: bool) -> Float[Array, "b *spatial c"]:
+        """Apply the middle."""
+        x = Block(self.config, x.shape[-1], self.config.mid_attention, self.dtype, name="block_0")(x, train=train)
+        return Block(self.config, x.shape[-1], False, self.dtype, name="block_1")(x, train=train)
+
+
+class Encoder(nn.Module):
+    """Picture to `out_channels` feature maps at 1/downsample_factor of its size."""
+
+    config: AutoencoderConfig
+    out_channels: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b *spatial c"], *, train: bool = False) -> Float[Array, "b *latent z"]:
+        """Encode pictures in [-1, 1]."""
+        config, dims = self.config, self.config.spatial_dims
+        h = space_to_depth(image.astype(self.dtype), config.patch_size)
+        h = conv(config.base_channels, dims, self.dtype, "conv_in")(h)
+        for level in range(len(config.channel_mult)):
+            if level > 0:
+                h = Downsample(symmetric=False, dtype=self.dtype, name=f"downsample_{level - 1}")(h)
+            h = Level(config, level, config.num_res_blocks, self.dtype, name=f"down_{level}")(h, train=train)
+        h = Middle(config, self.dtype, name="mid")(h, train=train)
+        h = jax.nn.silu(GroupNorm(config.num_groups, NORM_EPSILON, self.dtype, name="norm_out")(h))
+        return conv(self.out_channels, dims, self.dtype, "conv_out")(h)
+
+
+class Decoder(nn.Module):
+    """Latent to picture: the encoder's mirror image, with one more block in each level."""
+
+    config: AutoencoderConfig
+    image_channels: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "b *latent z"], *, train: bool = False) -> Float[Array, "b *spatial c"]:
+        """Decode latents into pictures around [-1, 1], in float32."""
+        config, dims = self.config, self.config.spatial_dims
+        lowest = len(config.channel_mult) - 1
+        h = conv(config.base_channels * config.channel_mult[lowest], dims, self.dtype, "conv_in")(z.astype(self.dtype))
+        h = Middle(config, self.dtype, name="mid")(h, train=train)
+        for level in reversed(range(lowest + 1)):
+            h = Level(config, level, config.num_res_blocks + 1, self.dtype, name=f"up_{level}")(h, train=train)
+            if level > 0:
+                h = Upsample(self.dtype, name=f"upsample_{level}")(h)
+        h = jax.nn.silu(GroupNorm(config.num_groups, NORM_EPSILON, self.dtype, name="norm_out")(h))
+        h = conv(self.image_channels * config.patch_size**dims, dims, self.dtype, "conv_out")(h)
+        return depth_to_space(h, config.patch_size).astype(jnp.float32)

@@ -1,0 +1,104 @@
+"""The autoencoder whose latents are looked up in a learned codebook.
+
+(1) zq = e_k,  k = argmin_j |z - e_j|^2                              van den Oord et al. 2017, arXiv:1711.00937, eq. 1-2
+(2) loss = |sg(z) - zq|^2 + commitment_cost |z - sg(zq)|^2           the same, eq. 3, with sg() stopping the gradient
+(3) gradients pass the lookup as if it were the identity
+(4) perplexity = exp(-sum_j p_j log p_j), p_j the share of code j in the batch
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
+
+from ldm_jax.autoencoder.encoder_decoder import Decoder, Encoder
+from ldm_jax.autoencoder.posterior import DiagonalGaussian
+from ldm_jax.config import AutoencoderVQConfig
+from ldm_jax.nn.resample import conv
+
+
+class Codebook(nn.Module):
+    """The codes and the lookup, in float32."""
+
+    size: int
+    channels: int
+
+    def setup(self) -> None:
+        """Create the codes, spread as in VQ-VAE: uniform in [-1/size, 1/size]."""
+        self.embedding = self.param("embedding", _uniform_codes, (self.size, self.channels), jnp.float32)
+
+    def indices(self, z: Float[Array, "b *latent z"]) -> Int[Array, "b *latent"]:
+        """The nearest code of each latent vector (1)."""
+        # |z|^2 is the same for every code, so it does not change the nearest one.
+        scores = z @ self.embedding.T - 0.5 * jnp.sum(jnp.square(self.embedding), axis=-1)
+        return jnp.argmax(scores, axis=-1)
+
+    def look_up(self, indices: Int[Array, "b *latent"]) -> Float[Array, "b *latent z"]:
+        """The codes at `indices`."""
+        return jnp.take(self.embedding, indices, axis=0)
+
+
+def _uniform_codes(key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike) -> Float[Array, "n z"]:
+    return jax.random.uniform(key, shape, dtype, -1.0 / shape[0], 1.0 / shape[0])
+
+
+class AutoencoderVQ(nn.Module):
+    """Encoder to latent vectors, codebook, and decoder; the diffusion model sees the vectors before the lookup."""
+
+    config: AutoencoderVQConfig
+    image_channels: int = 3
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        """Name the parts."""
+        channels, dims = self.config.latent_channels, self.config.spatial_dims
+        self.encoder = Encoder(self.config, channels, self.dtype, name="encoder")
+        self.quant_conv = conv(channels, dims, self.dtype, "quant_conv", kernel_size=1)
+        self.codebook = Codebook(self.config.codebook_size, channels, name="codebook")
+        self.post_quant_conv = conv(channels, dims, self.dtype, "post_quant_conv", kernel_size=1)
+        self.decoder = Decoder(self.config, self.image_channels, self.dtype, name="decoder")
+
+    def encode(self, image: Float[Array, "b *spatial c"], *, train: bool = False) -> DiagonalGaussian:
+        """Latents before the lookup of pictures in [-1, 1], as a posterior without spread; float32."""
+        z = self.quant_conv(self.encoder(image, train=train)).astype(jnp.float32)
+        return DiagonalGaussian(z, jnp.full_like(z, -jnp.inf))
+
+    def quantize(
+        self, z: Float[Array, "b *latent z"]
+    ) -> tuple[Float[Array, "b *latent z"], Int[Array, "b *latent"]]:
+        """The nearest codes (1) and their indices."""
+        indices = self.codebook.indices(z)
+        return self.codebook.look_up(indices), indices
+
+    def decode(self, z: Float[Array, "b *latent z"], *, train: bool = False) -> Float[Array, "b *spatial c"]:
+        """Pictures of latents, which are quantised first."""
+        return self.decode_quantized(self.quantize(z)[0], train=train)
+
+    def decode_quantized(self, zq: Float[Array, "b *latent z"], *, train: bool = False) -> Float[Array, "b *spatial c"]:
+        """Pictures of latents as they are."""
+        return self.decoder(self.post_quant_conv(zq), train=train)
+
+    def __call__(
+        self, image: Float[Array, "b *spatial c"], keys: Key[Array, " b"], *, train: bool = False
+    ) -> tuple[Float[Array, "b *spatial c"], Float[Array, " b"], dict[str, Float[Array, ""]]]:
+        """Reconstruction, the weighted codebook loss (2) of each picture, and metrics; `keys` are not needed."""
+        del keys  # the posterior is a point
+        z = self.encode(image, train=train).mode()
+        zq, indices = self.quantize(z)
+        to_code = _mean_square(jax.lax.stop_gradient(z) - zq)
+        to_latent = _mean_square(z - jax.lax.stop_gradient(zq))
+        regulariser = self.config.codebook_weight * (to_code + self.config.commitment_cost * to_latent)
+        straight_through = z + jax.lax.stop_gradient(zq - z)  # (3)
+        metrics = {"perplexity": perplexity(indices, self.config.codebook_size), "codebook_loss": jnp.mean(to_code)}
+        return self.decode_quantized(straight_through, train=train), regulariser, metrics
+
+
+def _mean_square(x: Float[Array, "b *latent z"]) -> Float[Array, " b"]:
+    return jnp.mean(jnp.square(x), axis=tuple(range(1, x.ndim)))
+
+
+def perplexity(indices: Int[Array, "b *latent"], codebook_size: int) -> Float[Array, ""]:
+    """How many codes are in use, counted by the entropy of their shares (4)."""
+    share = jnp.bincount(indices.reshape(-1), length=codebook_size) / indices.size
+    return jnp.exp(-jnp.sum(share * jnp.log(jnp.maximum(share, 1e-10))))

@@ -1,0 +1,167 @@
+"""The `ldm` command: parse, call, done. Heavy imports wait until a command is known to be well formed."""
+
+import dataclasses
+import difflib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ldm_jax.config import Experiment, SamplingConfig, experiment_names, load_experiment, restore_experiment
+from ldm_jax.errors import UserError
+
+DEFAULT_EXPERIMENT = "openmoji"
+
+logger = logging.getLogger("ldm_jax")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """Train an experiment, or go on with it where it was left: the same command in the same folder."""
+
+    run_dir: str | None = None
+    """Folder of the run; default: runs/NAME."""
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleCommand:
+    """Draw pictures with a trained run."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of the run."""
+    prompt: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-p"])] = ()
+    """What to draw; quote several: --prompt "red apple" "angry cat", or repeat the flag."""
+    class_label: tuple[str, ...] = ()
+    """Classes to draw, by number or name (class-conditional models)."""
+    num_samples: int = 4
+    """Pictures for each prompt or class."""
+    seed: int = 0
+    """Root of the noise; picture i of a seed is the same whatever is drawn with it."""
+    sampler: Literal["ddim", "ddpm"] | None = None
+    """Solver; default: that of the run's configuration, as for the flags below."""
+    num_sample_steps: int | None = None
+    """Denoiser calls from noise to latent."""
+    guidance_scale: float | None = None
+    """Strength of classifier-free guidance; 1 is none."""
+    eta: float | None = None
+    """Share of fresh noise in each DDIM step."""
+    batch_size: int = 16
+    """Pictures drawn at once; decides speed and memory, not the pictures."""
+    out: str | None = None
+    """Folder for the pictures; default: samples/ in the run."""
+    json: bool = False
+    """Print the files written as JSON."""
+
+
+def train(arguments: Sequence[str]) -> None:
+    """`ldm train [NAME] [flags]`."""
+    name, flags = DEFAULT_EXPERIMENT, list(arguments)
+    if flags and not flags[0].startswith("-"):
+        name = flags.pop(0)
+    command = tyro.cli(
+        TrainCommand,
+        prog=f"train.py {name}",
+        description=f"{TrainCommand.__doc__}\n\nExperiments: {', '.join(experiment_names())} (default {DEFAULT_EXPERIMENT}), "
+        "or a .py file with a get_config().",
+        default=TrainCommand(experiment=load_experiment(name)),
+        args=flags,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    start_jax()
+    from ldm_jax.experiment import train_experiment
+
+    train_experiment(command.experiment, Path(command.run_dir or f"runs/{command.experiment.name}"))
+
+
+def sample(arguments: Sequence[str]) -> None:
+    """`ldm sample RUN [flags]`."""
+    command = tyro.cli(
+        SampleCommand, prog="sample.py", args=list(arguments), config=(tyro.conf.UseAppendAction,)
+    )
+    config = sampling_config(command, restore_experiment(Path(command.run) / "config.json").sampling)
+    start_jax()
+    from ldm_jax.sampling.files import draw_to_files
+
+    out = Path(command.out) if command.out else Path(command.run) / "samples"
+    files = draw_to_files(
+        Path(command.run),
+        prompts=command.prompt,
+        class_labels=command.class_label,
+        num_samples=command.num_samples,
+        seed=command.seed,
+        config=config,
+        batch_size=command.batch_size,
+        out=out,
+    )
+    if command.json:
+        sys.stdout.write(json.dumps({"files": [str(file) for file in files]}) + "\n")
+
+
+def sampling_config(command: SampleCommand, default: SamplingConfig) -> SamplingConfig:
+    """The run's sampling configuration with the flags that were given.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+    for name in ("num_samples", "batch_size"):
+        if getattr(command, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')}={getattr(command, name)} must be at least 1")
+    if command.seed < 0:
+        raise UserError(f"--seed={command.seed} must not be negative")
+    names = ("sampler", "num_sample_steps", "guidance_scale", "eta")
+    given = {name: getattr(command, name) for name in names if getattr(command, name) is not None}
+    return dataclasses.replace(default, **given)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "sample": sample}
+
+
+def start_jax() -> None:
+    """Switch the compilation cache on, in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    from ldm_jax.data.preparation import default_cache_dir
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
+    """Run a command and return its exit status; a user's error is one line, not a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO)
+    try:
+        command(arguments)
+    except UserError as error:
+        logger.error("error: %s", error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        logger.error("error: interrupted")
+        return 130
+    return 0
+
+
+def main() -> None:
+    """Entry point of `ldm`."""
+    arguments = sys.argv[1:]
+    known = ", ".join(COMMANDS)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(f"usage: ldm COMMAND ...\n\ncommands: {known}\n`ldm COMMAND --help` tells its flags\n")
+        sys.exit(0 if arguments else 2)
+    name = arguments[0]
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        sys.stderr.write(f"error: unknown command '{name}': {hint}known commands: {known}\n")
+        sys.exit(2)
+    sys.exit(run(COMMANDS[name], arguments[1:]))

@@ -1,0 +1,26 @@
+"""The class embedder: a class becomes one context token (LDM's ClassEmbedder), and one more entry stands for no class."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ldm_jax.conditioning.conditions import Conditions, Inputs
+from ldm_jax.config import ClassConditioning
+
+
+class ClassEmbedder(nn.Module):
+    """`class_labels` [b] in 0..num_classes (num_classes: no class) to a context of one token."""
+
+    config: ClassConditioning
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, *, train: bool = False) -> Conditions:
+        """Look the classes up."""
+        del train  # nothing here behaves otherwise in training
+        table = nn.Embed(self.config.num_classes + 1, self.config.context_dim, dtype=self.dtype, name="embedding")
+        return Conditions(context=table(inputs["class_labels"])[:, None])
+
+    def null_inputs(self, batch: int) -> Inputs:
+        """The inputs of `batch` samples without a class."""
+        return {"class_labels": jnp.full((batch,), self.config.num_classes, jnp.int32)}

@@ -1,0 +1,54 @@
+"""The text transformer that is trained jointly with the denoiser (LDM, appendix E.2.1: token and position embedding,
+pre-norm layers of self-attention and feed-forward without a causal mask, a final norm)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from ldm_jax.conditioning.conditions import Conditions, Inputs
+from ldm_jax.conditioning.tokenizer import empty_tokens
+from ldm_jax.config import TextConditioning
+from ldm_jax.nn.attention import Attention, FeedForward
+from ldm_jax.nn.norm import layer_norm
+
+
+class TextLayer(nn.Module):
+    """Self-attention and feed-forward, each behind a layer normalisation."""
+
+    config: TextConditioning
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l c"], *, train: bool) -> Float[Array, "b l c"]:
+        """Apply the layer."""
+        drop = nn.Dropout(self.config.dropout, deterministic=not train, name="dropout")
+        attention = Attention(self.config.num_heads, dtype=self.dtype, name="attention")
+        x = x + drop(attention(layer_norm(self.dtype, "norm_0")(x)))
+        feed_forward = FeedForward(gated=False, dtype=self.dtype, name="feed_forward")
+        return x + drop(feed_forward(layer_norm(self.dtype, "norm_1")(x)))
+
+
+class TextTransformer(nn.Module):
+    """`tokens` [b, context_length] to a context of as many tokens."""
+
+    config: TextConditioning
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Inputs, *, train: bool = False) -> Conditions:
+        """Encode the tokens."""
+        config = self.config
+        init = nn.initializers.normal(0.02)
+        embed = nn.Embed(config.vocab_size, config.context_dim, dtype=self.dtype, embedding_init=init, name="token")
+        position = self.param("position", init, (config.context_length, config.context_dim), jnp.float32)
+        x = embed(inputs["tokens"]) + position.astype(self.dtype)
+        for i in range(config.num_layers):
+            x = TextLayer(config, self.dtype, name=f"layer_{i}")(x, train=train)
+        return Conditions(context=layer_norm(self.dtype, "norm_out")(x))
+
+    def null_inputs(self, batch: int) -> Inputs:
+        """The inputs of `batch` empty prompts."""
+        tokens = np.tile(empty_tokens(self.config.context_length), (batch, 1))
+        return {"tokens": jnp.asarray(tokens)}

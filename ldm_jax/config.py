@@ -1,0 +1,699 @@
+"""Every configuration dataclass, and how an experiment is loaded by name, tuned by flags, saved and restored.
+
+A configuration is a tree of frozen, keyword-only dataclasses. A field's docstring is its help text on the command
+line, its type decides what is accepted, and `__post_init__` checks what types cannot: each message names the field,
+its value and the nearest value that works. Nothing here imports jax, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from ldm_jax.errors import UserError
+
+# A field that may differ when a run folder is continued: it changes how the work is done, not what comes out.
+_HOW = {"identity": False}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value > 0, f"{type(config).__name__}.{name}={value} must be greater than 0")
+
+
+def _require_fraction(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0.0 <= value <= 1.0, f"{type(config).__name__}.{name}={value} must lie between 0 and 1")
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenMoji:
+    """OpenMoji pictograms with their Unicode captions (needs the `demo` extra)."""
+
+    groups: tuple[str, ...] = ()
+    """Unicode groups to keep, such as food-drink; empty keeps all but `component`."""
+    max_tags: int = 3
+    """Largest number of keywords that a training caption may carry behind its label; the number is drawn each step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FashionMnist:
+    """Fashion-MNIST from its four idx files (Debian package dataset-fashion-mnist)."""
+
+    directory: str = "/usr/share/datasets/fashion-mnist"
+    """Folder of the idx files, gzipped or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder:
+    """A folder of pictures: class sub-folders, captions from a .txt beside a picture, or a metadata.jsonl."""
+
+    directory: str = "."
+    """The folder; `train/` and `test/` inside it are taken as the splits where they exist."""
+    test_fraction: float = 0.05
+    """Share held out for the test split, chosen by a hash of the file name, where there is no `test/` folder."""
+
+    def __post_init__(self) -> None:
+        _require_fraction(self, "test_fraction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedTfds:
+    """Any TFDS data set that is already prepared on this machine as array_record."""
+
+    name: str = ""
+    """Name (`cifar10`), name with configuration (`name/config:1.0.0`), or the folder of a prepared version."""
+    directory: str | None = None
+    """TFDS data_dir; its own default when not given."""
+    train_split: str = "train"
+    """Split trained on, in TFDS slicing syntax."""
+    test_split: str = "test"
+    """Held-out split, in TFDS slicing syntax."""
+    image_key: str = "image"
+    """Feature that holds the picture."""
+    label_key: str = "label"
+    """Feature that holds the class, if any."""
+    caption_key: str = "caption"
+    """Feature that holds the caption, if any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Generated coloured shapes with captions and classes: no files needed, for tests and first tries."""
+
+    num_examples: int = 600
+    """Pictures in the training split; the test split has a tenth of it."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_examples")
+
+
+Source: TypeAlias = OpenMoji | FashionMnist | ImageFolder | PreparedTfds | Shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which pictures, and what is done to them before the model sees them."""
+
+    source: Source = field(default_factory=Shapes)
+    image_size: int = 32
+    """Height and width in pixels after resizing the shorter side and cropping the centre."""
+    image_channels: Literal[1, 3] = 3
+    """1 for grey, 3 for RGB."""
+    horizontal_flip: bool = False
+    """Show each picture mirrored half of the time."""
+    cache_latents: bool = True
+    """Encode the whole data set once, both mirrorings, before the diffusion stage (small sets); else encode each batch."""
+    cache_dir: str | None = field(default=None, metadata=_HOW)
+    """Where prepared data sets are kept; default: ldm_jax/data in the user's cache folder."""
+    num_threads: int = field(default=2, metadata=_HOW)
+    """Reader threads of the input pipeline (`--data.num-threads 0` reads in the main thread)."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "image_size")
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """What both autoencoders share: the encoder and its mirror image, the decoder (LDM, appendix G)."""
+
+    base_channels: int = 128
+    """Channels of the first level."""
+    channel_mult: tuple[int, ...] = (1, 2, 4)
+    """Channels of each level as multiples of base_channels; every level after the first halves the resolution."""
+    num_res_blocks: int = 2
+    """Residual blocks per level of the encoder; the decoder has one more."""
+    attention_levels: tuple[int, ...] = ()
+    """Levels (indices into channel_mult) whose residual blocks are each followed by self-attention."""
+    mid_attention: bool = True
+    """Self-attention between the two residual blocks of the lowest level."""
+    latent_channels: int = 4
+    """Channels of the latent z."""
+    patch_size: int = 1
+    """Space-to-depth factor before the first convolution: levels then work at 1/patch_size of the resolution."""
+    num_groups: int = 32
+    """Groups of the group normalisation."""
+    dropout: float = 0.0
+    """Dropout rate inside the residual blocks."""
+    spatial_dims: Literal[1, 2, 3] = 2
+    """1 for sequences, 2 for images, 3 for volumes."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "base_channels", "num_res_blocks", "latent_channels", "patch_size", "num_groups"
+        )
+        _require_fraction(self, "dropout")
+        _check_levels(self)
+
+    @property
+    def downsample_factor(self) -> int:
+        """Ratio of picture size to latent size along each axis."""
+        return self.patch_size * 2 ** (len(self.channel_mult) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderKLConfig(AutoencoderConfig):
+    """Autoencoder with a diagonal Gaussian posterior, held near a standard normal by a small KL weight."""
+
+    kl_weight: float = 1e-6
+    """Weight of the KL term (nats per image, as LDM counts) against the reconstruction loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderVQConfig(AutoencoderConfig):
+    """Autoencoder with a codebook; the diffusion model works on z before quantisation, as in LDM."""
+
+    codebook_size: int = 8192
+    """Number of codes."""
+    codebook_weight: float = 1.0
+    """Weight of the codebook and commitment terms against the reconstruction loss."""
+    commitment_cost: float = 0.25
+    """Weight of the commitment term inside the quantiser (beta of VQ-VAE)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(self, "codebook_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """The denoising U-Net of LDM and Stable Diffusion."""
+
+    base_channels: int = 128
+    """Channels of the first level."""
+    channel_mult: tuple[int, ...] = (1, 2, 4)
+    """Channels of each level as multiples of base_channels; every level after the first halves the resolution."""
+    num_res_blocks: int = 2
+    """Residual blocks per level on the way down; one more on the way up."""
+    attention_levels: tuple[int, ...] = (1, 2)
+    """Levels (indices into channel_mult) with attention after each residual block."""
+    attention: Literal["self", "transformer"] = "transformer"
+    """`self`: plain self-attention; `transformer`: spatial transformer with cross-attention to the context."""
+    transformer_depth: int | tuple[int, ...] = 1
+    """Transformer blocks in each spatial transformer, one number or one for each level."""
+    num_heads: int | tuple[int, ...] | None = None
+    """Attention heads, one number or one for each level; give this or num_head_channels."""
+    num_head_channels: int | None = 32
+    """Channels of an attention head; give this or num_heads."""
+    num_classes: int | None = None
+    """Classes whose embedding is added to the time embedding, besides or instead of cross-attention."""
+    linear_projection: bool = False
+    """Project into and out of a spatial transformer by a dense layer (SD 2) instead of a 1x1 convolution (SD 1)."""
+    scale_shift_norm: bool = False
+    """Let the time embedding scale and shift the normalised activations instead of adding to them."""
+    resample_with_res_blocks: bool = False
+    """Change resolution inside residual blocks (resblock_updown) instead of by a plain convolution."""
+    dropout: float = 0.0
+    """Dropout rate inside residual blocks."""
+    num_groups: int = 32
+    """Groups of the group normalisation."""
+    spatial_dims: Literal[1, 2, 3] = 2
+    """1 for sequences, 2 for images, 3 for volumes."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "base_channels", "num_res_blocks", "num_groups")
+        _require_fraction(self, "dropout")
+        _require(
+            (self.num_heads is None) != (self.num_head_channels is None),
+            f"UNetConfig.num_heads={self.num_heads} and UNetConfig.num_head_channels={self.num_head_channels}: "
+            "give exactly one of them and set the other to None",
+        )
+        for name in ("num_heads", "transformer_depth"):
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                _require(
+                    len(value) == len(self.channel_mult),
+                    f"UNetConfig.{name}={value} has {len(value)} entries for {len(self.channel_mult)} levels; "
+                    "give one number, or one for each entry of channel_mult",
+                )
+        _check_levels(self)
+        for level in {*self.attention_levels, len(self.channel_mult) - 1}:
+            self._check_heads(level)
+
+    def _check_heads(self, level: int) -> None:
+        channels = self.base_channels * self.channel_mult[level]
+        if self.num_head_channels is not None:
+            name, value = "num_head_channels", self.num_head_channels
+        else:
+            name, value = "num_heads", self.heads_at(level)
+        _require_positive_value(f"UNetConfig.{name}", value)
+        _require(
+            channels % value == 0,
+            f"UNetConfig.{name}={value} does not divide the {channels} channels of level {level}; "
+            f"nearest that does: {nearest_divisor(channels, value)}",
+        )
+
+    def channels_at(self, level: int) -> int:
+        """Channels of a level."""
+        return self.base_channels * self.channel_mult[level]
+
+    def heads_at(self, level: int) -> int:
+        """Attention heads of a level."""
+        if self.num_head_channels is not None:
+            return self.channels_at(level) // self.num_head_channels
+        if isinstance(self.num_heads, tuple):
+            return self.num_heads[level]
+        assert self.num_heads is not None  # __post_init__ has checked it
+        return self.num_heads
+
+    def depth_at(self, level: int) -> int:
+        """Transformer blocks in each spatial transformer of a level."""
+        return self.transformer_depth[level] if isinstance(self.transformer_depth, tuple) else self.transformer_depth
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of `number` that lies nearest to `wanted`."""
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))
+
+
+def _require_positive_value(name: str, value: float) -> None:
+    _require(value > 0, f"{name}={value} must be greater than 0")
+
+
+def _check_levels(config: AutoencoderConfig | UNetConfig) -> None:
+    kind, levels = type(config).__name__, len(config.channel_mult)
+    _require(levels > 0, f"{kind}.channel_mult=() is empty; give at least one level, such as 1 2 4")
+    for level in config.attention_levels:
+        _require(
+            0 <= level < levels,
+            f"{kind}.attention_levels={config.attention_levels} names level {level}, but channel_mult="
+            f"{config.channel_mult} has levels 0 to {levels - 1}",
+        )
+    for mult in config.channel_mult:
+        _require_positive_value(f"{kind}.channel_mult entry", mult)
+        channels = config.base_channels * mult
+        _require(
+            channels % config.num_groups == 0,
+            f"{kind}.num_groups={config.num_groups} does not divide {channels} channels "
+            f"(base_channels={config.base_channels} times {mult}); nearest that does: "
+            f"{nearest_divisor(channels, config.num_groups)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unconditional:
+    """No conditioning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassConditioning:
+    """A learned embedding of the class, given to the denoiser as one context token (LDM's ClassEmbedder)."""
+
+    num_classes: int = 10
+    """Number of classes; one more entry is kept for `no class`."""
+    context_dim: int = 128
+    """Width of the embedding."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_classes", "context_dim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConditioning:
+    """A text transformer trained jointly with the denoiser, as LDM's text-to-image model has it."""
+
+    vocab_size: int = 2048
+    """Entries of the tokenizer that is trained on the captions of the training split."""
+    context_length: int = 16
+    """Tokens of a caption, with its begin and end marks; longer ones are cut with a warning."""
+    context_dim: int = 128
+    """Width of the text transformer."""
+    num_layers: int = 2
+    """Transformer layers."""
+    num_heads: int = 4
+    """Attention heads."""
+    dropout: float = 0.0
+    """Dropout rate of the text transformer."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "vocab_size", "context_dim", "num_heads")
+        _require(
+            self.context_length >= 3,
+            f"TextConditioning.context_length={self.context_length} must be at least 3: begin, one token, end",
+        )
+        _require_fraction(self, "dropout")
+        _require(
+            self.context_dim % self.num_heads == 0,
+            f"TextConditioning.num_heads={self.num_heads} does not divide context_dim={self.context_dim}; "
+            f"nearest that does: {nearest_divisor(self.context_dim, self.num_heads)}",
+        )
+
+
+Conditioning: TypeAlias = Unconditional | ClassConditioning | TextConditioning
+
+
+# --- diffusion -------------------------------------------------------------------------------------------------------
+
+PredictionType: TypeAlias = Literal["epsilon", "v", "x0"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The forward process as arrays over the training timesteps."""
+
+    kind: Literal["linear", "scaled_linear", "cosine", "sqrt"] = "scaled_linear"
+    """`scaled_linear` is linear in the square root of beta (LDM, SD); `linear` is DDPM's; `cosine` is improved DDPM's;
+    `sqrt` takes the square root of a line between beta_start and beta_end (the `sqrt` of the original code)."""
+    num_train_timesteps: int = 1000
+    """Number of timesteps T."""
+    beta_start: float = 0.00085
+    """First beta (ignored by cosine)."""
+    beta_end: float = 0.012
+    """Last beta (ignored by cosine)."""
+    zero_terminal_snr: bool = False
+    """Rescale so that the last timestep is pure noise (Lin et al. 2023, algorithm 1)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_train_timesteps >= 2,
+            f"ScheduleConfig.num_train_timesteps={self.num_train_timesteps} must be at least 2",
+        )
+        _require(
+            0 < self.beta_start <= self.beta_end < 1,
+            f"ScheduleConfig.beta_start={self.beta_start} and beta_end={self.beta_end} must satisfy "
+            "0 < beta_start <= beta_end < 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """What the denoiser learns to predict, and how its errors are counted."""
+
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    prediction_type: PredictionType = "epsilon"
+    """epsilon: the noise; v: alpha * epsilon - sigma * z0; x0: the clean latent."""
+    loss: Literal["l2", "l1", "huber"] = "l2"
+    """Distance between prediction and target."""
+    huber_delta: float = 1.0
+    """Where the Huber loss turns from quadratic to linear."""
+    weighting: Literal["uniform", "min_snr"] = "uniform"
+    """Weight of a timestep: 1, or min-SNR (Hang et al. 2023) for the prediction type in use."""
+    min_snr_gamma: float = 5.0
+    """Where min-SNR weighting cuts the signal-to-noise ratio."""
+    cond_drop_prob: float = 0.1
+    """Share of training samples whose condition is replaced by the empty one, for classifier-free guidance."""
+
+    def __post_init__(self) -> None:
+        _require_fraction(self, "cond_drop_prob")
+        _require_positive(self, "min_snr_gamma", "huber_delta")
+        _require(
+            not (self.schedule.zero_terminal_snr and self.prediction_type == "epsilon"),
+            "DiffusionConfig.prediction_type=epsilon cannot be used with schedule.zero_terminal_snr=True: at the last "
+            "timestep z_t is the noise itself; use v or x0",
+        )
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with warm-up and decay. The learning rate is used as it is written: no scaling by batch or devices."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    """How the learning rate falls after the warm-up, until the last step."""
+    final_learning_rate_ratio: float = 0.0
+    """Learning rate at the last step as a share of the peak (cosine and linear)."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on every parameter."""
+    max_grad_norm: float | None = 1.0
+    """Clip the gradient to this global norm; None does not clip."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "learning_rate", "epsilon")
+        _require_fraction(self, "beta1", "beta2", "final_learning_rate_ratio")
+        _require(
+            self.warmup_steps >= 0,
+            f"OptimizerConfig.warmup_steps={self.warmup_steps} must not be negative",
+        )
+        if self.max_grad_norm is not None:
+            _require_positive(self, "max_grad_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Length, batch and rhythm of one training stage."""
+
+    batch_size: int = 32
+    """Global batch size: pictures in one optimizer step, over all devices, micro-batches included."""
+    num_steps: int = 1000
+    """Optimizer steps."""
+    gradient_accumulation: int = 1
+    """Micro-batches in one optimizer step; divides batch_size."""
+    ema_decay: float = 0.9999
+    """Decay of the moving average of the parameters; it is warmed up as min(ema_decay, (1 + step) / (10 + step))."""
+    log_every: int = field(default=20, metadata=_HOW)
+    """Steps between two lines of metrics."""
+    eval_every: int = field(default=200, metadata=_HOW)
+    """Steps between two held-out losses."""
+    sample_every: int = field(default=1000, metadata=_HOW)
+    """Steps between two picture grids."""
+    checkpoint_every: int = field(default=500, metadata=_HOW)
+    """Steps between two checkpoints; one is also saved at the end."""
+    keep_checkpoints: int = field(default=2, metadata=_HOW)
+    """Newest checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self,
+            *("batch_size", "num_steps", "gradient_accumulation", "log_every", "eval_every", "sample_every"),
+            *("checkpoint_every", "keep_checkpoints"),
+        )
+        _require_fraction(self, "ema_decay")
+        _require(
+            self.batch_size % self.gradient_accumulation == 0,
+            f"TrainingConfig.gradient_accumulation={self.gradient_accumulation} does not divide batch_size="
+            f"{self.batch_size}; nearest that does: {nearest_divisor(self.batch_size, self.gradient_accumulation)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStageConfig:
+    """The autoencoder and its training."""
+
+    autoencoder: AutoencoderKLConfig | AutoencoderVQConfig = field(default_factory=AutoencoderKLConfig)
+    reconstruction_loss: Literal["l1", "l2"] = "l1"
+    """Distance between a picture and its reconstruction."""
+    latent_scale: Literal["global", "per_channel"] = "global"
+    """How latents are brought to unit spread: one factor for all (LDM), or mean and spread of each channel."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: str | None = None
+    """Folder of a finished run whose autoencoder is used instead of training one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How pictures are drawn, for the grids during training and as the default of `sample.py`."""
+
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    """Which solver runs the denoiser backwards."""
+    num_sample_steps: int = 50
+    """Denoiser calls from noise to latent."""
+    eta: float = 0.0
+    """Share of fresh noise in each DDIM step: 0 deterministic, 1 as DDPM."""
+    guidance_scale: float = 5.0
+    """Strength of classifier-free guidance; 1 is none."""
+    prompts: tuple[str, ...] = ()
+    """Prompts of the grid (text conditioning); each is drawn `samples_per_prompt` times."""
+    samples_per_prompt: int = 4
+    """Pictures for each prompt or class of the grid."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_sample_steps", "samples_per_prompt")
+        _require_fraction(self, "eta")
+        _require(
+            self.guidance_scale >= 0,
+            f"SamplingConfig.guidance_scale={self.guidance_scale} must not be negative",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Sizes of the device mesh axes; their product is the number of devices, and one of them may be -1: the rest."""
+
+    data: int = -1
+    """Devices that hold different samples and the same parameters."""
+    fsdp: int = 1
+    """Devices that hold different samples and a share of each large parameter."""
+    tensor: int = 1
+    """Devices that share the work inside a layer."""
+
+    def __post_init__(self) -> None:
+        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        for name, size in sizes.items():
+            _require(size > 0 or size == -1, f"MeshConfig.{name}={size} must be positive, or -1 for the rest")
+        _require(
+            list(sizes.values()).count(-1) <= 1,
+            f"MeshConfig has more than one -1: {sizes}; at most one axis can take the rest of the devices",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One experiment: data, first stage (autoencoder), second stage (latent diffusion), and how it is sampled."""
+
+    name: str = "unnamed"
+    """Name of the experiment; the default run folder is runs/NAME."""
+    seed: int = 0
+    """Root of everything random."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of convolutions and matrix products; parameters, statistics and losses stay in float32."""
+    data: DataConfig = field(default_factory=DataConfig)
+    first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
+    conditioning: Conditioning = field(default_factory=Unconditional)
+    denoiser: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig, metadata=_HOW)
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"Experiment.seed={self.seed} must not be negative")
+        autoencoder, size = self.first_stage.autoencoder, self.data.image_size
+        factor = autoencoder.downsample_factor * 2 ** (len(self.denoiser.channel_mult) - 1)
+        below = max(size // factor, 1) * factor
+        _require(
+            size % factor == 0,
+            f"data.image_size={size} is not divisible by {factor} (the autoencoder's downsample_factor="
+            f"{autoencoder.downsample_factor} times 2 for each further level of the denoiser); "
+            f"nearest usable: {below} and {below + factor}",
+        )
+        _require(
+            self.denoiser.attention == "transformer" or isinstance(self.conditioning, Unconditional),
+            f"denoiser.attention={self.denoiser.attention} cannot see the context of conditioning="
+            f"{type(self.conditioning).__name__}; use denoiser.attention=transformer",
+        )
+
+
+# --- load, save, compare ---------------------------------------------------------------------------------------------
+
+
+def _config_folder() -> Path:
+    package = Path(__file__).resolve().parent
+    shipped = package / "configs"  # a wheel carries the experiments inside the package
+    return shipped if shipped.is_dir() else package.parent / "configs"
+
+
+def experiment_names() -> list[str]:
+    """Names of the shipped experiments."""
+    return sorted(p.stem for p in _config_folder().glob("*.py") if not p.stem.startswith("_"))
+
+
+def load_experiment(name: str) -> Experiment:
+    """Load a shipped experiment by name, or any Python file with a `get_config()` by its path.
+
+    Raises:
+        UserError: there is no such experiment; the message offers the nearest names.
+    """
+    path = Path(name) if name.endswith(".py") else _config_folder() / f"{name}.py"
+    if not path.is_file():
+        names = experiment_names()
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise UserError(f"unknown experiment '{name}': {hint}known experiments: {', '.join(names)}")
+    spec = importlib.util.spec_from_file_location(f"ldm_jax_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} defines no get_config(); an experiment file returns an Experiment from it")
+    return module.get_config()
+
+
+def to_dict(config: Any) -> Any:
+    """The configuration as plain JSON values; every dataclass carries its class name under `type`."""
+    if dataclasses.is_dataclass(config):
+        values = {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"type": type(config).__name__, **values}
+    return list(config) if isinstance(config, tuple) else config
+
+
+def from_dict(values: Any) -> Any:
+    """Inverse of `to_dict`.
+
+    Raises:
+        UserError: a class or a field is not known to this version.
+    """
+    if isinstance(values, list):
+        return tuple(from_dict(v) for v in values)
+    if not isinstance(values, dict):
+        return values
+    kind = globals().get(values.get("type", ""))
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise UserError(f"the saved configuration holds an unknown type {values.get('type')!r}")
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known - {"type"})
+    if unknown:
+        raise UserError(f"the saved {kind.__name__} has unknown fields {unknown}; known: {sorted(known)}")
+    return kind(**{key: from_dict(value) for key, value in values.items() if key != "type"})
+
+
+def save_experiment(config: Experiment, path: Path) -> None:
+    """Write the resolved experiment as JSON."""
+    path.write_text(json.dumps(to_dict(config), indent=1) + "\n")
+
+
+def restore_experiment(path: Path) -> Experiment:
+    """Read what `save_experiment` wrote.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or does not fit this version.
+    """
+    try:
+        config = from_dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: {path.parent} is not a run folder") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); restore it or train into another folder") from None
+    if not isinstance(config, Experiment):
+        raise UserError(f"{path} holds a {type(config).__name__}, not an Experiment")
+    return config
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
+    """Fields that decide the result and differ, as lines `name: old -> new`; how a run is executed is left out."""
+    if type(old) is not type(new) or not dataclasses.is_dataclass(old):
+        if old != new:
+            yield f"{prefix}: {old!r} -> {new!r}"
+        return
+    for f in dataclasses.fields(old):
+        if f.metadata.get("identity", True):
+            name = f"{prefix}.{f.name}" if prefix else f.name
+            yield from differences(getattr(old, f.name), getattr(new, f.name), name)
+
+
+def field_types(kind: type) -> dict[str, Any]:
+    """Resolved types of a configuration class, for tests and documentation."""
+    return typing.get_type_hints(kind)

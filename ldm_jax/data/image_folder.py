@@ -1,0 +1,137 @@
+"""A folder of pictures as a data set (`folder_scan` says how it is read).
+
+The prepared copy holds the pictures cut to the configured size. It belongs to the names, sizes and times of the files:
+when the folder changes, another copy is made.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from ldm_jax.config import DataConfig, ImageFolder
+from ldm_jax.data.folder_scan import Scan, read_captions, scan_folder
+from ldm_jax.data.local_builder import LocalBuilder
+from ldm_jax.data.pictures import UnreadablePicture, fit_square, open_picture
+from ldm_jax.data.preparation import prepare, prepared_fingerprint
+from ldm_jax.data.records import Keys, RecordSource, open_records
+from ldm_jax.data.sources import Split
+from ldm_jax.errors import UserError
+
+MIN_READABLE = 0.9
+"""Share of the pictures of a split that has to be readable."""
+_VERSION = "1.0.0"
+_SKIPPED = "skipped.json"
+_MAX_LISTED = 20
+_log = logging.getLogger(__name__)
+
+
+def open_source(config: DataConfig, split: Split) -> RecordSource:
+    """Prepare the pictures of a folder at the configured size, or find them prepared; name those that were left out.
+
+    Raises:
+        UserError: the folder or the split has no pictures, too many cannot be read, or a caption file is wrong.
+    """
+    source = config.source
+    assert isinstance(source, ImageFolder)
+    scan = scan_folder(Path(source.directory).expanduser(), source.test_fraction)
+    if not scan.splits[split]:
+        raise UserError(
+            f"the {split} split of {scan.directory} is empty: it has {len(scan.splits['train'])} pictures to train and "
+            f"{len(scan.splits['test'])} to test; add a folder {split}/ or change "
+            f"--data.source.test-fraction={source.test_fraction}"
+        )
+    size, channels = config.image_size, config.image_channels
+    key = f"image_folder-{_VERSION}-{scan.fingerprint[:16]}-{size}px{channels}"
+    folder = prepare(key, lambda data_dir: ImageFolderBuilder(scan, size, channels, data_dir), config.cache_dir)
+    _report_skipped(scan.directory, json.loads((folder / _SKIPPED).read_text()))
+    return open_records(
+        *(folder, split, _keys(scan)),
+        name=scan.directory.name,
+        split=split,
+        fingerprint=prepared_fingerprint(folder),
+    )
+
+
+class ImageFolderBuilder(LocalBuilder, skip_registration=True):
+    """The pictures of a folder, cut square at one size; what cannot be read is left out and written down."""
+
+    name = "image_folder"
+    VERSION = tfds.core.Version(_VERSION)
+
+    def __init__(self, scan: Scan, image_size: int, channels: int, data_dir: str) -> None:
+        """Write below `data_dir`."""
+        self.scan = scan
+        self.image_size = image_size
+        self.channels = channels
+        self.skipped: list[str] = []
+        super().__init__(data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        shape = (self.image_size, self.image_size, self.channels)
+        features = {
+            "image": tfds.features.Image(shape=shape, encoding_format="png"),
+            "id": tfds.features.Text(),
+            **({"caption": tfds.features.Text()} if self.scan.has_captions else {}),
+            **({"label": tfds.features.ClassLabel(names=list(self.scan.class_names))} if self.scan.class_names else {}),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+        captions = read_captions(self.scan)
+        return {
+            split: self._generate_examples(pictures, captions)
+            for split, pictures in self.scan.splits.items()
+            if pictures
+        }
+
+    def _generate_examples(self, pictures: list[str], captions: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        skipped = []
+        for name in pictures:
+            try:
+                picture = open_picture(self.scan.directory / name, name)
+            except UnreadablePicture as error:
+                skipped.append(str(error))
+                continue
+            yield (
+                name,
+                {"image": fit_square(picture, self.image_size, self.channels), "id": name}
+                | self._notes(name, captions),
+            )
+        _require_readable(self.scan.directory, skipped, len(pictures))
+        self.skipped += skipped
+
+    def _notes(self, name: str, captions: dict[str, str]) -> dict[str, Any]:
+        notes: dict[str, Any] = {}
+        if self.scan.has_captions:
+            notes["caption"] = captions.get(name) or self.scan.caption_beside(name)
+        if self.scan.class_names:
+            notes["label"] = self.scan.class_of(name)
+        return notes
+
+    def _post_download_and_prepare_hook(self) -> None:
+        (Path(self.data_path) / _SKIPPED).write_text(json.dumps(self.skipped, indent=1) + "\n")
+
+
+def _require_readable(directory: Path, skipped: list[str], total: int) -> None:
+    if total - len(skipped) < max(1, MIN_READABLE * total):
+        raise UserError(
+            f"{len(skipped)} of {total} pictures in {directory} cannot be read, which is too many: {_listed(skipped)}"
+        )
+
+
+def _report_skipped(directory: Path, skipped: list[str]) -> None:
+    if skipped:
+        _log.warning("%d pictures in %s are left out: %s", len(skipped), directory, _listed(skipped))
+
+
+def _listed(reasons: list[str]) -> str:
+    more = len(reasons) - _MAX_LISTED
+    return "; ".join(reasons[:_MAX_LISTED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _keys(scan: Scan) -> Keys:
+    return Keys(caption="caption" if scan.has_captions else None, label="label" if scan.class_names else None, id="id")

@@ -1,0 +1,204 @@
+"""Batches of a source, in an order that is a function of seed and position alone.
+
+The global stream is the source shuffled anew every epoch, without end. A batch of the whole run holds B consecutive
+positions of it and process p of P reads its own block of them, so what a run sees depends neither on the number of
+processes nor on where it was interrupted: the step is the only state.
+
+(1) position of row i of step s:        n = s * B + i
+(2) rows of process p of P:             p * B / P <= i < (p + 1) * B / P
+(3) example at position n:              source[shuffle(seed, epoch = n // N)(n mod N)]
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ldm_jax.config import nearest_divisor
+from ldm_jax.data.sources import Source
+from ldm_jax.data.transforms import Transform, sample_rng
+from ldm_jax.errors import UserError
+
+Batch: TypeAlias = dict[str, np.ndarray]
+"""`image` float32 [b, h, w, c] (or `moments` float32 [b, h, w, c]), `sample_index` int32 [b], and where they apply
+`tokens` int32 [b, l], `class_labels` int32 [b], `valid` bool [b]."""
+
+EncodeCaption: TypeAlias = Callable[[str], np.ndarray]
+"""Maps a caption to its token ids, int32 [l]."""
+
+
+def batches(
+    source: Source,
+    *,
+    transforms: Sequence[Transform],
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    shuffle: bool = True,
+    num_threads: int = 0,
+    encode_caption: EncodeCaption | None = None,
+) -> Iterator[Batch]:
+    """Endless batches from `start_step` on; those of this process hold batch_size / process_count rows.
+
+    Args:
+        source: where examples come from.
+        transforms: applied to each example in turn with its global sample index.
+        batch_size: B, rows over all processes.
+        seed: of the order; transforms carry their own.
+        start_step: the first step, counted from 0.
+        process_index: p.
+        process_count: P, divides batch_size.
+        shuffle: False keeps the order of the source.
+        num_threads: threads that read ahead; 0 reads in the calling thread. The batches are the same.
+        encode_caption: tokenizer; without it batches carry no tokens.
+
+    Raises:
+        UserError: the batch is larger than the source or does not divide among the processes, or captions are needed
+            and there are none.
+    """
+    if batch_size > len(source):
+        raise UserError(
+            f"training.batch_size={batch_size} is larger than the data set: {source.info.name}/{source.info.split} has "
+            f"{len(source)} pictures; use at most {len(source)}"
+        )
+    rows = _Rows(
+        source=source,
+        transforms=tuple(transforms),
+        encode_caption=encode_caption,
+        block=_Block(batch_size, process_index, process_count, start_step),
+        order=_order(len(source), seed if shuffle else None),
+        num_rows=sys.maxsize,
+    )
+    return iter(_read(rows, num_threads))
+
+
+def epoch(
+    source: Source,
+    *,
+    transforms: Sequence[Transform],
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 0,
+    encode_caption: EncodeCaption | None = None,
+) -> Iterator[Batch]:
+    """One pass over the source in its own order; `sample_index` is the index in the source.
+
+    Every batch has the full size, so that a compiled function sees one shape: the last is filled up with copies of the
+    last example, and `valid` tells which rows count. All processes get the same number of batches.
+
+    Raises:
+        UserError: as for `batches`.
+    """
+    block = _Block(batch_size, process_index, process_count, 0)
+    rows = _Rows(
+        source=source,
+        transforms=tuple(transforms),
+        encode_caption=encode_caption,
+        block=block,
+        order=lambda n: min(n, len(source) - 1),
+        num_rows=-(-len(source) // batch_size) * block.num_rows,
+        num_valid=len(source),
+    )
+    return iter(_read(rows, num_threads))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The rows of one process (2)."""
+
+    batch_size: int
+    process_index: int
+    process_count: int
+    start_step: int
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.process_count:
+            nearest = nearest_divisor(self.batch_size, self.process_count)
+            raise UserError(
+                f"training.batch_size={self.batch_size} does not divide among {self.process_count} processes; "
+                f"nearest number of processes that does: {nearest}"
+            )
+
+    @property
+    def num_rows(self) -> int:
+        return self.batch_size // self.process_count
+
+    def position(self, row: int) -> int:
+        """Global position of a row of this process (1)."""
+        step, i = divmod(row, self.num_rows)
+        return (self.start_step + step) * self.batch_size + self.process_index * self.num_rows + i
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Rows:
+    """The rows of this process as a random access source for Grain: only they are ever decoded."""
+
+    source: Source
+    transforms: tuple[Transform, ...]
+    encode_caption: EncodeCaption | None
+    block: _Block
+    order: Callable[[int], int]
+    num_rows: int
+    num_valid: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.encode_caption is not None and not self.source.info.has_captions:
+            raise UserError(
+                f"the data set {self.source.info.name} has no captions, which text conditioning needs; "
+                "use class conditioning or none, or another data set"
+            )
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        position = self.block.position(index)
+        chosen = self.order(position)
+        n = position if self.num_valid is None else chosen
+        example = self.source[chosen]
+        for transform in self.transforms:
+            example = transform(example, n)
+        return self._arrays(example, n, position)
+
+    def _arrays(self, example: dict[str, Any], n: int, position: int) -> dict[str, Any]:
+        # Wraps after 2^31 samples: it seeds noise, where a repetition after so long does no harm.
+        arrays: dict[str, Any] = {"sample_index": np.int32(n % 2**31)}
+        for key in ("image", "moments"):
+            if key in example:
+                arrays[key] = example[key]
+        if self.encode_caption is not None:
+            arrays["tokens"] = np.asarray(self.encode_caption(example["caption"]), np.int32)
+        if self.source.info.has_labels:
+            arrays["class_labels"] = np.int32(example["label"])
+        if self.num_valid is not None:
+            arrays["valid"] = np.bool_(position < self.num_valid)
+        return arrays
+
+
+def _order(size: int, seed: int | None) -> Callable[[int], int]:
+    """Index in the source at each position of the endless stream (3)."""
+    if seed is None:
+        return lambda n: n % size
+    import grain
+
+    order = grain.MapDataset.range(size).shuffle(seed=int(sample_rng(seed, "order", 0).integers(2**32))).repeat()
+
+    def index_at(n: int) -> int:
+        index = order[n]
+        assert index is not None  # Grain's type allows for filters, and there is none
+        return index
+
+    return index_at
+
+
+def _read(rows: _Rows, num_threads: int) -> Any:
+    import grain
+
+    # Grain's threads and buffer count batches here, as they are made before the iterator.
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads and num_threads + 2)
+    return grain.MapDataset.source(rows).batch(rows.block.num_rows, drop_remainder=True).to_iter_dataset(options)

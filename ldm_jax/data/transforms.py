@@ -1,0 +1,101 @@
+"""What is done to one example on its way into a batch: pure functions of the example and its sample index.
+
+A random choice depends on the seed, its purpose and the global sample index n alone, never on history, threads,
+processes or batch size, so the same sample is mirrored and captioned alike whatever run it belongs to:
+
+(1) rng(seed, purpose, n) = PCG64(SeedSequence([seed, crc32(purpose), n]))
+"""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from ldm_jax.config import DataConfig
+from ldm_jax.data.pictures import fit_square, from_array, to_array
+from ldm_jax.data.sources import Example, SourceInfo
+from ldm_jax.errors import UserError
+
+Transform: TypeAlias = Callable[[Example, int], Example]
+"""Maps an example and its global sample index to an example."""
+
+
+def sample_rng(seed: int, purpose: str, n: int) -> np.random.Generator:
+    """The random numbers of one purpose for one sample (1)."""
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), n])
+
+
+@dataclass(frozen=True)
+class FitPicture:
+    """Resize and crop `image` to [size, size, channels] and map 0..255 to float32 in [-1, 1]; moments pass through."""
+
+    size: int
+    channels: int
+
+    def __call__(self, example: Example, n: int) -> Example:
+        """Apply to the sample with index n."""
+        if "image" not in example:
+            return example
+        image = example["image"]
+        if image.shape != (self.size, self.size, self.channels):
+            image = to_array(fit_square(from_array(image), self.size, self.channels))
+        image = image.astype(np.float32)
+        image /= np.float32(127.5)
+        image -= np.float32(1.0)
+        return {**example, "image": image}
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """Mirror left and right with a probability; of cached moments [flips, h, w, c], take those of that mirroring."""
+
+    seed: int
+    probability: float
+
+    def __call__(self, example: Example, n: int) -> Example:
+        """Apply to the sample with index n."""
+        mirrored = self.probability > 0 and sample_rng(self.seed, "mirror", n).random() < self.probability
+        if "moments" in example:
+            return {**example, "moments": _moments_of(example["moments"], mirrored)}
+        return {**example, "image": example["image"][:, ::-1]} if mirrored else example
+
+
+@dataclass(frozen=True)
+class ChooseCaption:
+    """Put a number of tags, drawn from 0 to `max_tags`, behind the caption: "red apple, fruit, food"."""
+
+    seed: int
+    max_tags: int
+
+    def __call__(self, example: Example, n: int) -> Example:
+        """Apply to the sample with index n."""
+        limit = min(self.max_tags, len(example["tags"]))
+        if limit == 0:
+            return example
+        rng = sample_rng(self.seed, "caption", n)
+        picks = rng.permutation(len(example["tags"]))[: rng.integers(limit + 1)]
+        return {**example, "caption": ", ".join([example["caption"], *(example["tags"][i] for i in picks)])}
+
+
+def training_transforms(config: DataConfig, info: SourceInfo, seed: int) -> tuple[Transform, ...]:
+    """What training sees: mirrored half of the time if the configuration says so, captions with tags."""
+    return (
+        FitPicture(config.image_size, config.image_channels),
+        Mirror(seed, 0.5 if config.horizontal_flip else 0.0),
+        ChooseCaption(seed, info.max_tags),
+    )
+
+
+def evaluation_transforms(config: DataConfig) -> tuple[Transform, ...]:
+    """What evaluation sees: nothing random, the bare caption."""
+    return (FitPicture(config.image_size, config.image_channels), Mirror(0, 0.0))
+
+
+def _moments_of(moments: np.ndarray, mirrored: bool) -> np.ndarray:
+    if mirrored and len(moments) < 2:
+        raise UserError(
+            "these latents were cached without their mirror images; remove the cache file to encode them again"
+        )
+    return moments[int(mirrored)]

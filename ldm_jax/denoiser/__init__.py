@@ -1,0 +1,1 @@
+"""Denoisers: raw networks from a noisy latent, a time and conditions to a prediction."""

@@ -1,0 +1,124 @@
+"""The interface of every sampler, and the one loop that serves them all.
+
+A sampler is a value: arrays of coefficients, one row for each step, and two pure functions. `init(z)` makes the first
+state; `step(predict, state, row, noise)` makes the next. A state is any tree of arrays with a field `z`, the latent in
+the sampler's own coordinates, so a multistep method keeps its history beside it. A row holds whatever numbers a step
+needs, the first of them `t`, the time at which it calls the denoiser; a step may call it at more times than that.
+
+To add a sampler, write one file with a factory that computes its rows on the host in float64 and returns a `Sampler`.
+A step closes over nothing but choices that change the program; numbers belong in the rows. Make it with
+`functools.cache`, so that equal choices give the same function: samplers with other numbers then share one compilation.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, Num
+
+from ldm_jax import rng
+from ldm_jax.diffusion.prediction import DenoiseFn
+
+Latent: TypeAlias = Float[Array, "b *spatial c"]
+Predict: TypeAlias = Callable[[Latent, Num[Array, ""]], Latent]
+"""`denoise_fn` with one time for the whole batch."""
+
+
+Column: TypeAlias = Num[Array, "*n"]
+"""One coefficient: an array over the steps, and a scalar in the row that a step is given."""
+
+
+class OneStepState(NamedTuple):
+    """The state of a method without memory."""
+
+    z: Latent
+
+
+@flax.struct.dataclass
+class Sampler:
+    """A way from noise to latent. A tree whose leaves are the rows: pass it through `jax.jit` as an argument."""
+
+    rows: Any
+    """A NamedTuple of arrays `[n, ...]`, with a field `t`."""
+    init: Callable[[Latent], Any] = flax.struct.field(pytree_node=False)
+    """Standard normal noise to the first state."""
+    step: Callable[[Predict, Any, Any, Latent], Any] = flax.struct.field(pytree_node=False)
+    """Predict, state, one row, and standard normal noise (zeros unless `stochastic`) to the next state."""
+    stochastic: bool = flax.struct.field(pytree_node=False)
+    """Whether a step takes fresh noise."""
+
+    @property
+    def timesteps(self) -> Num[Array, " n"]:
+        """Time of each step's first call of the denoiser."""
+        return self.rows.t
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps n."""
+        return self.rows.t.shape[0]
+
+
+def columns(*arrays: Num[np.ndarray, "..."]) -> tuple[Column, ...]:
+    """Coefficients as the device takes them: int32 or float32."""
+    return tuple(jnp.asarray(a, jnp.int32 if np.issubdtype(a.dtype, np.integer) else jnp.float32) for a in arrays)
+
+
+def initial_noise(key: Key[Array, ""], sample_index: Int[Array, " b"], shape: tuple[int, ...]) -> Latent:
+    """Standard normal z_T of `shape` (without batch) for each sample, by its global index."""
+    return rng.normal(rng.sample_keys(rng.named_key(key, "initial_noise"), sample_index), shape)
+
+
+def sample(
+    sampler: Sampler, denoise_fn: DenoiseFn, z_init: Latent, key: Key[Array, ""], sample_index: Int[Array, " b"]
+) -> Latent:
+    """Run a sampler from standard normal noise to z_0, in float32 or wider.
+
+    Args:
+        sampler: what `make_sampler` or a sampler's factory returns.
+        denoise_fn: the denoiser, guided or not; its predictions are of the type the sampler was made for.
+        z_init: the noise to start from.
+        key: root of the noise drawn on the way.
+        sample_index: global index of each sample; its noise depends on nothing else.
+    """
+    return _run(sampler, denoise_fn, z_init, key, sample_index, keep=False)[1].z
+
+
+def sample_trajectory(
+    sampler: Sampler, denoise_fn: DenoiseFn, z_init: Latent, key: Key[Array, ""], sample_index: Int[Array, " b"]
+) -> Float[Array, "n_plus_1 b *spatial c"]:
+    """As `sample`, but return every iterate: the first is where the sampler starts, the last is z_0."""
+    first, _, iterates = _run(sampler, denoise_fn, z_init, key, sample_index, keep=True)
+    return jnp.concatenate([first.z[None], iterates])
+
+
+def _run(
+    sampler: Sampler,
+    denoise_fn: DenoiseFn,
+    z_init: Latent,
+    key: Key[Array, ""],
+    sample_index: Int[Array, " b"],
+    keep: bool,
+) -> tuple[Any, Any, Any]:
+    """First state, last state, and the `z` of every state after the first where they are kept."""
+    z_init = z_init.astype(jnp.promote_types(z_init.dtype, jnp.float32))
+
+    def predict(z: Latent, t: Num[Array, ""]) -> Latent:
+        return denoise_fn(z, jnp.broadcast_to(t, z.shape[:1])).astype(z.dtype)
+
+    def noise_at(i: Int[Array, ""]) -> Latent:
+        if not sampler.stochastic:
+            return jnp.zeros_like(z_init)
+        keys = rng.sample_keys(rng.named_key(key, "sampler_noise", i), sample_index)
+        return rng.normal(keys, z_init.shape[1:])
+
+    def body(state: Any, inputs: tuple[Int[Array, ""], Any]) -> tuple[Any, Latent | None]:
+        i, row = inputs
+        state = sampler.step(predict, state, row, noise_at(i))
+        return state, state.z if keep else None
+
+    first = sampler.init(z_init)
+    last, iterates = jax.lax.scan(body, first, (jnp.arange(sampler.num_steps), sampler.rows))
+    return first, last, iterates

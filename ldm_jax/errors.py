@@ -1,0 +1,8 @@
+"""The exception that a user is meant to read: what was wrong, its value, and what to do."""
+
+
+class UserError(ValueError):
+    """Bad input or a state that the user can mend; commands print its message without a traceback."""
+
+    exit_code = 2
+    """Exit status of a command that ends with this error."""

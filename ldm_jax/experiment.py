@@ -1,0 +1,108 @@
+"""One experiment from data to pictures: autoencoder, latents, denoiser, and the grids that show what they can do."""
+
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ldm_jax import sharding
+from ldm_jax.config import ClassConditioning, Experiment, TextConditioning
+from ldm_jax.data.transforms import evaluation_transforms
+from ldm_jax.errors import UserError
+from ldm_jax.model import Params
+from ldm_jax.pictures import draw_grid, to_uint8
+from ldm_jax.sampling.session import Session, load_session
+from ldm_jax.training.autoencoder_stage import make_autoencoder_stage
+from ldm_jax.training.diffusion_stage import make_diffusion_stage
+from ldm_jax.training.latents import LatentReader
+from ldm_jax.training.loop import run_stage
+from ldm_jax.training.state import TrainState
+from ldm_jax.training.workspace import Workspace, open_workspace
+
+logger = logging.getLogger(__name__)
+
+_HELDOUT_ROWS = 10
+
+
+def train_experiment(experiment: Experiment, run_dir: Path) -> None:
+    """Train both stages into `run_dir`, from where it was left, and draw the final grids.
+
+    Raises:
+        UserError: bad input, a diverged loss, an interruption (saved), or a folder that cannot be used.
+    """
+    work = open_workspace(experiment, run_dir)
+    autoencoder = _first_stage(work)
+    latents = LatentReader(work, autoencoder)
+    frozen = jax.device_put({**autoencoder, **latents.statistics()}, sharding.replicated(work.mesh))
+    stage = make_diffusion_stage(work, latents, frozen, lambda state, step: _draw_samples(work, state, step))
+    state = run_stage(stage, work.run, work.mesh, work.root)
+    _draw_heldout(work, state)
+    logger.info("pictures are in %s", work.run.samples)
+
+
+def _first_stage(work: Workspace) -> Params:
+    """The averaged autoencoder of this run, trained now or earlier, or that of the run it starts from."""
+    config = work.experiment.first_stage
+    if config.run is None:
+        return run_stage(make_autoencoder_stage(work), work.run, work.mesh, work.root).model_params
+    other = load_session(Path(config.run), stage="autoencoder")
+    if other.experiment.first_stage.autoencoder != config.autoencoder:
+        raise UserError(
+            f"first_stage.run={config.run} has another autoencoder: {other.experiment.first_stage.autoencoder} instead "
+            f"of {config.autoencoder}; give this experiment the same one"
+        )
+    return {"autoencoder": other.params["autoencoder"]}
+
+
+def _session(work: Workspace, state: TrainState) -> Session:
+    info = work.train.info
+    return Session(
+        work.experiment, work.model, state.model_params, work.encode_caption, info.class_names, info.credit
+    )
+
+
+def _draw_samples(work: Workspace, state: TrainState, step: int) -> None:
+    """A grid of the configured prompts, of every class, or of anything, drawn with the averaged parameters."""
+    session, config = _session(work, state), work.experiment.sampling
+    per_row = config.samples_per_prompt
+    conditioning = work.experiment.conditioning
+    if isinstance(conditioning, TextConditioning) and config.prompts:
+        labels = list(config.prompts)
+        inputs = session.prompt_inputs([prompt for prompt in labels for _ in range(per_row)])
+    elif isinstance(conditioning, ClassConditioning):
+        labels = [session.class_names[i] for i in range(conditioning.num_classes)][:_HELDOUT_ROWS]
+        inputs = session.class_inputs([str(i) for i in range(len(labels)) for _ in range(per_row)])
+    else:
+        labels = [""] * per_row
+        inputs = session.null_inputs(per_row * per_row)
+    count = len(labels) * per_row
+    pictures = list(session.draw(inputs, count, config, seed=work.experiment.seed))
+    rows = [pictures[i : i + per_row] for i in range(0, count, per_row)]
+    draw_grid(rows, labels, work.run.samples / f"samples_{step:06d}.png", footer=session.credit)
+
+
+def _draw_heldout(work: Workspace, state: TrainState) -> None:
+    """Held-out captions: the picture that belongs to each, which was never trained on, before what the model draws."""
+    if not isinstance(work.experiment.conditioning, TextConditioning):
+        return
+    session, config = _session(work, state), work.experiment.sampling
+    chosen = np.linspace(0, len(work.test) - 1, min(_HELDOUT_ROWS, len(work.test))).astype(int)
+    captions = [work.test.annotation(int(i))["caption"] for i in chosen]
+    per_row = config.samples_per_prompt
+    inputs = session.prompt_inputs([caption for caption in captions for _ in range(per_row)])
+    drawn = list(session.draw(inputs, len(captions) * per_row, config, seed=work.experiment.seed))
+    pictures = _test_pictures(work, chosen)
+    rows = [[pictures[i], *drawn[i * per_row : (i + 1) * per_row]] for i in range(len(captions))]
+    footer = "first column: the held-out picture. " + session.credit
+    draw_grid(rows, captions, work.run.samples / "heldout.png", footer=footer)
+
+
+def _test_pictures(work: Workspace, chosen: np.ndarray) -> list[np.ndarray]:
+    pictures = []
+    for i in chosen:
+        example = work.test[int(i)]
+        for transform in evaluation_transforms(work.experiment.data):
+            example = transform(example, int(i))
+        pictures.append(to_uint8(example["image"]))
+    return pictures

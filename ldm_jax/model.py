@@ -1,0 +1,127 @@
+"""The bundle: autoencoder, latent scale, conditioner, denoiser and schedule behind one door.
+
+Parameters live outside, in a nested dict with the keys `autoencoder`, `latent`, `conditioner` and `denoiser`. The denoiser
+works on latents of zero mean and unit spread:
+
+(1) z0 = (z - mean) / std, with mean and std of the latents of the whole data set; one number for all channels with mean 0 is
+    LDM's scale factor 1 / std (arXiv:2112.10752, appendix G)
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from ldm_jax import rng
+from ldm_jax.autoencoder.build import make_autoencoder
+from ldm_jax.autoencoder.kl import AutoencoderKL
+from ldm_jax.autoencoder.posterior import DiagonalGaussian
+from ldm_jax.autoencoder.vq import AutoencoderVQ
+from ldm_jax.conditioning.build import Conditioner, make_conditioner
+from ldm_jax.conditioning.conditions import Conditions, Inputs
+from ldm_jax.config import Experiment
+from ldm_jax.denoiser.unet import UNet
+from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LatentDiffusion:
+    """A latent diffusion model; every method is a pure function of the parameters and its arguments."""
+
+    autoencoder: AutoencoderKL | AutoencoderVQ
+    conditioner: Conditioner
+    denoiser: UNet
+    schedule: NoiseSchedule
+    image_shape: tuple[int, ...]
+    """Height, width and channels of a picture."""
+    latent_shape: tuple[int, ...]
+    """Height, width and channels of a latent."""
+
+    def init_autoencoder(self, key: Key[Array, ""]) -> Params:
+        """Fresh parameters of the autoencoder: `{"autoencoder": ...}`."""
+        image = jnp.zeros((1, *self.image_shape))
+        keys = rng.sample_keys(key, jnp.arange(1))
+        return {"autoencoder": self.autoencoder.init(key, image, keys)["params"]}
+
+    def init_denoiser(self, key: Key[Array, ""]) -> Params:
+        """Fresh parameters of what the second stage trains: `{"conditioner": ..., "denoiser": ...}`."""
+        inputs = self.conditioner.null_inputs(1)
+        conditioner = self.conditioner.init(rng.named_key(key, "conditioner"), inputs)
+        conditions = self.conditioner.apply(conditioner, inputs)
+        zt = jnp.zeros((1, *self.latent_shape))
+        t = jnp.zeros((1,), jnp.int32)
+        arguments = (zt, t, conditions.context, conditions.class_labels, conditions.concat)
+        denoiser = self.denoiser.init(rng.named_key(key, "denoiser"), *arguments)
+        return {"conditioner": conditioner.get("params", {}), "denoiser": denoiser["params"]}
+
+    def init_latent(self) -> Params:
+        """The latent statistics that change nothing: `{"latent": {"mean": 0, "std": 1}}`."""
+        channels = self.latent_shape[-1]
+        return {"latent": {"mean": jnp.zeros(channels), "std": jnp.ones(channels)}}
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Fresh parameters of the whole model."""
+        return {**self.init_autoencoder(key), **self.init_latent(), **self.init_denoiser(key)}
+
+    def encode(self, params: Params, image: Float[Array, "b *spatial c"]) -> DiagonalGaussian:
+        """Posterior of the autoencoder's own latents of pictures in [-1, 1]."""
+        variables = {"params": params["autoencoder"]}
+        return self.autoencoder.apply(variables, image, method="encode")  # pyright: ignore[reportReturnType]
+
+    def normalize(self, params: Params, z: Float[Array, "b *latent c"]) -> Float[Array, "b *latent c"]:
+        """Autoencoder's latents to the denoiser's (1)."""
+        return (z - params["latent"]["mean"]) / params["latent"]["std"]
+
+    def condition(
+        self, params: Params, inputs: Inputs, *, train: bool = False, dropout_key: Key[Array, ""] | None = None
+    ) -> Conditions:
+        """What the denoiser is told about `inputs` (tokens, class labels)."""
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        variables = {"params": params["conditioner"]}
+        return self.conditioner.apply(variables, inputs, train=train, rngs=rngs)  # pyright: ignore[reportReturnType]
+
+    def denoise(
+        self,
+        params: Params,
+        zt: Float[Array, "b *latent c"],
+        t: Int[Array, " b"] | Float[Array, " b"],
+        conditions: Conditions,
+        *,
+        train: bool = False,
+        dropout_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "b *latent c"]:
+        """The denoiser's prediction for the noisy latents `zt` at times `t`."""
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        arguments = (zt, t, conditions.context, conditions.class_labels, conditions.concat)
+        variables = {"params": params["denoiser"]}
+        return self.denoiser.apply(variables, *arguments, train=train, rngs=rngs)  # pyright: ignore[reportReturnType]
+
+    def decode(self, params: Params, z0: Float[Array, "b *latent c"]) -> Float[Array, "b *spatial c"]:
+        """Pictures, around [-1, 1], of the denoiser's latents."""
+        z = z0 * params["latent"]["std"] + params["latent"]["mean"]  # inverse of (1)
+        variables = {"params": params["autoencoder"]}
+        return self.autoencoder.apply(variables, z, method="decode")  # pyright: ignore[reportReturnType]
+
+
+def make_model(experiment: Experiment) -> LatentDiffusion:
+    """The modules and the schedule that an experiment describes; no parameters yet."""
+    config, dtype = experiment.first_stage.autoencoder, experiment.compute_dtype
+    image = (experiment.data.image_size,) * config.spatial_dims
+    latent = tuple(size // config.downsample_factor for size in image)
+    return LatentDiffusion(
+        autoencoder=make_autoencoder(config, experiment.data.image_channels, dtype),
+        conditioner=make_conditioner(experiment.conditioning, dtype),
+        denoiser=UNet(experiment.denoiser, config.latent_channels, jnp.dtype(dtype)),
+        schedule=make_schedule(experiment.diffusion.schedule),
+        image_shape=(*image, experiment.data.image_channels),
+        latent_shape=(*latent, config.latent_channels),
+    )
+
+
+def num_parameters(params: Params) -> int:
+    """Number of values in a parameter tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

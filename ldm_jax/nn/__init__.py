@@ -1,0 +1,1 @@
+"""Blocks that the autoencoder, the denoiser and the encoders share."""

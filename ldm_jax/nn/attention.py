@@ -1,0 +1,136 @@
+"""Attention: the one function that computes it, and the layers made of it.
+
+(1) attention(q, k, v) = softmax(q k^T / sqrt(d)) v    Vaswani et al. 2017, arXiv:1706.03762
+(2) geglu(x) = (x W) * gelu(x V)                       Shazeer 2020, arXiv:2002.05202
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from ldm_jax.nn.norm import GroupNorm, layer_norm
+from ldm_jax.nn.resample import conv
+
+
+def dot_product_attention(
+    query: Float[Array, "b q n d"], key: Float[Array, "b k n d"], value: Float[Array, "b k n d"]
+) -> Float[Array, "b q n d"]:
+    """Multi-head attention (1): products in the inputs' dtype, softmax in float32."""
+    logits = jnp.einsum("bqnd,bknd->bnqk", query, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
+    return jnp.einsum("bnqk,bknd->bqnd", weights, value)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with learned projections; self-attention when no context is given."""
+
+    num_heads: int
+    use_bias: bool = False
+    zero_init: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b q c"], context: Float[Array, "b k e"] | None = None
+    ) -> Float[Array, "b q c"]:
+        """Attend from the tokens `x` to `context` or, without one, to `x`."""
+        channels = x.shape[-1]
+        source = x if context is None else context
+
+        def project(inputs: Float[Array, "b l f"], name: str) -> Float[Array, "b l n d"]:
+            h = nn.Dense(channels, use_bias=self.use_bias, dtype=self.dtype, name=name)(inputs)
+            return h.reshape(*h.shape[:2], self.num_heads, channels // self.num_heads)
+
+        h = dot_product_attention(project(x, "query"), project(source, "key"), project(source, "value"))
+        kernel_init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        return nn.Dense(channels, dtype=self.dtype, kernel_init=kernel_init, name="out")(h.reshape(x.shape))
+
+
+class SelfAttentionBlock(nn.Module):
+    """Normalisation, self-attention over all positions, and a skip connection."""
+
+    num_heads: int = 1
+    num_groups: int = 32
+    norm_epsilon: float = 1e-5
+    zero_init: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *spatial c"]) -> Float[Array, "b *spatial c"]:
+        """Apply the block."""
+        h = GroupNorm(self.num_groups, self.norm_epsilon, self.dtype, name="norm")(x)
+        h = h.reshape(h.shape[0], -1, h.shape[-1])  # [b, positions, c]
+        h = Attention(self.num_heads, use_bias=True, zero_init=self.zero_init, dtype=self.dtype, name="attention")(h)
+        return x + h.reshape(x.shape)
+
+
+class FeedForward(nn.Module):
+    """Two dense layers around GEGLU (2) or GELU, four times as wide inside."""
+
+    gated: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
+        """Apply the layers to each token."""
+        channels = x.shape[-1]
+        h = nn.Dense(4 * channels * (2 if self.gated else 1), dtype=self.dtype, name="dense_0")(x)
+        if self.gated:
+            h, gate = jnp.split(h, 2, axis=-1)
+            h = h * jax.nn.gelu(gate, approximate=False)
+        else:
+            h = jax.nn.gelu(h, approximate=False)
+        return nn.Dense(channels, dtype=self.dtype, name="dense_1")(h)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the context, feed-forward, each behind a layer normalisation."""
+
+    num_heads: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b l c"], context: Float[Array, "b k e"] | None = None
+    ) -> Float[Array, "b l c"]:
+        """Apply the block; without a context the second attention looks at `x` again, as in LDM."""
+        x = x + Attention(self.num_heads, dtype=self.dtype, name="self_attention")(layer_norm(self.dtype, "norm_0")(x))
+        h = layer_norm(self.dtype, "norm_1")(x)
+        x = x + Attention(self.num_heads, dtype=self.dtype, name="cross_attention")(h, context)
+        return x + FeedForward(dtype=self.dtype, name="feed_forward")(layer_norm(self.dtype, "norm_2")(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over all positions of a feature map, with a skip connection around them (LDM, appendix E.2.1).
+
+    The input projection is a 1x1 convolution, or a dense layer after flattening (SD 2): the same arithmetic, another
+    parameter shape. The output projection starts at zero.
+    """
+
+    num_heads: int
+    depth: int = 1
+    linear_projection: bool = False
+    num_groups: int = 32
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b *spatial c"], context: Float[Array, "b k e"] | None = None
+    ) -> Float[Array, "b *spatial c"]:
+        """Apply the transformer to the feature map `x`."""
+        channels, dims = x.shape[-1], x.ndim - 2
+        h = GroupNorm(self.num_groups, 1e-6, self.dtype, name="norm")(x)
+        h = self._projection(channels, dims, "project_in", zero_init=False)(h)
+        h = h.reshape(h.shape[0], -1, channels)  # [b, positions, c]
+        for i in range(self.depth):
+            h = TransformerBlock(self.num_heads, self.dtype, name=f"block_{i}")(h, context)
+        h = self._projection(channels, dims, "project_out", zero_init=True)(h.reshape(x.shape))
+        return x + h
+
+    def _projection(self, channels: int, dims: int, name: str, *, zero_init: bool) -> nn.Module:
+        if not self.linear_projection:
+            return conv(channels, dims, self.dtype, name, kernel_size=1, zero_init=zero_init)
+        kernel_init = nn.initializers.zeros if zero_init else nn.initializers.lecun_normal()
+        return nn.Dense(channels, dtype=self.dtype, kernel_init=kernel_init, name=name)

@@ -1,0 +1,61 @@
+"""Pictures for a command line: draw what was asked for, and write each picture and one grid as PNG."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ldm_jax.config import SamplingConfig
+from ldm_jax.errors import UserError
+from ldm_jax.pictures import draw_grid, save_picture
+from ldm_jax.sampling.session import load_session
+
+logger = logging.getLogger(__name__)
+
+
+def draw_to_files(
+    run_dir: Path,
+    *,
+    prompts: Sequence[str],
+    class_labels: Sequence[str],
+    num_samples: int,
+    seed: int,
+    config: SamplingConfig,
+    batch_size: int,
+    out: Path,
+) -> list[Path]:
+    """Draw `num_samples` pictures for each prompt or class (or of anything), and return the files, the grid last.
+
+    Raises:
+        UserError: prompts and classes together, a model that takes neither, or a folder that cannot be written.
+    """
+    if prompts and class_labels:
+        raise UserError("give --prompt or --class-label, not both")
+    session = load_session(run_dir)
+    labels = list(prompts or class_labels) or [""]
+    asked = [label for label in labels for _ in range(num_samples)]
+    if prompts:
+        inputs = session.prompt_inputs(asked)
+    elif class_labels:
+        inputs = session.class_inputs(asked)
+    else:
+        inputs = session.null_inputs(num_samples)
+    stem = f"seed{seed}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        files, pictures = [], []
+        drawn = session.draw(inputs, len(asked), config, seed, batch_size)
+        for i, picture in enumerate(tqdm(drawn, total=len(asked), desc="drawing", unit="picture")):
+            path = out / f"{stem}_{i:04d}.png"
+            description = {"prompt": asked[i], "seed": str(seed), "index": str(i), "credit": session.credit}
+            save_picture(picture, path, description)
+            files.append(path)
+            pictures.append(picture)
+        rows = [pictures[i : i + num_samples] for i in range(0, len(asked), num_samples)]
+        grid = out / f"{stem}_grid.png"
+        draw_grid(rows, labels, grid, footer=session.credit)
+    except OSError as error:
+        raise UserError(f"cannot write pictures to {out} ({error}); choose another folder: --out DIR") from error
+    logger.info("%d pictures in %s, all of them in %s", len(files), out, grid)
+    return [*files, grid]

@@ -1,0 +1,47 @@
+"""From conditions to pictures: noise, guided sampling, decoding, as one compiled call.
+
+Picture i of seed s depends on s and i alone: not on the batch it is drawn in, nor on the devices.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+from jaxtyping import Array, Float, Int, Key
+
+from ldm_jax.conditioning.conditions import Inputs
+from ldm_jax.diffusion.guidance import guide_batched, pair
+from ldm_jax.diffusion.samplers.sampler import Sampler, initial_noise, sample
+from ldm_jax.model import LatentDiffusion, Params
+
+Generate = Callable[
+    [Params, Sampler, Inputs, Inputs, Float[Array, " b"], Key[Array, ""], Int[Array, " b"]],
+    Float[Array, "b *spatial c"],
+]
+"""Parameters, sampler, inputs, negative inputs, guidance scale and root key, sample indices -> pictures."""
+
+
+def make_generate(model: LatentDiffusion, *, guided: bool) -> Generate:
+    """A function that draws pictures, around [-1, 1]; compiled once for each shape.
+
+    Another prompt, seed, guidance scale or sampler of the same length does not compile again. Without `guided` the
+    negative inputs and the scale are not looked at, and each step costs half as much.
+    """
+
+    def generate(
+        params: Params,
+        sampler: Sampler,
+        inputs: Inputs,
+        negative: Inputs,
+        scale: Float[Array, " b"],
+        key: Key[Array, ""],
+        index: Int[Array, " b"],
+    ) -> Float[Array, "b *spatial c"]:
+        conditions = model.condition(params, pair(inputs, negative) if guided else inputs)
+        denoise_fn = partial(model.denoise, params, conditions=conditions)
+        if guided:
+            denoise_fn = guide_batched(denoise_fn, scale)
+        z0 = sample(sampler, denoise_fn, initial_noise(key, index, model.latent_shape), key, index)
+        return model.decode(params, z0)
+
+    return jax.jit(generate)

@@ -1,0 +1,128 @@
+"""A trained model, ready to draw: what was asked for (prompts or classes) in, 8-bit pictures out."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from ldm_jax import rng, sharding
+from ldm_jax.conditioning.conditions import Inputs
+from ldm_jax.conditioning.tokenizer import CaptionEncoder, load_tokenizer
+from ldm_jax.config import ClassConditioning, Experiment, MeshConfig, SamplingConfig, TextConditioning
+from ldm_jax.diffusion.samplers import make_sampler
+from ldm_jax.errors import UserError
+from ldm_jax.model import LatentDiffusion, Params, make_model
+from ldm_jax.pictures import to_uint8
+from ldm_jax.sampling.generate import make_generate
+from ldm_jax.training.checkpoints import abstract_like
+from ldm_jax.training.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model with its parameters and what it takes to talk to it."""
+
+    experiment: Experiment
+    model: LatentDiffusion
+    params: Params
+    encode_caption: Callable[[str], np.ndarray] | None = None
+    class_names: tuple[str, ...] = ()
+    credit: str = ""
+
+    def prompt_inputs(self, prompts: Sequence[str]) -> Inputs:
+        """The conditioner's inputs for prompts, one sample each.
+
+        Raises:
+            UserError: the model takes no prompts.
+        """
+        if self.encode_caption is None:
+            kind = type(self.experiment.conditioning).__name__
+            raise UserError(f"this model has {kind} and takes no prompt; {self._instead()}")
+        for prompt in prompts:
+            if not prompt.strip():
+                logger.warning("an empty prompt draws without a condition")
+        return {"tokens": jnp.asarray(np.stack([self.encode_caption(prompt) for prompt in prompts]))}
+
+    def class_inputs(self, labels: Sequence[str]) -> Inputs:
+        """The conditioner's inputs for classes, given by number or name, one sample each.
+
+        Raises:
+            UserError: the model knows no classes, or not this one.
+        """
+        if not isinstance(self.experiment.conditioning, ClassConditioning):
+            kind = type(self.experiment.conditioning).__name__
+            raise UserError(f"this model has {kind} and takes no class label; {self._instead()}")
+        return {"class_labels": jnp.asarray([self._class_number(label) for label in labels], jnp.int32)}
+
+    def _class_number(self, label: str) -> int:
+        names = [name.lower() for name in self.class_names]
+        if label.lower() in names:
+            return names.index(label.lower())
+        assert isinstance(self.experiment.conditioning, ClassConditioning)
+        count = self.experiment.conditioning.num_classes
+        if label.isdigit() and int(label) < count:
+            return int(label)
+        known = f"; names: {', '.join(self.class_names)}" if names else ""
+        raise UserError(f"unknown class {label!r}: use a number from 0 to {count - 1}{known}")
+
+    def _instead(self) -> str:
+        conditioning = self.experiment.conditioning
+        if isinstance(conditioning, TextConditioning):
+            return "use --prompt TEXT"
+        return "use --class-label N" if isinstance(conditioning, ClassConditioning) else "use --num-samples N alone"
+
+    def null_inputs(self, count: int) -> Inputs:
+        """The conditioner's inputs for nothing in particular."""
+        return self.model.conditioner.null_inputs(count)
+
+    def draw(
+        self, inputs: Inputs, count: int, config: SamplingConfig, seed: int, batch_size: int = 16
+    ) -> Iterator[UInt8[np.ndarray, "h w c"]]:
+        """Draw `count` pictures for as many rows of `inputs`, in batches of one size; picture i has sample index i."""
+        prediction_type = self.experiment.diffusion.prediction_type
+        sampler = make_sampler(config, self.model.schedule, prediction_type)
+        generate = make_generate(self.model, guided=config.guidance_scale != 1.0 and bool(inputs))
+        batch_size = min(batch_size, count)
+        key, null = rng.root_key(seed), self.null_inputs(batch_size)
+        scale = jnp.full(batch_size, config.guidance_scale, jnp.float32)
+        for begin in range(0, count, batch_size):
+            index = np.arange(begin, begin + batch_size)
+            # the last batch is filled up with its last row, so that no other shape is compiled
+            rows = jax.tree.map(lambda x, index=index: x[np.minimum(index, count - 1)], inputs)
+            images = generate(self.params, sampler, rows, null, scale, key, jnp.asarray(index, jnp.int32))
+            yield from to_uint8(np.asarray(images))[: count - begin]
+
+
+def load_session(run_dir: Path, stage: Literal["autoencoder", "diffusion"] = "diffusion") -> Session:
+    """The model of a trained run, with the averaged parameters of its newest good checkpoint.
+
+    Of the stage `autoencoder` the parameters are `{"autoencoder": ...}` alone.
+
+    Raises:
+        UserError: the folder is not a run, the stage has no checkpoint yet, or all of them are damaged.
+    """
+    run = RunFolder(run_dir)
+    experiment = run.load_config()
+    model = make_model(experiment)
+    placed = sharding.replicated(sharding.make_mesh(MeshConfig()))
+    init = model.init if stage == "diffusion" else model.init_autoencoder
+    abstract = {"model": jax.eval_shape(init, rng.root_key(0))}
+    restored = run.checkpoints(stage).restore_newest(abstract_like(abstract, jax.tree.map(lambda _: placed, abstract)))
+    if restored is None:
+        raise UserError(f"{run_dir} has no checkpoint of its {stage} stage yet; train it first with the same command")
+    logger.info("%s: checkpoint of step %d", run_dir, restored[0])
+    config, encoder = experiment.conditioning, None
+    if stage == "diffusion" and isinstance(config, TextConditioning):
+        encoder = CaptionEncoder(load_tokenizer(run.tokenizer_file), config.context_length, warn=True)
+    data = run.read_manifest().get("data", {})
+    names, credit = tuple(data.get("class_names", ())), data.get("credit", "")
+    return Session(experiment, model, restored[1]["model"], encoder, names, credit)

@@ -1,0 +1,1 @@
+"""Training: state, optimizers, the step of each stage, the loop, checkpoints and logs."""

@@ -1,0 +1,70 @@
+"""The first stage of a run: how the autoencoder is started, evaluated and shown."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from ldm_jax import rng
+from ldm_jax.model import LatentDiffusion, Params
+from ldm_jax.pictures import draw_grid, to_uint8
+from ldm_jax.training.autoencoder_step import make_autoencoder_loss, reconstruction_distance
+from ldm_jax.training.loop import Stage
+from ldm_jax.training.optimizers import make_optimizer
+from ldm_jax.training.state import TrainState
+from ldm_jax.training.step import make_step
+from ldm_jax.training.workspace import Workspace
+
+_GRID_COLUMNS = 8
+
+
+def make_autoencoder_stage(work: Workspace) -> Stage:
+    """The stage that trains the autoencoder on pictures."""
+    config = work.experiment.first_stage
+    optimizer = make_optimizer(config.optimizer, config.training.num_steps)
+
+    def init(root: Key[Array, ""], frozen: Params) -> TrainState:
+        return TrainState.create(work.model.init_autoencoder(rng.named_key(root, "init")), frozen, optimizer)
+
+    reconstruct = jax.jit(lambda params, image: _reconstruct(work.model, params, image))
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        errors = []
+        for batch in work.epoch(work.test, config.training.batch_size):
+            error = reconstruct(state.model_params, batch["image"])[1]
+            errors.append(np.asarray(error)[batch["valid"]])
+        return {"heldout_loss": float(np.mean(np.concatenate(errors)))}
+
+    def draw(state: TrainState, step: int) -> None:
+        batch = next(work.epoch(work.test, config.training.batch_size))
+        image = batch["image"][batch["valid"]][: 2 * _GRID_COLUMNS]
+        pictures = to_uint8(image), to_uint8(np.asarray(reconstruct(state.model_params, image)[0]))
+        rows, labels = [], []
+        for begin in range(0, len(image), _GRID_COLUMNS):
+            for kind, shown in zip(("picture", "decoded"), pictures, strict=True):
+                rows.append(list(shown[begin : begin + _GRID_COLUMNS]))
+                labels.append(kind)
+        path = work.run.samples / f"reconstruction_{step:06d}.png"
+        draw_grid(rows, labels, path, footer=work.train.info.credit, tile=64)
+
+    return Stage(
+        name="autoencoder",
+        training=config.training,
+        frozen={},
+        init=init,
+        step=make_step(make_autoencoder_loss(work.model, config), optimizer, config.training),
+        batches=lambda start: work.train_batches(work.train, config.training, "autoencoder", start),
+        evaluate=evaluate,
+        draw=draw,
+    )
+
+
+def _reconstruct(
+    model: LatentDiffusion, params: Params, image: Float[Array, "b h w c"]
+) -> tuple[Float[Array, "b h w c"], Float[Array, " b"]]:
+    """Decoded mode of the posterior, and its mean absolute error for each picture."""
+    identity: Any = {**params, **model.init_latent()}  # the autoencoder's own latents
+    decoded = model.decode(identity, model.encode(params, image).mode())
+    return decoded, reconstruction_distance(jnp.asarray(image), decoded, "l1")

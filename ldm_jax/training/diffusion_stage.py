@@ -1,0 +1,55 @@
+"""The second stage of a run: how the latent diffusion model is started, evaluated and shown."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+from ldm_jax import rng
+from ldm_jax.model import Params
+from ldm_jax.training.diffusion_step import condition_inputs, heldout_loss, make_diffusion_loss
+from ldm_jax.training.latents import LatentReader
+from ldm_jax.training.loop import Stage
+from ldm_jax.training.optimizers import make_optimizer
+from ldm_jax.training.state import TrainState
+from ldm_jax.training.step import make_step
+from ldm_jax.training.workspace import Workspace
+
+MAX_HELDOUT = 2048  # pictures of the test split in one held-out loss
+
+
+def make_diffusion_stage(
+    work: Workspace, latents: LatentReader, frozen: Params, draw: Callable[[TrainState, int], None]
+) -> Stage:
+    """The stage that trains denoiser and conditioner on latents; `frozen` holds `autoencoder` and `latent`."""
+    experiment = work.experiment
+    optimizer = make_optimizer(experiment.optimizer, experiment.training.num_steps)
+
+    def init(root: Key[Array, ""], frozen: Params) -> TrainState:
+        return TrainState.create(work.model.init_denoiser(rng.named_key(root, "init")), frozen, optimizer)
+
+    loss_of = jax.jit(
+        lambda params, batch: heldout_loss(work.model, experiment.diffusion, params, batch, work.root)
+    )
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        losses: list[np.ndarray] = []
+        for batch in latents.heldout_batches(experiment.training.batch_size):
+            wanted = {"moments", "sample_index", *condition_inputs(work.model, batch)}
+            loss = loss_of(state.model_params, {name: batch[name] for name in wanted})
+            losses.append(np.asarray(loss)[np.asarray(batch["valid"])])
+            if sum(map(len, losses)) >= MAX_HELDOUT:
+                break
+        return {"heldout_loss": float(np.mean(np.concatenate(losses)))}
+
+    return Stage(
+        name="diffusion",
+        training=experiment.training,
+        frozen=frozen,
+        init=init,
+        step=make_step(make_diffusion_loss(work.model, experiment.diffusion), optimizer, experiment.training),
+        batches=latents.train_batches,
+        evaluate=evaluate,
+        draw=draw,
+    )

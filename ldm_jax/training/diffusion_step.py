@@ -1,0 +1,81 @@
+"""The loss of the second stage: noise-prediction on latents.
+
+(1) z ~ q(z | x), z0 = (z - mean) / std, t ~ uniform, zt = alpha[t] z0 + sigma[t] epsilon
+(2) loss = E weight(t) |prediction(zt, t, condition) - target|    LDM, eq. 2 and 3
+    with the condition replaced by the empty one for a share cond_drop_prob of the samples
+
+Every draw has a key of its own for each sample, made from the sample's position in the data (ldm_jax.rng).
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from ldm_jax import rng
+from ldm_jax.autoencoder.posterior import DiagonalGaussian
+from ldm_jax.conditioning.conditions import Inputs, drop_inputs
+from ldm_jax.config import DiffusionConfig
+from ldm_jax.diffusion.loss import diffusion_loss
+from ldm_jax.model import LatentDiffusion, Params
+from ldm_jax.training.step import Batch, LossFn, Metrics
+
+CONDITION_KEYS = ("tokens", "class_labels")
+
+
+def condition_inputs(model: LatentDiffusion, batch: Batch) -> Inputs:
+    """What the model's conditioner reads of a batch."""
+    return {name: batch[name] for name in model.conditioner.null_inputs(1)}
+
+
+def make_diffusion_loss(model: LatentDiffusion, config: DiffusionConfig) -> LossFn:
+    """The loss (2) on batches with `moments` [b, h, w, 2c], `sample_index` [b] and the conditioner's inputs."""
+
+    def loss_fn(
+        params: Params, frozen: Params, batch: Batch, root: Key[Array, ""], step: Int[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        def keys(name: str) -> Key[Array, " b"]:
+            return rng.sample_keys(rng.named_key(root, name), batch["sample_index"])
+
+        posterior = DiagonalGaussian.from_moments(batch["moments"])
+        z0 = model.normalize(frozen, posterior.sample(keys("posterior")))
+        t = rng.integers(keys("timestep"), model.schedule.num_train_timesteps)
+        epsilon = rng.normal(keys("noise"), z0.shape[1:])
+        drop = rng.uniform(keys("condition_drop")) < config.cond_drop_prob
+        inputs = drop_inputs(condition_inputs(model, batch), model.conditioner.null_inputs(len(t)), drop)
+        loss = _loss(model, config, params, z0, epsilon, t, inputs, rng.named_key(root, "dropout", step))
+        return jnp.mean(loss), {}
+
+    return loss_fn
+
+
+def _loss(
+    model: LatentDiffusion,
+    config: DiffusionConfig,
+    params: Params,
+    z0: Float[Array, "b *latent c"],
+    epsilon: Float[Array, "b *latent c"],
+    t: Int[Array, " b"],
+    inputs: Inputs,
+    dropout_key: Key[Array, ""] | None,
+) -> Float[Array, " b"]:
+    train = dropout_key is not None
+    conditions = model.condition(params, inputs, train=train, dropout_key=dropout_key)
+
+    def denoise_fn(zt: Float[Array, "b *latent c"], t: Int[Array, " b"]) -> Float[Array, "b *latent c"]:
+        return model.denoise(params, zt, t, conditions, train=train, dropout_key=dropout_key)
+
+    return diffusion_loss(denoise_fn, model.schedule, config, z0, epsilon, t)
+
+
+def heldout_loss(
+    model: LatentDiffusion, config: DiffusionConfig, params: Params, batch: Batch, root: Key[Array, ""]
+) -> Float[Array, " b"]:
+    """Loss of each sample at timesteps and noise that depend on its index alone, so that evaluations compare.
+
+    Timesteps walk through the whole range by the golden ratio: every subset of neighbouring samples covers it evenly.
+    """
+    index = batch["sample_index"]
+    position = jnp.mod(index * 0.6180339887, 1.0)
+    t = (position * model.schedule.num_train_timesteps).astype(jnp.int32)
+    z0 = model.normalize(params, DiagonalGaussian.from_moments(batch["moments"]).mode())
+    epsilon = rng.normal(rng.sample_keys(rng.named_key(root, "heldout_noise"), index), z0.shape[1:])
+    return _loss(model, config, params, z0, epsilon, t, condition_inputs(model, batch), None)

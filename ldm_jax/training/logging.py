@@ -1,0 +1,67 @@
+"""Metrics of a run: metrics.jsonl and TensorBoard while it trains, and the loss curve drawn from them."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from ldm_jax.training.checkpoints import write_atomically
+from ldm_jax.training.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics.jsonl; a last line that was cut by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class MetricsLog:
+    """Writes the metrics of one stage, going on where a checkpoint stands."""
+
+    def __init__(self, run: RunFolder, stage: str, start_step: int) -> None:
+        """Open the log; lines of this stage behind `start_step` are dropped, for they will be written again."""
+        self.stage = stage
+        kept = [m for m in read_metrics(run.metrics_file) if m["stage"] != stage or m["step"] <= start_step]
+        write_atomically(run.metrics_file, "".join(json.dumps(m) + "\n" for m in kept))
+        self._file = run.metrics_file.open("a", buffering=1)
+        self._board = SummaryWriter(str(run.path / "tensorboard" / stage), purge_step=start_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write one line for `step`."""
+        self._file.write(json.dumps({"stage": self.stage, "step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        self._board.close()
+
+
+def draw_losses(run: RunFolder) -> None:
+    """Draw training and held-out loss of every stage into loss.png."""
+    from matplotlib.figure import Figure  # a second of import that only this needs
+
+    metrics = read_metrics(run.metrics_file)
+    stages = list(dict.fromkeys(m["stage"] for m in metrics))
+    figure = Figure(figsize=(6 * max(len(stages), 1), 4), layout="constrained")
+    for i, stage in enumerate(stages):
+        axes = figure.add_subplot(1, len(stages), i + 1)
+        for name, style in (("loss", {"alpha": 0.5, "linewidth": 0.8}), ("heldout_loss", {"marker": "."})):
+            points = [(m["step"], m[name]) for m in metrics if m["stage"] == stage and name in m]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)
+        axes.set(title=stage, xlabel="step", ylabel="loss", yscale="log")
+        axes.legend()
+    figure.savefig(run.path / "loss.png", dpi=110)

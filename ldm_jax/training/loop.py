@@ -1,0 +1,253 @@
+"""The host's loop around a stage: restore, step, watch, log, evaluate, draw, save. All that is pure lies in the step."""
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+from tqdm import tqdm
+
+from ldm_jax import sharding
+from ldm_jax.config import TrainingConfig
+from ldm_jax.errors import UserError
+from ldm_jax.model import Params, num_parameters
+from ldm_jax.training.checkpoints import Checkpoints, abstract_like
+from ldm_jax.training.logging import MetricsLog, draw_losses
+from ldm_jax.training.run_folder import RunFolder
+from ldm_jax.training.state import TrainState
+from ldm_jax.training.step import Batch, Metrics, Step
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingDiverged(UserError):
+    """The loss or a gradient stopped being a finite number."""
+
+    exit_code = 3
+
+
+class Interrupted(UserError):
+    """A signal asked the run to stop, and its state is saved."""
+
+    exit_code = 143
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What distinguishes one stage from another for the loop."""
+
+    name: str
+    """`autoencoder` or `diffusion`; names its checkpoints and its lines in the metrics."""
+    training: TrainingConfig
+    frozen: Params
+    """Parameters that the stage uses and does not train."""
+    init: Callable[[Key[Array, ""], Params], TrainState]
+    """Root key and frozen parameters to the first state; traced."""
+    step: Step
+    batches: Callable[[int], Iterator[Batch]]
+    """Global batches on the devices, from the given step on."""
+    evaluate: Callable[[TrainState], dict[str, float]]
+    """Held-out metrics."""
+    draw: Callable[[TrainState, int], None]
+    """Pictures of the state after a step."""
+
+
+def run_stage(stage: Stage, run: RunFolder, mesh: Mesh, root: Key[Array, ""]) -> TrainState:
+    """Train a stage to its last step, from its newest good checkpoint if there is one, and return the final state.
+
+    Raises:
+        TrainingDiverged: a loss or gradient is not finite; the last good checkpoint is kept.
+        Interrupted: SIGTERM or SIGINT came; the state was saved.
+        UserError: a checkpoint cannot be written, or all of them are damaged.
+    """
+    sharding.check_batch_size(
+        f"{stage.name} training", stage.training.batch_size, stage.training.gradient_accumulation, mesh
+    )
+    checkpoints = run.checkpoints(stage.name, stage.training.keep_checkpoints)
+    checkpoints.remove_unfinished()
+    state, shardings = _start(stage, checkpoints, mesh, root)
+    start = int(state.step)
+    if start >= stage.training.num_steps:
+        logger.info("%s: already trained for %d steps", stage.name, start)
+        return state
+    logger.info(
+        "%s: step %d of %d, %.2f M parameters, batch %d",
+        *(stage.name, start, stage.training.num_steps, num_parameters(state.params) / 1e6, stage.training.batch_size),
+    )
+    step = jax.jit(stage.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    log = MetricsLog(run, stage.name, start)
+    try:
+        with _Signals() as signals:
+            state = _Loop(stage, run, checkpoints, log, root, step, signals).run(state, start)
+    finally:
+        log.close()
+        checkpoints.wait()
+    return state
+
+
+def _start(
+    stage: Stage, checkpoints: Checkpoints, mesh: Mesh, root: Key[Array, ""]
+) -> tuple[TrainState, TrainState]:
+    """The state to go on from, and its shardings; it is created and restored in shards, never gathered."""
+    abstract = jax.eval_shape(stage.init, root, stage.frozen)
+    shardings = sharding.state_shardings(mesh, abstract)
+    wanted = to_items(abstract)
+    items = abstract_like(wanted, sharding.state_shardings(mesh, wanted))
+    restored = checkpoints.restore_newest(items)
+    if restored is None:
+        return jax.jit(stage.init, out_shardings=shardings)(root, stage.frozen), shardings
+    logger.info("%s: going on from the checkpoint of step %d", stage.name, restored[0])
+    return from_items(restored[1], abstract), shardings
+
+
+def to_items(state: TrainState) -> dict[str, Any]:
+    """A state as a checkpoint holds it: `model`, complete for sampling, and `training`, the rest."""
+    training = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    return {"model": state.model_params, "training": training}
+
+
+def from_items(items: dict[str, Any], abstract: TrainState) -> TrainState:
+    """Inverse of `to_items`; `abstract` tells which of the model's parameters are trained."""
+    model = items["model"]
+    average = {name: model[name] for name in abstract.ema_params}
+    frozen = {name: model[name] for name in abstract.frozen}
+    structure = jax.tree.structure(abstract.opt_state)
+    opt_state = jax.tree.unflatten(structure, jax.tree.leaves(items["training"]["opt_state"]))
+    return TrainState(items["training"]["step"], items["training"]["params"], average, opt_state, frozen)
+
+
+class _Signals:
+    """Notes SIGTERM and SIGINT while it is entered, instead of dying from them."""
+
+    received: int | None = None
+
+    def __enter__(self) -> "_Signals":
+        self._previous = {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._previous[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread: whoever owns the process handles its signals
+                break
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt  # asked twice: stop at once
+        self.received = number
+
+
+@dataclass
+class _Loop:
+    stage: Stage
+    run_folder: RunFolder
+    checkpoints: Checkpoints
+    log: MetricsLog
+    root: Key[Array, ""]
+    step: Step
+    signals: _Signals
+    waited: float = 0.0
+    since: float = 0.0
+    steps_since: int = 0
+    previous: tuple[int, Metrics] | None = field(default=None)
+
+    def run(self, state: TrainState, start: int) -> TrainState:
+        training = self.stage.training
+        batches = self.stage.batches(start)
+        batch = next(batches)
+        self._restart_clock()
+        bar = tqdm(total=training.num_steps, initial=start, desc=self.stage.name, unit="step", dynamic_ncols=True)
+        with bar:
+            for number in range(start + 1, training.num_steps + 1):
+                state, metrics = self.step(state, batch, self.root)
+                if number < training.num_steps:
+                    batch = self._next(batches)  # while the devices work
+                self._check(self.previous)  # of the step before: waiting for this one would idle the devices
+                self.previous = (number, metrics)
+                self.steps_since += 1
+                bar.update()
+                self._after(state, number, metrics, bar)
+        return state
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        began = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - began
+        return batch
+
+    def _restart_clock(self) -> None:
+        self.waited, self.steps_since, self.since = 0.0, 0, time.perf_counter()
+
+    def _after(self, state: TrainState, number: int, metrics: Metrics, bar: "tqdm[Any]") -> None:
+        training = self.stage.training
+        last = number == training.num_steps
+
+        def due(every: int) -> bool:
+            return last or number % every == 0
+
+        values: dict[str, float] = {}
+        if due(training.log_every):
+            values |= self._report(number, metrics, bar)
+        if due(training.eval_every):
+            self._check(self.previous)
+            values |= self.stage.evaluate(state)
+        if values:
+            self.log.write(number, values)
+        if due(training.sample_every):
+            self.stage.draw(state, number)
+            draw_losses(self.run_folder)
+        stopping = self.signals.received is not None
+        if due(training.checkpoint_every) or stopping:
+            self._check(self.previous)
+            self.checkpoints.save(number, to_items(state))
+        if stopping and not last:
+            self.checkpoints.wait()
+            raise Interrupted(
+                f"{self.stage.name} was stopped by signal {self.signals.received} after step {number} of "
+                f"{training.num_steps}, and saved; the same command goes on from there"
+            )
+        if due(training.eval_every) or due(training.sample_every):
+            self._restart_clock()
+
+    def _report(self, number: int, metrics: Metrics, bar: "tqdm[Any]") -> dict[str, float]:
+        self._check((number, metrics))
+        values = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
+        seconds = time.perf_counter() - self.since
+        values["images_per_second"] = self.steps_since * self.stage.training.batch_size / seconds
+        values["input_wait"] = self.waited / seconds
+        bar.set_postfix_str(f"{values['images_per_second']:.0f} images/s, loss {values['loss']:.4f}")
+        self._restart_clock()
+        return values
+
+    def _check(self, done: tuple[int, Metrics] | None) -> None:
+        if done is None:
+            return
+        number, metrics = done
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        names = ["/".join(sharding.path_names(p)) for p, _ in self._leaves_with_path()]
+        bad = [name for name, n in zip(names, np.asarray(metrics["leaf_norms"]), strict=True) if not np.isfinite(n)]
+        where = f"the gradient is not finite in {len(bad)} of {len(names)} parameters, first {bad[0]}" if bad else ""
+        self.checkpoints.wait()
+        kept = self.checkpoints.steps()
+        raise TrainingDiverged(
+            f"{self.stage.name} diverged at step {number}: loss {loss}, gradient norm {norm}; {where}. "
+            + (f"The checkpoint of step {kept[-1]} is kept. " if kept else "There is no checkpoint yet. ")
+            + "Use a lower learning rate, a longer warm-up or a smaller max_grad_norm, in another folder (--run-dir)"
+        )
+
+    def _leaves_with_path(self) -> list[tuple[Any, Any]]:
+        abstract = jax.eval_shape(self.stage.init, self.root, self.stage.frozen)
+        return jax.tree_util.tree_leaves_with_path(abstract.params)

@@ -1,0 +1,129 @@
+"""A run is a folder: its configuration, a manifest of how it was made, checkpoints, metrics and pictures.
+
+    config.json      the resolved experiment          checkpoints/STAGE/   what the model learned
+    manifest.json    versions, commit, devices, data  metrics.jsonl        a line every log_every steps
+    tokenizer.json   of text-conditional runs         tensorboard/, samples/, loss.png
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ldm_jax import config as configs
+from ldm_jax.errors import UserError
+from ldm_jax.training.checkpoints import Checkpoints, write_atomically
+
+PACKAGES = ("ldm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run and what is written at its start."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved experiment."""
+        return self.path / "config.json"
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """Tokenizer of a text-conditional run."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """Metrics, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of pictures."""
+        return self.path / "samples"
+
+    def checkpoints(self, stage: str, keep: int = 2) -> Checkpoints:
+        """Checkpoints of a stage (`autoencoder` or `diffusion`)."""
+        return Checkpoints(self.path / "checkpoints" / stage, keep)
+
+    def load_config(self) -> configs.Experiment:
+        """The experiment of this run; raises UserError where `restore_experiment` does."""
+        return configs.restore_experiment(self.config_file)
+
+    def check(self, experiment: configs.Experiment) -> None:
+        """Refuse a folder that holds something else than this experiment; touches nothing.
+
+        Raises:
+            UserError: the folder holds another experiment, or is no run folder at all.
+        """
+        if self.config_file.exists():
+            changed = list(configs.differences(self.load_config(), experiment))
+            if changed:
+                listing = "\n  ".join(changed)
+                raise UserError(
+                    f"{self.path} holds a run with another configuration:\n  {listing}\nnothing was changed; use the "
+                    "same configuration to continue it, or another folder: --run-dir DIR"
+                )
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UserError(f"{self.path} exists and is not a run folder; use another one: --run-dir DIR")
+
+    def open(self, experiment: configs.Experiment) -> None:
+        """Create the folder, or continue the one that `check` found fitting.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        try:
+            self.samples.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.config_file, json.dumps(configs.to_dict(experiment), indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path} ({error}); use another folder: --run-dir DIR") from error
+
+    def write_manifest(self, experiment: configs.Experiment, data: dict[str, Any]) -> None:
+        """Write how this run is made: versions, commit, devices, data fingerprint, seed, XLA flags."""
+        manifest = {
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": {name: _version(name) for name in PACKAGES},
+            "git_commit": _git_commit(),
+            "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+            "num_processes": jax.process_count(),
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
+            "seed": experiment.seed,
+            "data": data,
+        }
+        write_atomically(self.path / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+    def read_manifest(self) -> dict[str, Any]:
+        """What `write_manifest` wrote; empty when it is missing or damaged, for nothing depends on it but names."""
+        try:
+            return json.loads((self.path / "manifest.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            return {}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,42 @@
+"""The state of a training run: everything that decides what the next step does.
+
+(1) ema <- d ema + (1 - d) params,  d = min(ema_decay, (1 + step) / (10 + step))    LDM's warm-up of the average
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from ldm_jax.model import Params
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Optimizer steps done, trained parameters, their moving average, optimizer state, and parameters held fixed."""
+
+    step: Int[Array, ""]
+    params: Params
+    ema_params: Params
+    opt_state: Any
+    frozen: Params
+
+    @classmethod
+    def create(cls, params: Params, frozen: Params, optimizer: optax.GradientTransformation) -> "TrainState":
+        """The state before the first step."""
+        average = jax.tree.map(jnp.copy, params)  # a buffer of its own: the step donates both
+        return cls(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), frozen)
+
+    @property
+    def model_params(self) -> Params:
+        """Parameters of the model as it is used: averages of what is trained, and what is fixed."""
+        return {**self.ema_params, **self.frozen}
+
+
+def update_average(average: Params, params: Params, step: Int[Array, ""], ema_decay: float) -> Params:
+    """Move the average towards the parameters (1); `step` counts the steps done before this one."""
+    decay: Float[Array, ""] = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)

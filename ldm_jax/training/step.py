@@ -1,0 +1,71 @@
+"""One optimizer step from a loss function: gradients over micro-batches, update, moving average, and what went wrong.
+
+The same step serves both stages; they differ in their loss function alone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from ldm_jax.config import TrainingConfig
+from ldm_jax.model import Params
+from ldm_jax.training.state import TrainState, update_average
+
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+
+LossFn = Callable[[Params, Params, Batch, Key[Array, ""], Int[Array, ""]], tuple[Float[Array, ""], Metrics]]
+"""Trained and frozen parameters, batch, root key, step -> mean loss over the batch, metrics."""
+
+Step = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
+
+
+def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, config: TrainingConfig) -> Step:
+    """The step of a stage, to be compiled with its state donated.
+
+    Its metrics are those of the loss function and `loss`, `grad_norm` (before clipping), and `leaf_norms`: the gradient
+    norm of each parameter in the order of `jax.tree.leaves`, by which a non-finite gradient is traced to its layer.
+    """
+
+    def step(state: TrainState, batch: Batch, root: Key[Array, ""]) -> tuple[TrainState, Metrics]:
+        def loss_of(params: Params, micro: Batch) -> tuple[Float[Array, ""], Metrics]:
+            return loss_fn(params, state.frozen, micro, root, state.step)
+
+        gradients, metrics = accumulate_gradients(loss_of, state.params, batch, config.gradient_accumulation)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params: Params = optax.apply_updates(state.params, updates)  # pyright: ignore[reportAssignmentType]
+        average = update_average(state.ema_params, params, state.step, config.ema_decay)
+        leaf_norms = jnp.stack([jnp.linalg.norm(g.reshape(-1)) for g in jax.tree.leaves(gradients)])
+        metrics = {**metrics, "grad_norm": jnp.linalg.norm(leaf_norms), "leaf_norms": leaf_norms}
+        return TrainState(state.step + 1, params, average, opt_state, state.frozen), metrics
+
+    return step
+
+
+def accumulate_gradients(
+    loss_of: Callable[[Params, Batch], tuple[Float[Array, ""], Metrics]], params: Params, batch: Batch, parts: int
+) -> tuple[Params, Metrics]:
+    """Mean gradient and metrics over `parts` micro-batches, one at a time in memory.
+
+    A micro-batch takes every `parts`-th sample, so that each device keeps its own samples in every micro-batch.
+    """
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+
+    def one(micro: Batch) -> tuple[Params, Metrics]:
+        (loss, metrics), gradients = gradient_of(params, micro)
+        return gradients, {**metrics, "loss": loss}
+
+    if parts == 1:
+        return one(batch)
+    micros = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(total: Any, micro: Batch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, one(micro)), None
+
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jax.tree.map(lambda x: x[0], micros)))
+    total, _ = jax.lax.scan(add, zero, micros)
+    return jax.tree.map(lambda x: x / parts, total)

@@ -1,0 +1,120 @@
+"""What the two stages of a run share: configuration, folder, mesh, model, data and randomness."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from ldm_jax import rng, sharding
+from ldm_jax.conditioning.tokenizer import CaptionEncoder, load_tokenizer, train_tokenizer
+from ldm_jax.config import ClassConditioning, Experiment, TextConditioning, TrainingConfig
+from ldm_jax.data.pipeline import batches, epoch
+from ldm_jax.data.sources import Source, load_source, training_texts
+from ldm_jax.data.transforms import evaluation_transforms, training_transforms
+from ldm_jax.errors import UserError
+from ldm_jax.model import LatentDiffusion, make_model
+from ldm_jax.training.checkpoints import write_atomically
+from ldm_jax.training.run_folder import RunFolder
+from ldm_jax.training.step import Batch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A run that is open for training."""
+
+    experiment: Experiment
+    run: RunFolder
+    mesh: Mesh
+    model: LatentDiffusion
+    train: Source
+    test: Source
+    encode_caption: Callable[[str], np.ndarray] | None
+    root: Key[Array, ""]
+
+    def train_batches(self, source: Source, config: TrainingConfig, purpose: str, start_step: int) -> Iterator[Batch]:
+        """Global training batches of `source` on the devices, from a step on; each purpose has an order of its own."""
+        seed = self.experiment.seed + 2 * (purpose == "diffusion")
+        local = batches(
+            source,
+            transforms=training_transforms(self.experiment.data, self.train.info, seed),
+            batch_size=config.batch_size,
+            seed=seed,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=self.experiment.data.num_threads,
+            encode_caption=self.encode_caption,
+        )
+        return (sharding.put_batch(self.mesh, batch) for batch in local)
+
+    def epoch(self, source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+        """One ordered pass over a source, nothing drawn, in full batches whose `valid` tells what counts."""
+        return epoch(
+            source,
+            transforms=evaluation_transforms(self.experiment.data),
+            batch_size=batch_size,
+            num_threads=self.experiment.data.num_threads,
+            encode_caption=self.encode_caption,
+        )
+
+
+def open_workspace(experiment: Experiment, run_dir: Path) -> Workspace:
+    """Open the data and the run folder, and build the model.
+
+    Raises:
+        UserError: the mesh, the data or the folder does not fit the experiment; nothing was overwritten.
+    """
+    mesh = sharding.make_mesh(experiment.mesh)
+    for name, training in (("first_stage.training", experiment.first_stage.training), ("training", experiment.training)):
+        sharding.check_batch_size(name, training.batch_size, training.gradient_accumulation, mesh)
+    run = RunFolder(run_dir)
+    run.check(experiment)
+    train, test = load_source(experiment.data, "train"), load_source(experiment.data, "test")
+    _check_conditioning(experiment, train)
+    run.open(experiment)
+    data = {split.info.split: _describe(split) for split in (train, test)}
+    run.write_manifest(experiment, data | {"class_names": train.info.class_names, "credit": train.info.credit})
+    logger.info("%s: %d training and %d held-out pictures; run folder %s", train.info.name, len(train), len(test), run_dir)
+    encode_caption = _caption_encoder(experiment, run, train)
+    root = rng.root_key(experiment.seed)
+    return Workspace(experiment, run, mesh, make_model(experiment), train, test, encode_caption, root)
+
+
+def _describe(source: Source) -> dict[str, object]:
+    return {"name": source.info.name, "num_pictures": len(source), "fingerprint": source.info.fingerprint}
+
+
+def _check_conditioning(experiment: Experiment, source: Source) -> None:
+    conditioning = experiment.conditioning
+    if isinstance(conditioning, ClassConditioning):
+        found = len(source.info.class_names)
+        if found != conditioning.num_classes:
+            raise UserError(
+                f"conditioning.num_classes={conditioning.num_classes}, but the data set {source.info.name} has {found} "
+                + ("classes; use that number" if found else "no classes; use text conditioning or none")
+            )
+    if isinstance(conditioning, TextConditioning) and not source.info.has_captions:
+        raise UserError(
+            f"the data set {source.info.name} has no captions, which text conditioning needs; use class conditioning "
+            "or none, or another data set"
+        )
+
+
+def _caption_encoder(experiment: Experiment, run: RunFolder, source: Source) -> CaptionEncoder | None:
+    """The run's tokenizer: the saved one when the run goes on, else trained on all captions of the training split."""
+    config = experiment.conditioning
+    if not isinstance(config, TextConditioning):
+        return None
+    if run.tokenizer_file.exists():
+        tokenizer = load_tokenizer(run.tokenizer_file)
+    else:
+        tokenizer = train_tokenizer(training_texts(source), config.vocab_size)
+        write_atomically(run.tokenizer_file, tokenizer.to_str())
+    return CaptionEncoder(tokenizer, config.context_length)

@@ -1,0 +1,8 @@
+"""Draw pictures with a trained run: `python sample.py RUN --prompt "red apple"`; `--help` lists the flags."""
+
+import sys
+
+from ldm_jax import cli
+
+if __name__ == "__main__":
+    sys.exit(cli.run(cli.sample, sys.argv[1:]))

@@ -1,0 +1,312 @@
+"""Samplers: the right distribution from an exact denoiser, PyTorch's trajectory, and noise that knows its sample."""
+
+import functools
+import json
+import typing
+from functools import partial
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ldm_jax.config import SamplingConfig, ScheduleConfig, field_types
+from ldm_jax.diffusion.guidance import guide
+from ldm_jax.diffusion.prediction import convert, to_x0
+from ldm_jax.diffusion.process import posterior
+from ldm_jax.diffusion.samplers import (
+    SAMPLERS,
+    ddim,
+    ddpm,
+    initial_noise,
+    make_sampler,
+    sample,
+    sample_trajectory,
+    spaced_times,
+)
+from ldm_jax.diffusion.schedule import make_schedule, per_sample
+from ldm_jax.errors import UserError
+
+GOLDEN = Path(__file__).parent / "golden" / "samplers"
+PLAIN = make_schedule(ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02))
+ZERO = make_schedule(ScheduleConfig(kind="scaled_linear", zero_terminal_snr=True))
+KEY = jax.random.key(7)
+TEN = spaced_times(1000, 10)
+MEAN, STD = 1.5, 0.5  # the Gaussian that exact denoisers are made for
+
+run = jax.jit(sample, static_argnums=1)
+run_trajectory = jax.jit(sample_trajectory, static_argnums=1)
+
+
+@functools.cache  # equal denoisers are one object, so that tests of equal shapes share one compilation
+def exact(prediction_type, zero_terminal_snr=True):
+    """The optimal denoiser of data distributed as N(MEAN, STD^2): a linear function of z_t."""
+    schedule = ZERO if zero_terminal_snr else PLAIN
+
+    def denoise(zt, t):
+        alpha, sigma = schedule.at(t)
+        a, s = per_sample(alpha, zt), per_sample(sigma, zt)
+        x0 = MEAN + a * STD**2 / (a**2 * STD**2 + s**2) * (zt - a * MEAN)
+        return convert(x0, "x0", prediction_type, zt, alpha, sigma)
+
+    return denoise
+
+
+def noise_for(which, shape=(4, 4, 2)):
+    return initial_noise(KEY, jnp.asarray(which), shape)
+
+
+Z, INDEX = noise_for(range(2)), jnp.arange(2)
+
+
+# --- the right distribution ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("factory", "zero_terminal_snr", "prediction_type"),
+    [
+        (ddim, True, "v"),
+        (ddim, False, "epsilon"),
+        (partial(ddim, eta=0.5), True, "x0"),
+        (partial(ddim, eta=1.0), True, "v"),
+        (ddpm, True, "v"),
+        (ddpm, False, "epsilon"),
+    ],
+)
+def test_exact_denoiser_of_a_gaussian_gives_its_mean_and_variance(factory, zero_terminal_snr, prediction_type) -> None:
+    schedule = ZERO if zero_terminal_snr else PLAIN
+    sampler = factory(schedule, prediction_type, spaced_times(1000, 1000))  # the variance's error is of order 1 / steps
+    which = jnp.arange(200)
+    z0 = sample(sampler, exact(prediction_type, zero_terminal_snr), noise_for(which, (8, 8, 2)), KEY, which)
+    np.testing.assert_allclose(z0.mean(), MEAN, atol=0.01)
+    np.testing.assert_allclose(z0.std(), STD, rtol=0.02)
+
+
+def test_ddim_is_a_solver_of_first_order() -> None:
+    """With a linear denoiser the run is an affine map, so two inputs tell its whole error without any statistics."""
+    errors = []
+    for steps in (25, 50, 100, 200):
+        sampler = ddim(ZERO, "v", spaced_times(1000, steps))
+        ends = sample(sampler, exact("v"), jnp.array([-1.0, 1.0])[:, None, None], KEY, INDEX)
+        errors.append(abs(float(ends[1, 0, 0] - ends[0, 0, 0]) / 2 - STD))
+    ratios = np.divide(errors[:-1], errors[1:])
+    assert np.all((ratios > 1.6) & (ratios < 2.4)), errors
+
+
+def test_every_step_of_ddpm_draws_from_the_posterior_with_fresh_noise() -> None:
+    iterates = run_trajectory(ddpm(ZERO, "v", TEN), exact("v"), Z, KEY, INDEX)
+    noises = []
+    for i, (t, t_next) in enumerate(zip(*TEN, strict=True)):
+        t, t_next = jnp.full(2, t), jnp.full(2, t_next)
+        x0 = to_x0("v", exact("v")(iterates[i], t), iterates[i], *ZERO.at(t))
+        mean, variance = posterior(ZERO, x0, iterates[i], t, t_next)
+        if i == 9:
+            np.testing.assert_allclose(iterates[10], mean, atol=1e-5)  # the last step leads to clean data
+        else:
+            noises.append(np.ravel((iterates[i + 1] - mean) / jnp.sqrt(per_sample(variance, mean))))
+    assert np.all(np.abs(np.corrcoef(noises) - np.eye(9)) < 0.5)
+    np.testing.assert_allclose(np.std(noises), 1.0, atol=0.15)
+    np.testing.assert_allclose(np.mean(noises), 0.0, atol=0.15)
+
+
+@pytest.mark.parametrize("clip_x0", [None, 1.0])
+def test_ddim_with_eta_one_is_ddpm(clip_x0) -> None:
+    first = run_trajectory(ddim(ZERO, "v", TEN, eta=1.0, clip_x0=clip_x0), exact("v"), Z, KEY, INDEX)
+    second = run_trajectory(ddpm(ZERO, "v", TEN, clip_x0=clip_x0), exact("v"), Z, KEY, INDEX)
+    np.testing.assert_allclose(first, second, atol=2e-5)
+
+
+@pytest.mark.parametrize("factory", [ddim, ddpm])
+def test_the_prediction_type_does_not_change_the_result(factory) -> None:
+    ends = [run(factory(PLAIN, kind, TEN), exact(kind, False), Z, KEY, INDEX) for kind in ("epsilon", "v", "x0")]
+    np.testing.assert_allclose(ends[0], ends[1], atol=1e-4)
+    np.testing.assert_allclose(ends[2], ends[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("factory", [ddim, ddpm])
+def test_a_single_step_gives_the_estimate_itself(factory) -> None:
+    t = jnp.full(2, 999)
+    expected = to_x0("v", exact("v")(Z, t), Z, *ZERO.at(t))
+    np.testing.assert_allclose(
+        run(factory(ZERO, "v", spaced_times(1000, 1)), exact("v"), Z, KEY, INDEX), expected, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("factory", [ddim, ddpm])
+def test_clipping_bounds_the_result(factory) -> None:
+    assert float(jnp.abs(run(factory(ZERO, "v", TEN, clip_x0=0.25), exact("v"), Z, KEY, INDEX)).max()) <= 0.25
+
+
+# --- PyTorch's numbers -----------------------------------------------------------------------------------------------
+
+
+def test_ddim_follows_pytorchs_trajectory() -> None:
+    golden = np.load(GOLDEN / "ddim_20.npz")
+    config = json.loads(str(golden["config"]))
+    schedule = make_schedule(ScheduleConfig(kind=config["beta_schedule"]))
+    times = spaced_times(
+        config["num_train_timesteps"],
+        config["steps"],
+        "leading",
+        steps_offset=config["steps_offset"],
+        end_clean=config["set_alpha_to_one"],
+    )
+    np.testing.assert_array_equal(times.t, golden["timesteps"])
+
+    def denoise(x, t):
+        t = t[:, None, None, None]
+        return 0.4 * x * jnp.cos(t / 700) + 0.1 * jnp.sin(t / 90 + x)
+
+    z_init = jnp.asarray(golden["x_init"], jnp.float32)
+    iterates = sample_trajectory(ddim(schedule, "epsilon", times), denoise, z_init, KEY, jnp.arange(1))
+    assert iterates.shape == golden["iterates"].shape
+    np.testing.assert_allclose(iterates, golden["iterates"], atol=1e-5 * np.abs(golden["iterates"]).max())
+
+
+# --- randomness ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factory", [ddim, partial(ddim, eta=1.0), ddpm])
+def test_a_sample_is_the_same_in_any_batch(factory) -> None:
+    sampler, few, all_eight = factory(ZERO, "v", TEN), jnp.array([5, 3]), jnp.arange(8)
+    whole = run(sampler, exact("v"), noise_for(all_eight), KEY, all_eight)
+    np.testing.assert_allclose(run(sampler, exact("v"), noise_for(few), KEY, few), whole[few], atol=1e-6)
+    assert float(jnp.abs(whole[5] - whole[3]).max()) > 0.1
+
+
+def test_another_key_draws_other_noise_from_the_same_start() -> None:
+    first, second = (run(ddpm(ZERO, "v", TEN), exact("v"), Z, jax.random.key(s), INDEX) for s in (1, 2))
+    assert float(jnp.abs(first - second).max()) > 0.1
+
+
+def test_ddim_without_eta_draws_nothing() -> None:
+    sampler = ddim(ZERO, "v", TEN)
+    assert not sampler.stochastic
+    first = run(sampler, exact("v"), Z, KEY, INDEX)
+    np.testing.assert_array_equal(first, run(sampler, exact("v"), Z, jax.random.key(99), INDEX + 5))
+
+
+# --- one loop, one compilation ---------------------------------------------------------------------------------------
+
+
+def test_another_scale_seed_or_eta_is_not_traced_again() -> None:
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def generate(sampler, scale, key, which):
+        denoise = guide(exact("v"), lambda z, t: jnp.zeros_like(z), scale)
+        return sample(sampler, denoise, initial_noise(key, which, (4, 4, 2)), key, which)
+
+    results = []
+    for eta, scale, seed in [(0.3, 1.0, 0), (0.3, 7.5, 1), (0.9, 2.0, 2)]:
+        sampler = make_sampler(SamplingConfig(num_sample_steps=5, eta=eta), ZERO, "v")
+        results.append(generate(sampler, jnp.float32(scale), jax.random.key(seed), INDEX + seed))
+    assert float(jnp.abs(results[0] - results[1]).max()) > 0.1
+
+
+def test_the_denoiser_is_called_once_for_each_step_with_its_timesteps() -> None:
+    seen = []
+    sampler = ddim(ZERO, "v", spaced_times(1000, 4))
+
+    def denoise(z, t):
+        jax.debug.callback(seen.append, t, ordered=True)
+        return z
+
+    sample(sampler, denoise, jnp.zeros((3, 2, 2, 1)), KEY, jnp.arange(3))
+    jax.effects_barrier()
+    np.testing.assert_array_equal(seen, np.repeat([[999], [749], [499], [249]], 3, axis=1))
+    np.testing.assert_array_equal(sampler.timesteps, [999, 749, 499, 249])
+    assert sampler.num_steps == 4
+
+
+def test_trajectory_starts_at_the_noise_and_ends_at_the_sample() -> None:
+    sampler = ddpm(ZERO, "v", TEN)
+    iterates = run_trajectory(sampler, exact("v"), Z, KEY, INDEX)
+    assert iterates.shape == (11, *Z.shape)
+    np.testing.assert_array_equal(iterates[0], Z)
+    np.testing.assert_allclose(iterates[-1], run(sampler, exact("v"), Z, KEY, INDEX), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 3), (2, 3, 3, 3, 1)])
+def test_sequences_and_volumes_are_sampled_too(shape) -> None:
+    assert run(ddim(ZERO, "v", TEN), exact("v"), jnp.ones(shape), KEY, INDEX).shape == shape
+
+
+def test_a_bfloat16_denoiser_is_integrated_in_float32() -> None:
+    z_init = jnp.zeros((2, 2, 2, 1), jnp.bfloat16)
+    assert sample(ddim(ZERO, "v", TEN), lambda z, t: z.astype(jnp.bfloat16), z_init, KEY, INDEX).dtype == jnp.float32
+
+
+def test_every_sampler_of_the_configuration_exists_and_no_other() -> None:
+    names = typing.get_args(field_types(SamplingConfig)["sampler"])
+    assert set(names) == set(SAMPLERS)
+    for name in names:
+        sampler = make_sampler(SamplingConfig(sampler=name, num_sample_steps=7, eta=0.5), ZERO, "v")
+        assert sampler.num_steps == 7
+        assert sampler.stochastic
+        assert int(sampler.timesteps[0]) == 999  # zero terminal SNR must be sampled from its last timestep
+
+
+# --- timesteps -------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.integers(1, 1000), st.data(), st.sampled_from(["leading", "trailing", "linspace"]))
+def test_timesteps_fall_strictly_within_the_schedule(total: int, data, spacing: str) -> None:
+    steps = data.draw(st.integers(1, total))
+    times = spaced_times(total, steps, spacing)
+    assert len(times.t) == len(times.t_next) == steps
+    assert np.all(np.diff(times.t) < 0)
+    assert times.t[0] < total and times.t[-1] >= 0
+    np.testing.assert_array_equal(times.t_next, [*times.t[1:], -1])
+    if spacing == "trailing":
+        assert times.t[0] == total - 1
+
+
+@pytest.mark.parametrize(
+    ("spacing", "offset", "expected"),
+    [
+        ("leading", 0, [750, 500, 250, 0]),
+        ("leading", 1, [751, 501, 251, 1]),
+        ("linspace", 0, [999, 666, 333, 0]),
+        ("trailing", 0, [999, 749, 499, 249]),
+    ],
+)
+def test_spacings(spacing: str, offset: int, expected: list[int]) -> None:
+    np.testing.assert_array_equal(spaced_times(1000, 4, spacing, steps_offset=offset).t, expected)
+    assert spaced_times(1000, 4, spacing, end_clean=False).t_next[-1] == 0
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, -3, 1001])
+def test_step_counts_out_of_range_are_refused(steps: int) -> None:
+    with pytest.raises(UserError, match=f"num_sample_steps={steps} must lie between 1 and num_train_timesteps=1000"):
+        spaced_times(1000, steps)
+
+
+@pytest.mark.parametrize("offset", [1, -1])
+def test_offsets_out_of_range_are_refused(offset: int) -> None:
+    message = (
+        rf"steps_offset={offset} with num_sample_steps=1000 leads to timesteps {offset} to {999 + offset}, outside "
+        "0 to 999; use an offset between 0 and 0"
+    )
+    with pytest.raises(UserError, match=message):
+        spaced_times(1000, 1000, "leading", steps_offset=offset)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.5])
+def test_eta_out_of_range_is_refused(eta: float) -> None:
+    with pytest.raises(UserError, match=rf"eta={eta} must lie between 0 \(deterministic\) and 1 \(ancestral\)"):
+        ddim(ZERO, "v", spaced_times(1000, 5), eta=eta)
+
+
+@pytest.mark.parametrize("factory", [ddim, ddpm])
+def test_epsilon_without_signal_is_refused(factory) -> None:
+    with pytest.raises(UserError, match="prediction_type=epsilon cannot be sampled from a timestep with zero SNR"):
+        factory(ZERO, "epsilon", spaced_times(1000, 5))
+    factory(ZERO, "epsilon", spaced_times(1000, 5, "leading"))  # never visits the last timestep
