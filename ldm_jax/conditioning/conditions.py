@@ -1,6 +1,7 @@
 """What a conditioner gives to the denoiser, and how a condition is dropped in training."""
 
-import flax.struct
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -9,8 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 Inputs = dict[str, Int[Array, "b ..."]]
 
 
-@flax.struct.dataclass
-class Conditions:
+class Conditions(NamedTuple):
     """The denoiser's conditions; what a model does not use is None."""
 
     context: Float[Array, "b l d"] | None = None

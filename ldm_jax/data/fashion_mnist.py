@@ -16,11 +16,11 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
 from ldm_jax.config import DataConfig, FashionMnist
-from ldm_jax.data.local_builder import LocalBuilder
+from ldm_jax.data.local_builder import LocalBuilder, LocalInfo
 from ldm_jax.data.pictures import from_array
 from ldm_jax.data.preparation import digest, prepare, prepared_fingerprint
 from ldm_jax.data.records import Keys, RecordSource, open_records
-from ldm_jax.data.sources import Split
+from ldm_jax.data.source import Split
 from ldm_jax.errors import UserError
 
 CLASS_NAMES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -41,7 +41,7 @@ def open_source(config: DataConfig, split: Split) -> RecordSource:
     files = {
         s: (find_idx(directory, p, "images", 3), find_idx(directory, p, "labels", 1)) for s, p in _PREFIXES.items()
     }
-    sums = digest([[hashlib.sha256(_unpacked(path)).hexdigest() for path in pair] for pair in files.values()])
+    sums = digest([[hashlib.sha256(_read(path)).hexdigest() for path in pair] for pair in files.values()])
     key = f"fashion_mnist-{_VERSION}-{sums[:16]}"
     folder = prepare(key, lambda data_dir: FashionMnistBuilder(files, data_dir), config.cache_dir)
     return open_records(
@@ -75,7 +75,7 @@ def read_idx(path: Path, axes: int) -> UInt8[np.ndarray, "..."]:
     Raises:
         UserError: it is not such a file, or is cut short.
     """
-    data = _unpacked(path)
+    data = _read(path, unpack=path.suffix == ".gz")
     magic, expected = int.from_bytes(data[:4], "big"), 0x0800 + axes
     if magic != expected:
         raise UserError(f"{path} is no idx file of bytes with {axes} axes: its magic number is {magic}, not {expected}")
@@ -103,9 +103,10 @@ def read_pair(images: Path, labels: Path) -> tuple[UInt8[np.ndarray, "n h w"], U
     return pictures, classes
 
 
-def _unpacked(path: Path) -> bytes:
+def _read(path: Path, unpack: bool = False) -> bytes:
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        data = path.read_bytes()
+        return gzip.decompress(data) if unpack else data
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); get it again") from error
 
@@ -127,7 +128,7 @@ class FashionMnistBuilder(LocalBuilder, skip_registration=True):
             "label": tfds.features.ClassLabel(names=list(CLASS_NAMES)),
             "id": tfds.features.Text(),
         }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), license="MIT")
+        return LocalInfo(builder=self, features=tfds.features.FeaturesDict(features), license="MIT")
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         return {split: self._generate_examples(split, *pair) for split, pair in self.files.items()}

@@ -14,17 +14,17 @@ import tensorflow_datasets as tfds
 
 from ldm_jax.config import DataConfig, ImageFolder
 from ldm_jax.data.folder_scan import Scan, read_captions, scan_folder
-from ldm_jax.data.local_builder import LocalBuilder
+from ldm_jax.data.local_builder import LocalBuilder, LocalInfo
 from ldm_jax.data.pictures import UnreadablePicture, fit_square, open_picture
 from ldm_jax.data.preparation import prepare, prepared_fingerprint
 from ldm_jax.data.records import Keys, RecordSource, open_records
-from ldm_jax.data.sources import Split
+from ldm_jax.data.source import Split
 from ldm_jax.errors import UserError
 
 MIN_READABLE = 0.9
 """Share of the pictures of a split that has to be readable."""
 _VERSION = "1.0.0"
-_SKIPPED = "skipped.json"
+_REPORT = "report.json"
 _MAX_LISTED = 20
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def open_source(config: DataConfig, split: Split) -> RecordSource:
     size, channels = config.image_size, config.image_channels
     key = f"image_folder-{_VERSION}-{scan.fingerprint[:16]}-{size}px{channels}"
     folder = prepare(key, lambda data_dir: ImageFolderBuilder(scan, size, channels, data_dir), config.cache_dir)
-    _report_skipped(scan.directory, json.loads((folder / _SKIPPED).read_text()))
+    _warn(scan.directory, json.loads((folder / _REPORT).read_text()))
     return open_records(
         *(folder, split, _keys(scan)),
         name=scan.directory.name,
@@ -68,6 +68,7 @@ class ImageFolderBuilder(LocalBuilder, skip_registration=True):
         self.image_size = image_size
         self.channels = channels
         self.skipped: list[str] = []
+        self.without_caption: list[str] = []
         super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -78,7 +79,7 @@ class ImageFolderBuilder(LocalBuilder, skip_registration=True):
             **({"caption": tfds.features.Text()} if self.scan.has_captions else {}),
             **({"label": tfds.features.ClassLabel(names=list(self.scan.class_names))} if self.scan.class_names else {}),
         }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        return LocalInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         captions = read_captions(self.scan)
@@ -108,12 +109,15 @@ class ImageFolderBuilder(LocalBuilder, skip_registration=True):
         notes: dict[str, Any] = {}
         if self.scan.has_captions:
             notes["caption"] = captions.get(name) or self.scan.caption_beside(name)
+            if not notes["caption"]:
+                self.without_caption.append(name)
         if self.scan.class_names:
             notes["label"] = self.scan.class_of(name)
         return notes
 
     def _post_download_and_prepare_hook(self) -> None:
-        (Path(self.data_path) / _SKIPPED).write_text(json.dumps(self.skipped, indent=1) + "\n")
+        report = {"skipped": self.skipped, "without_caption": self.without_caption}
+        (Path(self.data_path) / _REPORT).write_text(json.dumps(report, indent=1) + "\n")
 
 
 def _require_readable(directory: Path, skipped: list[str], total: int) -> None:
@@ -123,9 +127,12 @@ def _require_readable(directory: Path, skipped: list[str], total: int) -> None:
         )
 
 
-def _report_skipped(directory: Path, skipped: list[str]) -> None:
+def _warn(directory: Path, report: dict[str, list[str]]) -> None:
+    skipped, bare = report["skipped"], report["without_caption"]
     if skipped:
         _log.warning("%d pictures in %s are left out: %s", len(skipped), directory, _listed(skipped))
+    if bare:
+        _log.warning("%d pictures in %s have no caption: %s", len(bare), directory, _listed(bare))
 
 
 def _listed(reasons: list[str]) -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Float32
 from ldm_jax.config import DataConfig
 from ldm_jax.data.pipeline import epoch
 from ldm_jax.data.preparation import digest
-from ldm_jax.data.sources import Example, Source, SourceInfo
+from ldm_jax.data.source import Example, Source, SourceInfo
 from ldm_jax.data.transforms import evaluation_transforms
 from ldm_jax.errors import UserError
 

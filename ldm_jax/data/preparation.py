@@ -75,7 +75,7 @@ def is_whole(folder: Path) -> bool:
     try:
         files = json.loads((folder / _MANIFEST).read_text())["files"]
         return all((folder / name).stat().st_size == entry["size"] for name, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or not what was written
         return False
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ldm_jax.config import DataConfig, PreparedTfds
 from ldm_jax.data.preparation import digest, file_sha256, import_tfds
 from ldm_jax.data.records import Keys, RecordSource, open_records
-from ldm_jax.data.sources import Split
+from ldm_jax.data.source import Split
 from ldm_jax.errors import UserError
 
 _INFO_FILE = "dataset_info.json"
@@ -26,7 +26,7 @@ def open_source(config: DataConfig, split: Split) -> RecordSource:
     tfds_split = source.train_split if split == "train" else source.test_split
     keys = _keys(import_tfds(), folder, source)
     name = source.name if folder != Path(source.name).expanduser() else f"{folder.parent.name}:{folder.name}"
-    return open_records(folder, tfds_split, keys, name=name, split=tfds_split, fingerprint=fingerprint(folder))
+    return open_records(folder, tfds_split, keys, name=name, split=split, fingerprint=fingerprint(folder))
 
 
 def fingerprint(folder: Path) -> str:
@@ -54,8 +54,8 @@ def find_prepared(source: PreparedTfds) -> Path:
     if versions:
         return max(versions, key=lambda path: [int(number) for number in path.name.split(".")])
     raise UserError(
-        f"the TFDS data set {source.name!r} is not prepared in {root} ({_inventory(root)}). Prepare it on a machine with "
-        f"TensorFlow: tfds build {base} --file_format=array_record --data_dir {root}; or name another folder with "
+        f"the TFDS data set {source.name!r} is not prepared in {root} ({_inventory(root)}). Prepare it where "
+        f"TensorFlow is: tfds build {base} --file_format=array_record --data_dir {root}; or name another folder with "
         "--data.source.directory DIR"
     )
 
@@ -81,7 +81,7 @@ def _inventory(root: Path) -> str:
 
 
 def _keys(tfds: Any, folder: Path, source: PreparedTfds) -> Keys:
-    features = tfds.builder_from_directory(folder).info.features
+    features = dict(tfds.builder_from_directory(folder).info.features.items())
     kinds = tfds.features
     _require(features, source.image_key, kinds.Image, "PreparedTfds.image_key", source.name)
     defaults = PreparedTfds()
@@ -95,7 +95,7 @@ def _keys(tfds: Any, folder: Path, source: PreparedTfds) -> Keys:
     return Keys(image=source.image_key, label=optional["label_key"], caption=optional["caption_key"], id=id_key)
 
 
-def _require(features: Any, key: str, kind: type, field: str, name: str) -> None:
+def _require(features: dict[str, Any], key: str, kind: type, field: str, name: str) -> None:
     present = ", ".join(f"{feature} ({type(features[feature]).__name__})" for feature in features)
     if key not in features:
         raise UserError(f"{field}={key!r}: the data set {name} has no such feature; it has {present}")

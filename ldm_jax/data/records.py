@@ -10,7 +10,7 @@ from jaxtyping import Int64
 
 from ldm_jax.data.pictures import open_picture, to_array
 from ldm_jax.data.preparation import digest, import_tfds
-from ldm_jax.data.sources import Example, SourceInfo
+from ldm_jax.data.source import Example, SourceInfo
 from ldm_jax.errors import UserError
 
 
@@ -125,7 +125,7 @@ def open_records(
 
 
 def _data_source(tfds: Any, builder: Any, split: str, keys: Keys, folder: Path) -> Any:
-    sizes = {name: part.num_examples for name, part in builder.info.splits.items()}
+    sizes = {name: part.num_examples for name, part in sorted(builder.info.splits.items())}
     if sizes.get(split) == 0:
         raise UserError(f"the {split} split of {folder} is empty; the set was prepared without pictures")
     try:

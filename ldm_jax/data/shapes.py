@@ -8,10 +8,10 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
 from ldm_jax.config import DataConfig, Shapes
-from ldm_jax.data.local_builder import LocalBuilder
+from ldm_jax.data.local_builder import LocalBuilder, LocalInfo
 from ldm_jax.data.preparation import prepare, prepared_fingerprint
 from ldm_jax.data.records import Keys, RecordSource, open_records
-from ldm_jax.data.sources import Split
+from ldm_jax.data.source import Split
 from ldm_jax.data.transforms import sample_rng
 
 SHAPES = ("circle", "square", "triangle", "star")
@@ -52,7 +52,7 @@ class ShapesBuilder(LocalBuilder, skip_registration=True):
             "shape": tfds.features.ClassLabel(names=list(SHAPES)),
             "id": tfds.features.Text(),
         }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        return LocalInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
         num_test = max(1, self.num_examples // 10)

@@ -1,21 +1,15 @@
-"""What a source of pictures is, and the table that finds the one a configuration names.
+"""The table of data sets: `load_source` opens the one that a configuration names.
 
-A new data set is a configuration class in `config.py`, one file here with an `open_source`, and one line of the table.
-Those files are imported when they are used: TensorFlow Datasets would cost every command half a second.
+A new data set is a configuration class in `config.py`, one file here with an `open_source(config, split)`, and one line
+of the table. Those files are imported when they are used: TensorFlow Datasets costs half a second.
 """
 
 import importlib
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from ldm_jax.config import DataConfig, FashionMnist, ImageFolder, OpenMoji, PreparedTfds, Shapes
+from ldm_jax.data.memory import MemorySource
+from ldm_jax.data.source import Source, Split
 from ldm_jax.errors import UserError
-
-Split: TypeAlias = Literal["train", "test"]
-
-Example: TypeAlias = dict[str, Any]
-"""One example: `image` uint8 [h, w, c] (or `moments` float32 [flips, h, w, c]), `caption` str, `tags` tuple of str,
-`label` int, `id` str. Without captions `caption` is empty, without classes `label` is -1."""
 
 _MODULES: dict[type, str] = {
     OpenMoji: "openmoji",
@@ -24,53 +18,6 @@ _MODULES: dict[type, str] = {
     PreparedTfds: "prepared_tfds",
     Shapes: "shapes",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceInfo:
-    """What is known of a source without reading it."""
-
-    name: str
-    """Name of the data set, for messages and logs."""
-    split: str
-    """Which part of it this is."""
-    fingerprint: str
-    """SHA-256 (hex) of what the examples are; another prepared set, split or choice of examples has another one."""
-    class_names: tuple[str, ...] = ()
-    """Names of the classes; `label` indexes them. Empty: there are none."""
-    has_captions: bool = False
-    """Whether examples carry captions."""
-    max_tags: int = 0
-    """Most tags that a training caption may carry behind its label."""
-    credit: str = ""
-    """Whom to credit where pictures are shown."""
-
-    @property
-    def has_labels(self) -> bool:
-        """Whether examples carry classes."""
-        return bool(self.class_names)
-
-
-@runtime_checkable
-class Source(Protocol):
-    """A random access source of examples, as Grain reads them; safe to read from several threads."""
-
-    @property
-    def info(self) -> SourceInfo:
-        """What is known without reading."""
-        ...
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        ...
-
-    def __getitem__(self, index: int) -> Example:
-        """The example at an index."""
-        ...
-
-    def annotation(self, index: int) -> Example:
-        """The example without its picture: caption, tags, label and id (much quicker)."""
-        ...
 
 
 def load_source(config: DataConfig, split: Split) -> Source:
@@ -83,12 +30,4 @@ def load_source(config: DataConfig, split: Split) -> Source:
     source: Source = module.open_source(config, split)
     if len(source) == 0:
         raise UserError(f"the data set {source.info.name} has no pictures in its {split} split: {config.source}")
-    from ldm_jax.data.memory import MemorySource
-
     return MemorySource(source)
-
-
-def training_texts(source: Source) -> list[str]:
-    """Every caption of a source, each with all of its tags behind it: what a tokenizer is trained on."""
-    annotations = (source.annotation(index) for index in range(len(source)))
-    return [", ".join([example["caption"], *example["tags"]]) for example in annotations]

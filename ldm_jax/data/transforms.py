@@ -15,7 +15,7 @@ import numpy as np
 
 from ldm_jax.config import DataConfig
 from ldm_jax.data.pictures import fit_square, from_array, to_array
-from ldm_jax.data.sources import Example, SourceInfo
+from ldm_jax.data.source import Example, SourceInfo
 from ldm_jax.errors import UserError
 
 Transform: TypeAlias = Callable[[Example, int], Example]

@@ -77,7 +77,7 @@ def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
         beta = 1.0 - np.square(alpha / np.append(1.0, alpha[:-1]))
     _require_signal(config, alpha)
     arrays = (beta, np.square(alpha), alpha, np.sqrt(1.0 - np.square(alpha)))
-    return NoiseSchedule(*(jnp.asarray(a, jnp.float32) for a in arrays))
+    return NoiseSchedule(*(jnp.asarray(a.astype(np.float32)) for a in arrays))
 
 
 def _betas(config: ScheduleConfig) -> Float64[np.ndarray, " T"]:

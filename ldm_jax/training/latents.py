@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from ldm_jax import sharding
 from ldm_jax.data.latent_cache import LatentSource, cached_latents
-from ldm_jax.data.sources import Source
+from ldm_jax.data.source import Source
 from ldm_jax.errors import UserError
 from ldm_jax.model import LatentDiffusion, Params
 from ldm_jax.training.step import Batch

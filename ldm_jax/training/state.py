@@ -3,9 +3,8 @@
 (1) ema <- d ema + (1 - d) params,  d = min(ema_decay, (1 + step) / (10 + step))    LDM's warm-up of the average
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,8 +13,7 @@ from jaxtyping import Array, Float, Int
 from ldm_jax.model import Params
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(NamedTuple):
     """Optimizer steps done, trained parameters, their moving average, optimizer state, and parameters held fixed."""
 
     step: Int[Array, ""]

@@ -14,7 +14,8 @@ from ldm_jax import rng, sharding
 from ldm_jax.conditioning.tokenizer import CaptionEncoder, load_tokenizer, train_tokenizer
 from ldm_jax.config import ClassConditioning, Experiment, TextConditioning, TrainingConfig
 from ldm_jax.data.pipeline import batches, epoch
-from ldm_jax.data.sources import Source, load_source, training_texts
+from ldm_jax.data.source import Source, training_texts
+from ldm_jax.data.sources import load_source
 from ldm_jax.data.transforms import evaluation_transforms, training_transforms
 from ldm_jax.errors import UserError
 from ldm_jax.model import LatentDiffusion, make_model

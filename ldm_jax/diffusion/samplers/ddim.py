@@ -56,8 +56,8 @@ def ddim(
     alpha_next, sigma_next = levels(schedule, times.t_next)
     require_signal(prediction_type, alpha)
     *_, variance = posterior_weights(alpha, sigma, alpha_next, sigma_next)
-    std = eta * np.sqrt(variance)  # (2)
-    direction = np.sqrt(sigma_next**2 - std**2)
+    variance = eta**2 * variance  # (2), squared; never above sigma_next^2, not even by rounding
+    direction, std = np.sqrt(sigma_next**2 - variance), np.sqrt(variance)
     rows = DdimRows(*columns(times.t, alpha, sigma, alpha_next, direction, std))
     return Sampler(rows, OneStepState, _make_step(prediction_type, clip_x0), stochastic=eta > 0)
 

@@ -26,7 +26,6 @@ Latent: TypeAlias = Float[Array, "b *spatial c"]
 Predict: TypeAlias = Callable[[Latent, Num[Array, ""]], Latent]
 """`denoise_fn` with one time for the whole batch."""
 
-
 Column: TypeAlias = Num[Array, "*n"]
 """One coefficient: an array over the steps, and a scalar in the row that a step is given."""
 
@@ -63,7 +62,7 @@ class Sampler:
 
 def columns(*arrays: Num[np.ndarray, "..."]) -> tuple[Column, ...]:
     """Coefficients as the device takes them: int32 or float32."""
-    return tuple(jnp.asarray(a, jnp.int32 if np.issubdtype(a.dtype, np.integer) else jnp.float32) for a in arrays)
+    return tuple(jnp.asarray(a.astype(np.int32 if np.issubdtype(a.dtype, np.integer) else np.float32)) for a in arrays)
 
 
 def initial_noise(key: Key[Array, ""], sample_index: Int[Array, " b"], shape: tuple[int, ...]) -> Latent:
