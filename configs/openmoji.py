@@ -34,9 +34,7 @@ def get_config() -> Experiment:
         denoiser=UNetConfig(
             base_channels=64, channel_mult=(1, 2), num_res_blocks=2, attention_levels=(0, 1), num_head_channels=32
         ),
-        diffusion=DiffusionConfig(
-            schedule=ScheduleConfig(kind="cosine", zero_terminal_snr=True), prediction_type="v"
-        ),
+        diffusion=DiffusionConfig(schedule=ScheduleConfig(kind="cosine", zero_terminal_snr=True), prediction_type="v"),
         training=TrainingConfig(
             batch_size=64, num_steps=1500, ema_decay=0.998, eval_every=250, sample_every=500, checkpoint_every=500
         ),

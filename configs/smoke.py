@@ -1,6 +1,6 @@
 """Both stages on generated coloured shapes in seconds: to see that everything works, not to see pictures.
 
-    python train.py smoke
+python train.py smoke
 """
 
 from ldm_jax.config import (

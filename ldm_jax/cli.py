@@ -68,8 +68,8 @@ def train(arguments: Sequence[str]) -> None:
     command = tyro.cli(
         TrainCommand,
         prog=f"train.py {name}",
-        description=f"{TrainCommand.__doc__}\n\nExperiments: {', '.join(experiment_names())} (default {DEFAULT_EXPERIMENT}), "
-        "or a .py file with a get_config().",
+        description=f"{TrainCommand.__doc__}\n\nExperiments: {', '.join(experiment_names())} "
+        f"(default {DEFAULT_EXPERIMENT}), or a .py file with a get_config().",
         default=TrainCommand(experiment=load_experiment(name)),
         args=flags,
         config=(tyro.conf.AvoidSubcommands,),
@@ -82,9 +82,7 @@ def train(arguments: Sequence[str]) -> None:
 
 def sample(arguments: Sequence[str]) -> None:
     """`ldm sample RUN [flags]`."""
-    command = tyro.cli(
-        SampleCommand, prog="sample.py", args=list(arguments), config=(tyro.conf.UseAppendAction,)
-    )
+    command = tyro.cli(SampleCommand, prog="sample.py", args=list(arguments), config=(tyro.conf.UseAppendAction,))
     config = sampling_config(command, restore_experiment(Path(command.run) / "config.json").sampling)
     start_jax()
     from ldm_jax.sampling.files import draw_to_files
@@ -130,7 +128,7 @@ def start_jax() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.read("jax_compilation_cache_dir") is None:
         jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -120,7 +120,7 @@ class DataConfig:
     horizontal_flip: bool = False
     """Show each picture mirrored half of the time."""
     cache_latents: bool = True
-    """Encode the whole data set once, both mirrorings, before the diffusion stage (small sets); else encode each batch."""
+    """Encode the whole data set once before the diffusion stage (small sets); else encode each batch."""
     cache_dir: str | None = field(default=None, metadata=_HOW)
     """Where prepared data sets are kept; default: ldm_jax/data in the user's cache folder."""
     num_threads: int = field(default=2, metadata=_HOW)
@@ -159,9 +159,7 @@ class AutoencoderConfig:
     """1 for sequences, 2 for images, 3 for volumes."""
 
     def __post_init__(self) -> None:
-        _require_positive(
-            self, "base_channels", "num_res_blocks", "latent_channels", "patch_size", "num_groups"
-        )
+        _require_positive(self, "base_channels", "num_res_blocks", "latent_channels", "patch_size", "num_groups")
         _require_fraction(self, "dropout")
         _check_levels(self)
 
@@ -286,7 +284,7 @@ def nearest_divisor(number: int, wanted: int) -> int:
     return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))
 
 
-def _require_positive_value(name: str, value: float) -> None:
+def _require_positive_value(name: str, value: int) -> None:
     _require(value > 0, f"{name}={value} must be greater than 0")
 
 

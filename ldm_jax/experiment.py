@@ -57,9 +57,7 @@ def _first_stage(work: Workspace) -> Params:
 
 def _session(work: Workspace, state: TrainState) -> Session:
     info = work.train.info
-    return Session(
-        work.experiment, work.model, state.model_params, work.encode_caption, info.class_names, info.credit
-    )
+    return Session(work.experiment, work.model, state.model_params, work.encode_caption, info.class_names, info.credit)
 
 
 def _draw_samples(work: Workspace, state: TrainState, step: int) -> None:

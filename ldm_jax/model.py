@@ -1,15 +1,16 @@
 """The bundle: autoencoder, latent scale, conditioner, denoiser and schedule behind one door.
 
-Parameters live outside, in a nested dict with the keys `autoencoder`, `latent`, `conditioner` and `denoiser`. The denoiser
-works on latents of zero mean and unit spread:
+Parameters live outside, in a nested dict with the keys `autoencoder`, `latent`, `conditioner` and `denoiser`. The
+denoiser works on latents of unit spread:
 
-(1) z0 = (z - mean) / std, with mean and std of the latents of the whole data set; one number for all channels with mean 0 is
-    LDM's scale factor 1 / std (arXiv:2112.10752, appendix G)
+(1) z0 = (z - mean) / std, with mean and std of the latents of the whole data set; one std for all channels and mean 0
+    is LDM's scale factor 1 / std (arXiv:2112.10752, appendix G)
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -24,8 +25,15 @@ from ldm_jax.conditioning.conditions import Conditions, Inputs
 from ldm_jax.config import Experiment
 from ldm_jax.denoiser.unet import UNet
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
+from ldm_jax.nn.resample import resampling_factors
 
 Params = dict[str, Any]
+
+
+def apply(module: nn.Module, params: Params, *arguments: Any, key: Key[Array, ""] | None = None, **options: Any) -> Any:
+    """Call a module without mutable state; `key` feeds its dropout. Linen's own type says a tuple may come back."""
+    rngs = None if key is None else {"dropout": key}
+    return module.apply({"params": params}, *arguments, rngs=rngs, **options)
 
 
 @dataclass(frozen=True)
@@ -50,13 +58,14 @@ class LatentDiffusion:
     def init_denoiser(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters of what the second stage trains: `{"conditioner": ..., "denoiser": ...}`."""
         inputs = self.conditioner.null_inputs(1)
-        conditioner = self.conditioner.init(rng.named_key(key, "conditioner"), inputs)
-        conditions = self.conditioner.apply(conditioner, inputs)
+        variables = self.conditioner.init(rng.named_key(key, "conditioner"), inputs)
+        conditioner: Params = dict(variables).get("params", {})
+        conditions: Conditions = apply(self.conditioner, conditioner, inputs)
         zt = jnp.zeros((1, *self.latent_shape))
         t = jnp.zeros((1,), jnp.int32)
         arguments = (zt, t, conditions.context, conditions.class_labels, conditions.concat)
         denoiser = self.denoiser.init(rng.named_key(key, "denoiser"), *arguments)
-        return {"conditioner": conditioner.get("params", {}), "denoiser": denoiser["params"]}
+        return {"conditioner": conditioner, "denoiser": denoiser["params"]}
 
     def init_latent(self) -> Params:
         """The latent statistics that change nothing: `{"latent": {"mean": 0, "std": 1}}`."""
@@ -69,8 +78,7 @@ class LatentDiffusion:
 
     def encode(self, params: Params, image: Float[Array, "b *spatial c"]) -> DiagonalGaussian:
         """Posterior of the autoencoder's own latents of pictures in [-1, 1]."""
-        variables = {"params": params["autoencoder"]}
-        return self.autoencoder.apply(variables, image, method="encode")  # pyright: ignore[reportReturnType]
+        return apply(self.autoencoder, params["autoencoder"], image, method="encode")
 
     def normalize(self, params: Params, z: Float[Array, "b *latent c"]) -> Float[Array, "b *latent c"]:
         """Autoencoder's latents to the denoiser's (1)."""
@@ -80,9 +88,7 @@ class LatentDiffusion:
         self, params: Params, inputs: Inputs, *, train: bool = False, dropout_key: Key[Array, ""] | None = None
     ) -> Conditions:
         """What the denoiser is told about `inputs` (tokens, class labels)."""
-        rngs = None if dropout_key is None else {"dropout": dropout_key}
-        variables = {"params": params["conditioner"]}
-        return self.conditioner.apply(variables, inputs, train=train, rngs=rngs)  # pyright: ignore[reportReturnType]
+        return apply(self.conditioner, params["conditioner"], inputs, key=dropout_key, train=train)
 
     def denoise(
         self,
@@ -95,23 +101,21 @@ class LatentDiffusion:
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b *latent c"]:
         """The denoiser's prediction for the noisy latents `zt` at times `t`."""
-        rngs = None if dropout_key is None else {"dropout": dropout_key}
         arguments = (zt, t, conditions.context, conditions.class_labels, conditions.concat)
-        variables = {"params": params["denoiser"]}
-        return self.denoiser.apply(variables, *arguments, train=train, rngs=rngs)  # pyright: ignore[reportReturnType]
+        return apply(self.denoiser, params["denoiser"], *arguments, key=dropout_key, train=train)
 
     def decode(self, params: Params, z0: Float[Array, "b *latent c"]) -> Float[Array, "b *spatial c"]:
         """Pictures, around [-1, 1], of the denoiser's latents."""
         z = z0 * params["latent"]["std"] + params["latent"]["mean"]  # inverse of (1)
-        variables = {"params": params["autoencoder"]}
-        return self.autoencoder.apply(variables, z, method="decode")  # pyright: ignore[reportReturnType]
+        return apply(self.autoencoder, params["autoencoder"], z, method="decode")
 
 
 def make_model(experiment: Experiment) -> LatentDiffusion:
     """The modules and the schedule that an experiment describes; no parameters yet."""
     config, dtype = experiment.first_stage.autoencoder, experiment.compute_dtype
     image = (experiment.data.image_size,) * config.spatial_dims
-    latent = tuple(size // config.downsample_factor for size in image)
+    per_level, levels = resampling_factors(config.spatial_dims), len(config.channel_mult) - 1
+    latent = tuple(size // (config.patch_size * factor**levels) for size, factor in zip(image, per_level, strict=True))
     return LatentDiffusion(
         autoencoder=make_autoencoder(config, experiment.data.image_channels, dtype),
         conditioner=make_conditioner(experiment.conditioning, dtype),

@@ -1,12 +1,12 @@
 """The device mesh and the rule that places parameters and batches on it: the only file that names mesh axes.
 
-Axes: `data` (other samples, same parameters), `fsdp` (other samples, a share of each large parameter), `tensor` (a share
-of the work inside a layer). A parameter is placed by two rules:
+Axes: `data` (other samples, same parameters), `fsdp` (other samples, a share of each large parameter), `tensor` (a
+share of the work inside a layer). A parameter is placed by two rules:
 
 (1) a short table of layer names splits matched projections over `tensor`: outputs of the first, inputs of the second;
-(2) the largest other dimension that `fsdp` divides is split over it, when the parameter has at least MIN_FSDP_SIZE values.
+(2) the largest other dimension that `fsdp` divides is split over it, if the parameter has MIN_FSDP_SIZE values or more.
 
-Optimizer moments and moving averages have their parameter's path as the tail of their own, so the same rules place them.
+Optimizer moments and moving averages have their parameter's path as the tail of their own: the same rules place them.
 """
 
 import math
@@ -28,7 +28,7 @@ _SPLIT_OUTPUT = frozenset({"query", "key", "value", "dense_0", "conv_0"})
 _SPLIT_INPUT = frozenset({"out", "dense_1", "conv_1"})
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of all devices (or of `devices`) with the axes `data`, `fsdp`, `tensor`.
 
     Raises:
@@ -42,8 +42,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         flags = " ".join(f"--mesh.{name} {size}" for name, size in sizes.items())
         usable = nearest_divisor(len(devices), given)
         raise UserError(
-            f"{flags} needs {'a multiple of ' if rest else ''}{given} devices, but there are {len(devices)}; sizes that "
-            f"work: --mesh.data -1 --mesh.fsdp {usable} --mesh.tensor 1"
+            f"{flags} needs {'a multiple of ' if rest else ''}{given} devices, but there are {len(devices)}; sizes "
+            f"that work: --mesh.data -1 --mesh.fsdp {usable} --mesh.tensor 1"
         )
     shape = tuple(len(devices) // given if size == -1 else size for size in sizes.values())
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

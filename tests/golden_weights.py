@@ -6,6 +6,7 @@ Only for the tests of the modules themselves: it knows just the names that occur
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
@@ -43,19 +44,20 @@ _RENAMES = (
 )
 
 
-def golden_arrays(case: str) -> dict[str, np.ndarray]:
+def golden_arrays(case: str) -> dict[str, jax.Array]:
     """Inputs and outputs of a case, pictures and latents as NHWC."""
-    arrays = np.load(GOLDEN / case / "io.npz")
-    return {name: np.moveaxis(a, 1, -1) if a.ndim == 4 else a for name, a in arrays.items()}
+    with np.load(GOLDEN / case / "io.npz") as arrays:
+        return {name: jnp.asarray(np.moveaxis(a, 1, -1) if a.ndim == 4 else a) for name, a in arrays.items()}
 
 
 def golden_params(case: str, num_levels: int) -> dict:
     """The weights of a case as the parameters of our module."""
     weights = load_file(GOLDEN / case / "diffusion_pytorch_model.safetensors")
-    return unflatten_dict(dict(_convert(name, value, num_levels) for name, value in weights.items()), sep="/")
+    converted = dict(_convert(name, value, num_levels) for name, value in weights.items())
+    return jax.tree.map(jnp.asarray, unflatten_dict(converted, sep="/"))
 
 
-def assert_close_to_torch(ours: jnp.ndarray, torch: np.ndarray) -> None:
+def assert_close_to_torch(ours: jax.Array, torch: jax.Array) -> None:
     """The tolerance of golden/README.md for one forward pass."""
     np.testing.assert_allclose(ours, torch, rtol=0, atol=1e-4 * max(1.0, np.abs(torch).max()))
 

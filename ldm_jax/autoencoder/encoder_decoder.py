@@ -1,8 +1,8 @@
 """The encoder of a first stage and its mirror image, the decoder (LDM, appendix G; taming-transformers).
 
-Both are stacks of residual blocks with a change of resolution by 2 between levels, and a middle of two residual blocks
-around self-attention. With `patch_size` p the picture enters as p-sided blocks laid out in channels, so that every level
-works at 1/p of the resolution: the full-resolution convolutions, most of the cost, are gone.
+Both are stacks of residual blocks with a change of resolution by 2 between levels, and a middle of two residual
+blocks around self-attention. With `patch_size` p the picture enters as p-sided blocks laid out in channels, so that
+every level works at 1/p of the resolution: the full-resolution convolutions, most of the cost, are gone.
 """
 
 import flax.linen as nn
@@ -13,8 +13,9 @@ from jaxtyping import Array, Float
 
 from ldm_jax.config import AutoencoderConfig
 from ldm_jax.nn.attention import SelfAttentionBlock
+from ldm_jax.nn.conv import Conv
 from ldm_jax.nn.norm import GroupNorm
-from ldm_jax.nn.resample import Downsample, Upsample, conv, depth_to_space, space_to_depth
+from ldm_jax.nn.resample import Downsample, Upsample, depth_to_space, space_to_depth
 from ldm_jax.nn.resnet import ResBlock
 
 NORM_EPSILON = 1e-6  # of every normalisation in the first stages of LDM
@@ -79,16 +80,16 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, image: Float[Array, "b *spatial c"], *, train: bool = False) -> Float[Array, "b *latent z"]:
         """Encode pictures in [-1, 1]."""
-        config, dims = self.config, self.config.spatial_dims
+        config = self.config
         h = space_to_depth(image.astype(self.dtype), config.patch_size)
-        h = conv(config.base_channels, dims, self.dtype, "conv_in")(h)
+        h = Conv(config.base_channels, dtype=self.dtype, name="conv_in")(h)
         for level in range(len(config.channel_mult)):
             if level > 0:
                 h = Downsample(symmetric=False, dtype=self.dtype, name=f"downsample_{level - 1}")(h)
             h = Level(config, level, config.num_res_blocks, self.dtype, name=f"down_{level}")(h, train=train)
         h = Middle(config, self.dtype, name="mid")(h, train=train)
         h = jax.nn.silu(GroupNorm(config.num_groups, NORM_EPSILON, self.dtype, name="norm_out")(h))
-        return conv(self.out_channels, dims, self.dtype, "conv_out")(h)
+        return Conv(self.out_channels, dtype=self.dtype, name="conv_out")(h)
 
 
 class Decoder(nn.Module):
@@ -103,12 +104,14 @@ class Decoder(nn.Module):
         """Decode latents into pictures around [-1, 1], in float32."""
         config, dims = self.config, self.config.spatial_dims
         lowest = len(config.channel_mult) - 1
-        h = conv(config.base_channels * config.channel_mult[lowest], dims, self.dtype, "conv_in")(z.astype(self.dtype))
+        h = Conv(config.base_channels * config.channel_mult[lowest], dtype=self.dtype, name="conv_in")(
+            z.astype(self.dtype)
+        )
         h = Middle(config, self.dtype, name="mid")(h, train=train)
         for level in reversed(range(lowest + 1)):
             h = Level(config, level, config.num_res_blocks + 1, self.dtype, name=f"up_{level}")(h, train=train)
             if level > 0:
                 h = Upsample(self.dtype, name=f"upsample_{level}")(h)
         h = jax.nn.silu(GroupNorm(config.num_groups, NORM_EPSILON, self.dtype, name="norm_out")(h))
-        h = conv(self.image_channels * config.patch_size**dims, dims, self.dtype, "conv_out")(h)
+        h = Conv(self.image_channels * config.patch_size**dims, dtype=self.dtype, name="conv_out")(h)
         return depth_to_space(h, config.patch_size).astype(jnp.float32)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key
 from ldm_jax.autoencoder.encoder_decoder import Decoder, Encoder
 from ldm_jax.autoencoder.posterior import LOGVAR_RANGE, DiagonalGaussian
 from ldm_jax.config import AutoencoderKLConfig
-from ldm_jax.nn.resample import conv
+from ldm_jax.nn.conv import Conv
 
 
 class AutoencoderKL(nn.Module):
@@ -20,10 +20,10 @@ class AutoencoderKL(nn.Module):
 
     def setup(self) -> None:
         """Name the parts."""
-        channels, dims = self.config.latent_channels, self.config.spatial_dims
+        channels = self.config.latent_channels
         self.encoder = Encoder(self.config, 2 * channels, self.dtype, name="encoder")
-        self.quant_conv = conv(2 * channels, dims, self.dtype, "quant_conv", kernel_size=1)
-        self.post_quant_conv = conv(channels, dims, self.dtype, "post_quant_conv", kernel_size=1)
+        self.quant_conv = Conv(2 * channels, kernel_size=1, dtype=self.dtype, name="quant_conv")
+        self.post_quant_conv = Conv(channels, kernel_size=1, dtype=self.dtype, name="post_quant_conv")
         self.decoder = Decoder(self.config, self.image_channels, self.dtype, name="decoder")
 
     def encode(self, image: Float[Array, "b *spatial c"], *, train: bool = False) -> DiagonalGaussian:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 from ldm_jax.autoencoder.encoder_decoder import Decoder, Encoder
 from ldm_jax.autoencoder.posterior import DiagonalGaussian
 from ldm_jax.config import AutoencoderVQConfig
-from ldm_jax.nn.resample import conv
+from ldm_jax.nn.conv import Conv
 
 
 class Codebook(nn.Module):
@@ -31,8 +31,9 @@ class Codebook(nn.Module):
     def indices(self, z: Float[Array, "b *latent z"]) -> Int[Array, "b *latent"]:
         """The nearest code of each latent vector (1)."""
         # |z|^2 is the same for every code, so it does not change the nearest one.
-        scores = z @ self.embedding.T - 0.5 * jnp.sum(jnp.square(self.embedding), axis=-1)
-        return jnp.argmax(scores, axis=-1)
+        # Highest precision: accelerators multiply float32 in fewer bits by default, which picks other codes.
+        products = jnp.matmul(z, self.embedding.T, precision="highest")
+        return jnp.argmax(products - 0.5 * jnp.sum(jnp.square(self.embedding), axis=-1), axis=-1)
 
     def look_up(self, indices: Int[Array, "b *latent"]) -> Float[Array, "b *latent z"]:
         """The codes at `indices`."""
@@ -52,11 +53,11 @@ class AutoencoderVQ(nn.Module):
 
     def setup(self) -> None:
         """Name the parts."""
-        channels, dims = self.config.latent_channels, self.config.spatial_dims
+        channels = self.config.latent_channels
         self.encoder = Encoder(self.config, channels, self.dtype, name="encoder")
-        self.quant_conv = conv(channels, dims, self.dtype, "quant_conv", kernel_size=1)
+        self.quant_conv = Conv(channels, kernel_size=1, dtype=self.dtype, name="quant_conv")
         self.codebook = Codebook(self.config.codebook_size, channels, name="codebook")
-        self.post_quant_conv = conv(channels, dims, self.dtype, "post_quant_conv", kernel_size=1)
+        self.post_quant_conv = Conv(channels, kernel_size=1, dtype=self.dtype, name="post_quant_conv")
         self.decoder = Decoder(self.config, self.image_channels, self.dtype, name="decoder")
 
     def encode(self, image: Float[Array, "b *spatial c"], *, train: bool = False) -> DiagonalGaussian:
@@ -64,9 +65,7 @@ class AutoencoderVQ(nn.Module):
         z = self.quant_conv(self.encoder(image, train=train)).astype(jnp.float32)
         return DiagonalGaussian(z, jnp.full_like(z, -jnp.inf))
 
-    def quantize(
-        self, z: Float[Array, "b *latent z"]
-    ) -> tuple[Float[Array, "b *latent z"], Int[Array, "b *latent"]]:
+    def quantize(self, z: Float[Array, "b *latent z"]) -> tuple[Float[Array, "b *latent z"], Int[Array, "b *latent"]]:
         """The nearest codes (1) and their indices."""
         indices = self.codebook.indices(z)
         return self.codebook.look_up(indices), indices

@@ -1,4 +1,4 @@
-"""The class embedder: a class becomes one context token (LDM's ClassEmbedder), and one more entry stands for no class."""
+"""The class embedder: a class becomes one context token (LDM's ClassEmbedder); one more entry stands for no class."""
 
 import flax.linen as nn
 import jax.numpy as jnp

@@ -50,7 +50,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         UserError: the file is missing or damaged.
     """
     try:
-        return Tokenizer.from_str(path.read_text())
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: a text-conditional run cannot be used without its tokenizer") from None
     except Exception as error:  # tokenizers raises bare Exception for every fault in the file
@@ -70,15 +70,23 @@ class CaptionEncoder:
     def __init__(self, tokenizer: Tokenizer, context_length: int, *, warn: bool = False) -> None:
         """Use `tokenizer` for captions of at most `context_length` tokens, begin and end included."""
         self.tokenizer = tokenizer
+        self.tokenizer.encode_special_tokens = True  # "<end>" in a caption is text, not the mark
         self.context_length = context_length
         self.warn = warn
 
     def __call__(self, caption: str) -> Int32[np.ndarray, " l"]:
-        """Tokens of one caption, cut at the context length."""
-        ids = self.tokenizer.encode(caption).ids if caption.strip() else []
+        """Tokens of one caption, cut at the context length.
+
+        Raises:
+            UserError: the caption is not text.
+        """
+        try:
+            ids = self.tokenizer.encode(caption).ids if caption.strip() else []
+        except TypeError:  # lone surrogates: bytes of a command line that are not UTF-8
+            raise UserError(f"{caption!r} is not valid Unicode; write the prompt in UTF-8") from None
         room = self.context_length - 2
         if self.warn and len(ids) > room:
-            kept = self.tokenizer.decode(ids[:room]).strip()
+            kept = self.tokenizer.decode(ids[:room]).strip(" \ufffd")  # no half characters
             logger.warning("the prompt has %d tokens and %d fit; it was cut after: %s", len(ids), room, kept)
         tokens = np.full(self.context_length, PAD, np.int32)
         ids = [BEGIN, *ids[:room], END]

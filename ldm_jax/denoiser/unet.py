@@ -16,9 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from ldm_jax.config import UNetConfig
 from ldm_jax.nn.attention import SelfAttentionBlock, SpatialTransformer
+from ldm_jax.nn.conv import Conv
 from ldm_jax.nn.embeddings import TimeEmbedding
 from ldm_jax.nn.norm import GroupNorm
-from ldm_jax.nn.resample import Downsample, Upsample, conv
+from ldm_jax.nn.resample import Downsample, Upsample
 from ldm_jax.nn.resnet import ResBlock
 
 
@@ -166,8 +167,8 @@ class Middle(nn.Module):
 class UNet(nn.Module):
     """Noisy latent, time and conditions to a prediction of the latent's shape.
 
-    Conditions reach it three ways: `context` tokens by cross-attention, `class_labels` by an embedding added to the time
-    embedding (when `config.num_classes` is set), and `concat` maps as further input channels.
+    Conditions reach it three ways: `context` tokens by cross-attention, `class_labels` by an embedding added to the
+    time embedding (when `config.num_classes` is set), and `concat` maps as further input channels.
     """
 
     config: UNetConfig
@@ -186,11 +187,11 @@ class UNet(nn.Module):
         train: bool = False,
     ) -> Float[Array, "b *spatial o"]:
         """Predict in float32; every spatial size must be divisible by 2 for each level after the first."""
-        config, dims = self.config, self.config.spatial_dims
+        config = self.config
         h = zt if concat is None else jnp.concatenate([zt, concat.astype(zt.dtype)], axis=-1)
         context = None if context is None else context.astype(self.dtype)
         embedding = self._embed(t, class_labels)
-        h = conv(config.base_channels, dims, self.dtype, "conv_in")(h.astype(self.dtype))
+        h = Conv(config.base_channels, dtype=self.dtype, name="conv_in")(h.astype(self.dtype))
         steps = [h]
         for level in range(len(config.channel_mult)):
             steps += DownLevel(config, level, self.dtype, name=f"down_{level}")(steps[-1], embedding, context, train)
@@ -200,7 +201,7 @@ class UNet(nn.Module):
             up = UpLevel(config, level, self.dtype, name=f"up_{level}")
             h, steps = up(h, steps[keep:], embedding, context, train), steps[:keep]
         h = jax.nn.silu(GroupNorm(config.num_groups, dtype=self.dtype, name="norm_out")(h))
-        return conv(self.out_channels, dims, self.dtype, "conv_out", zero_init=True)(h).astype(jnp.float32)
+        return Conv(self.out_channels, zero_init=True, dtype=self.dtype, name="conv_out")(h).astype(jnp.float32)
 
     def _embed(
         self, t: Int[Array, " b"] | Float[Array, " b"], class_labels: Int[Array, " b"] | None

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.nn.conv import Conv
 from ldm_jax.nn.norm import GroupNorm, layer_norm
-from ldm_jax.nn.resample import conv
 
 
 def dot_product_attention(
@@ -32,9 +32,7 @@ class Attention(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b q c"], context: Float[Array, "b k e"] | None = None
-    ) -> Float[Array, "b q c"]:
+    def __call__(self, x: Float[Array, "b q c"], context: Float[Array, "b k e"] | None = None) -> Float[Array, "b q c"]:
         """Attend from the tokens `x` to `context` or, without one, to `x`."""
         channels = x.shape[-1]
         source = x if context is None else context
@@ -92,9 +90,7 @@ class TransformerBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b l c"], context: Float[Array, "b k e"] | None = None
-    ) -> Float[Array, "b l c"]:
+    def __call__(self, x: Float[Array, "b l c"], context: Float[Array, "b k e"] | None = None) -> Float[Array, "b l c"]:
         """Apply the block; without a context the second attention looks at `x` again, as in LDM."""
         x = x + Attention(self.num_heads, dtype=self.dtype, name="self_attention")(layer_norm(self.dtype, "norm_0")(x))
         h = layer_norm(self.dtype, "norm_1")(x)
@@ -120,17 +116,17 @@ class SpatialTransformer(nn.Module):
         self, x: Float[Array, "b *spatial c"], context: Float[Array, "b k e"] | None = None
     ) -> Float[Array, "b *spatial c"]:
         """Apply the transformer to the feature map `x`."""
-        channels, dims = x.shape[-1], x.ndim - 2
+        channels = x.shape[-1]
         h = GroupNorm(self.num_groups, 1e-6, self.dtype, name="norm")(x)
-        h = self._projection(channels, dims, "project_in", zero_init=False)(h)
+        h = self._projection(channels, "project_in", zero_init=False)(h)
         h = h.reshape(h.shape[0], -1, channels)  # [b, positions, c]
         for i in range(self.depth):
             h = TransformerBlock(self.num_heads, self.dtype, name=f"block_{i}")(h, context)
-        h = self._projection(channels, dims, "project_out", zero_init=True)(h.reshape(x.shape))
+        h = self._projection(channels, "project_out", zero_init=True)(h.reshape(x.shape))
         return x + h
 
-    def _projection(self, channels: int, dims: int, name: str, *, zero_init: bool) -> nn.Module:
+    def _projection(self, channels: int, name: str, *, zero_init: bool) -> nn.Module:
         if not self.linear_projection:
-            return conv(channels, dims, self.dtype, name, kernel_size=1, zero_init=zero_init)
+            return Conv(channels, kernel_size=1, zero_init=zero_init, dtype=self.dtype, name=name)
         kernel_init = nn.initializers.zeros if zero_init else nn.initializers.lecun_normal()
         return nn.Dense(channels, dtype=self.dtype, kernel_init=kernel_init, name=name)

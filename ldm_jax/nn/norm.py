@@ -4,7 +4,8 @@ The variance is taken in a second pass, around the mean: the one-pass form E[x^2
 mean is large. Both passes reduce over space first and over the channels of a group second, on an array of `[b, c]`,
 which XLA turns into plain reductions (about three times faster on a CPU than reshaping the channels into groups).
 
-(1) y = (x - mean) / sqrt(var + epsilon) * scale + bias    Wu and He 2018, arXiv:1803.08494; Ba et al. 2016, arXiv:1607.06450
+(1) y = (x - mean) / sqrt(var + epsilon) * scale + bias    Wu and He 2018, arXiv:1803.08494;
+                                                           Ba et al. 2016, arXiv:1607.06450
 """
 
 import flax.linen as nn
@@ -14,7 +15,11 @@ from jaxtyping import Array, Float
 
 
 def group_norm(
-    x: Float[Array, "b *spatial c"], scale: Float[Array, " c"], bias: Float[Array, " c"], num_groups: int, epsilon: float
+    x: Float[Array, "b *spatial c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    num_groups: int,
+    epsilon: float,
 ) -> Float[Array, "b *spatial c"]:
     """Normalise each group of neighbouring channels over space (1); computed in float32, returned in float32."""
     batch, channels = x.shape[0], x.shape[-1]

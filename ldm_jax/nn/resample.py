@@ -1,23 +1,11 @@
-"""Convolutions and changes of resolution for any number of spatial axes."""
+"""Changes of resolution for any number of spatial axes."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-
-def conv(
-    features: int,
-    spatial_dims: int,
-    dtype: DTypeLike,
-    name: str,
-    *,
-    kernel_size: int = 3,
-    zero_init: bool = False,
-) -> nn.Conv:
-    """A convolution that keeps the resolution; `zero_init` starts its kernel at zero."""
-    kernel_init = nn.initializers.zeros if zero_init else nn.initializers.lecun_normal()
-    return nn.Conv(features, (kernel_size,) * spatial_dims, dtype=dtype, kernel_init=kernel_init, name=name)
+from ldm_jax.nn.conv import Conv
 
 
 def resampling_factors(spatial_dims: int) -> tuple[int, ...]:
@@ -46,7 +34,7 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *spatial c"]) -> Float[Array, "b *larger c"]:
         """Double the resolution of `x`."""
-        return conv(x.shape[-1], x.ndim - 2, self.dtype, "conv")(upsample_nearest(x))
+        return Conv(x.shape[-1], dtype=self.dtype, name="conv")(upsample_nearest(x))
 
 
 class Downsample(nn.Module):

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.nn.conv import Conv
 from ldm_jax.nn.norm import GroupNorm
-from ldm_jax.nn.resample import conv, downsample_mean, upsample_nearest
+from ldm_jax.nn.resample import downsample_mean, upsample_nearest
 
 
 class ResBlock(nn.Module):
@@ -37,15 +38,14 @@ class ResBlock(nn.Module):
         self, x: Float[Array, "b *spatial c"], embedding: Float[Array, "b e"] | None = None, *, train: bool = False
     ) -> Float[Array, "b *resampled d"]:
         """Apply the block; `embedding` is the time embedding, and `train` turns dropout on (rng `dropout`)."""
-        dims = x.ndim - 2
         h = jax.nn.silu(self._norm("norm_0")(x))
         h, x = self._resample(h), self._resample(x)
-        h = conv(self.channels, dims, self.dtype, "conv_0")(h)
+        h = Conv(self.channels, dtype=self.dtype, name="conv_0")(h)
         h = self._embed(h, embedding)
         h = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(jax.nn.silu(h))
-        h = conv(self.channels, dims, self.dtype, "conv_1", zero_init=self.zero_init)(h)
+        h = Conv(self.channels, zero_init=self.zero_init, dtype=self.dtype, name="conv_1")(h)
         if x.shape[-1] != self.channels:
-            x = conv(self.channels, dims, self.dtype, "skip", kernel_size=1)(x)
+            x = Conv(self.channels, kernel_size=1, dtype=self.dtype, name="skip")(x)
         return x + h
 
     def _norm(self, name: str) -> GroupNorm:

@@ -1,6 +1,5 @@
 """A trained model, ready to draw: what was asked for (prompts or classes) in, 8-bit pictures out."""
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

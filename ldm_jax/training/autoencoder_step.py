@@ -1,6 +1,6 @@
 """The loss of the first stage.
 
-(1) loss = mean |x - decode(z)| + regulariser,  z ~ q(z | x)    LDM, eq. 25 without the adversarial terms; |.| is l1 or l2
+(1) loss = mean |x - decode(z)| + regulariser,  z ~ q(z | x)    LDM, eq. 25 without the adversarial terms; l1 or l2
 """
 
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ldm_jax import rng
 from ldm_jax.config import FirstStageConfig
-from ldm_jax.model import LatentDiffusion, Params
+from ldm_jax.model import LatentDiffusion, Params, apply
 from ldm_jax.training.step import Batch, LossFn, Metrics
 
 
@@ -20,10 +20,9 @@ def make_autoencoder_loss(model: LatentDiffusion, config: FirstStageConfig) -> L
     ) -> tuple[Float[Array, ""], Metrics]:
         del frozen  # the first stage trains all it has
         keys = rng.sample_keys(rng.named_key(root, "autoencoder_posterior"), batch["sample_index"])
-        rngs = {"dropout": rng.named_key(root, "autoencoder_dropout", step)}
-        variables = {"params": params["autoencoder"]}
-        output = model.autoencoder.apply(variables, batch["image"], keys, train=True, rngs=rngs)
-        reconstruction, regulariser, metrics = output  # pyright: ignore[reportAssignmentType]
+        dropout_key = rng.named_key(root, "autoencoder_dropout", step)
+        output = apply(model.autoencoder, params["autoencoder"], batch["image"], keys, key=dropout_key, train=True)
+        reconstruction, regulariser, metrics = output
         distance = reconstruction_distance(batch["image"], reconstruction, config.reconstruction_loss)
         metrics = {**metrics, "reconstruction": jnp.mean(distance), "regulariser": jnp.mean(regulariser)}
         return jnp.mean(distance + regulariser), metrics

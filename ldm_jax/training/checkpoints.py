@@ -1,8 +1,8 @@
-"""Checkpoints that are complete or not there: written by Orbax in the background, sealed with checksums, verified on reading.
+"""Checkpoints that are complete or not there: written by Orbax in the background, sealed with checksums, then verified.
 
-A checkpoint of step s is the folder `s/` and, once that is complete, its seal `s.json` with the size and CRC-32 of every
-file: Orbax itself notices neither a flipped bit nor a half-deleted folder. A folder without a seal was interrupted and
-does not count; a folder that contradicts its seal is damaged, is named, and an older one is used. Old ones lose
+A checkpoint of step s is the folder `s/` and, once that is complete, its seal `s.json` with the size and CRC-32 of
+every file: Orbax itself notices neither a flipped bit nor a half-deleted folder. A folder without a seal was interrupted
+and does not count; a folder that contradicts its seal is damaged, is named, and an older one is used. Old ones lose
 their seal first and their folder second, so that being killed in between leaves nothing that looks whole.
 """
 
@@ -58,7 +58,7 @@ class Checkpoints:
             return
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            response = ocp.save_checkpointables_async(self._folder(step), items, overwrite=True)
+            response = ocp.save_checkpointables_async(str(self._folder(step)), items, overwrite=True)
         except OSError as error:
             raise self._cannot_write(error) from error
         self._writer = threading.Thread(target=self._finish, args=(step, response), name=f"seal-{step}")
@@ -102,7 +102,7 @@ class Checkpoints:
         """
         self.verify(step)
         try:
-            return ocp.load_checkpointables(self._folder(step), abstract)
+            return ocp.load_checkpointables(str(self._folder(step)), abstract)
         except Exception as error:  # Orbax raises a different class for each fault and hides the reason in the cause
             reason = error.__cause__ or error
             raise DamagedCheckpoint(f"checkpoint {self._folder(step)} cannot be read: {reason}") from error
@@ -148,7 +148,7 @@ class Checkpoints:
             "then run the same command again"
         )
 
-    def _finish(self, step: int, response: "ocp.AsyncResponse[None]") -> None:
+    def _finish(self, step: int, response: Any) -> None:  # an ocp.AsyncResponse, which no run-time check can tell
         try:
             response.result()
             if jax.process_index() == 0:

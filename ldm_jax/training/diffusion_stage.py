@@ -29,9 +29,7 @@ def make_diffusion_stage(
     def init(root: Key[Array, ""], frozen: Params) -> TrainState:
         return TrainState.create(work.model.init_denoiser(rng.named_key(root, "init")), frozen, optimizer)
 
-    loss_of = jax.jit(
-        lambda params, batch: heldout_loss(work.model, experiment.diffusion, params, batch, work.root)
-    )
+    loss_of = jax.jit(lambda params, batch: heldout_loss(work.model, experiment.diffusion, params, batch, work.root))
 
     def evaluate(state: TrainState) -> dict[str, float]:
         losses: list[np.ndarray] = []

@@ -1,6 +1,6 @@
 """Latents for the second stage: the statistics that bring them to unit spread, and the batches made of them.
 
-(1) mean = E[m],  std^2 = E[m^2 + s^2] - mean^2  over posteriors N(m, s^2): the moments of posterior samples, without drawing
+(1) mean = E[m],  std^2 = E[m^2 + s^2] - mean^2  over posteriors N(m, s^2): the moments of samples, without drawing
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -98,9 +99,10 @@ class LatentReader:
         batches = self.work.train_batches(source, self.work.experiment.training, "diffusion", start_step)
         return map(self._with_moments, batches)
 
-    def heldout_batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    def heldout_batches(self, batch_size: int) -> Iterator[Batch]:
         """One pass over the test split, with `moments`."""
-        return map(self._with_moments, self.work.epoch(self._cached.get("test", self.work.test), batch_size))
+        batches = self.work.epoch(self._cached.get("test", self.work.test), batch_size)
+        return (self._with_moments(jax.tree.map(jnp.asarray, batch)) for batch in batches)
 
     def _with_moments(self, batch: Batch) -> Batch:
         if "moments" in batch:
@@ -110,5 +112,3 @@ class LatentReader:
 
 def _moments(model: LatentDiffusion, autoencoder: Params, image: Float[jax.Array, "b h w c"]) -> jax.Array:
     return model.encode(autoencoder, image).moments
-
-

@@ -58,10 +58,10 @@ def draw_losses(run: RunFolder) -> None:
     figure = Figure(figsize=(6 * max(len(stages), 1), 4), layout="constrained")
     for i, stage in enumerate(stages):
         axes = figure.add_subplot(1, len(stages), i + 1)
-        for name, style in (("loss", {"alpha": 0.5, "linewidth": 0.8}), ("heldout_loss", {"marker": "."})):
+        for name, style in (("loss", "-"), ("heldout_loss", ".-")):
             points = [(m["step"], m[name]) for m in metrics if m["stage"] == stage and name in m]
             if points:
-                axes.plot(*zip(*points, strict=True), label=name.replace("_", " "), **style)
+                axes.plot(*zip(*points, strict=True), style, linewidth=0.8, label=name.replace("_", " "))
         axes.set(title=stage, xlabel="step", ylabel="loss", yscale="log")
         axes.legend()
     figure.savefig(run.path / "loss.png", dpi=110)

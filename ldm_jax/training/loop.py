@@ -1,4 +1,4 @@
-"""The host's loop around a stage: restore, step, watch, log, evaluate, draw, save. All that is pure lies in the step."""
+"""The host's loop around a stage: restore, step, watch, log, evaluate, draw, save; what is pure lies in the step."""
 
 import logging
 import math
@@ -93,9 +93,7 @@ def run_stage(stage: Stage, run: RunFolder, mesh: Mesh, root: Key[Array, ""]) ->
     return state
 
 
-def _start(
-    stage: Stage, checkpoints: Checkpoints, mesh: Mesh, root: Key[Array, ""]
-) -> tuple[TrainState, TrainState]:
+def _start(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, root: Key[Array, ""]) -> tuple[TrainState, TrainState]:
     """The state to go on from, and its shardings; it is created and restored in shards, never gathered."""
     abstract = jax.eval_shape(stage.init, root, stage.frozen)
     shardings = sharding.state_shardings(mesh, abstract)

@@ -1,8 +1,8 @@
 """A run is a folder: its configuration, a manifest of how it was made, checkpoints, metrics and pictures.
 
-    config.json      the resolved experiment          checkpoints/STAGE/   what the model learned
-    manifest.json    versions, commit, devices, data  metrics.jsonl        a line every log_every steps
-    tokenizer.json   of text-conditional runs         tensorboard/, samples/, loss.png
+config.json      the resolved experiment          checkpoints/STAGE/   what the model learned
+manifest.json    versions, commit, devices, data  metrics.jsonl        a line every log_every steps
+tokenizer.json   of text-conditional runs         tensorboard/, samples/, loss.png
 """
 
 import datetime

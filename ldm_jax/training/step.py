@@ -66,6 +66,8 @@ def accumulate_gradients(
     def add(total: Any, micro: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, one(micro)), None
 
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jax.tree.map(lambda x: x[0], micros)))
+    zero = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jax.tree.map(lambda x: x[0], micros))
+    )
     total, _ = jax.lax.scan(add, zero, micros)
     return jax.tree.map(lambda x: x / parts, total)

@@ -73,7 +73,10 @@ def open_workspace(experiment: Experiment, run_dir: Path) -> Workspace:
         UserError: the mesh, the data or the folder does not fit the experiment; nothing was overwritten.
     """
     mesh = sharding.make_mesh(experiment.mesh)
-    for name, training in (("first_stage.training", experiment.first_stage.training), ("training", experiment.training)):
+    for name, training in (
+        ("first_stage.training", experiment.first_stage.training),
+        ("training", experiment.training),
+    ):
         sharding.check_batch_size(name, training.batch_size, training.gradient_accumulation, mesh)
     run = RunFolder(run_dir)
     run.check(experiment)
@@ -82,7 +85,9 @@ def open_workspace(experiment: Experiment, run_dir: Path) -> Workspace:
     run.open(experiment)
     data = {split.info.split: _describe(split) for split in (train, test)}
     run.write_manifest(experiment, data | {"class_names": train.info.class_names, "credit": train.info.credit})
-    logger.info("%s: %d training and %d held-out pictures; run folder %s", train.info.name, len(train), len(test), run_dir)
+    logger.info(
+        "%s: %d training and %d held-out pictures; run folder %s", train.info.name, len(train), len(test), run_dir
+    )
     encode_caption = _caption_encoder(experiment, run, train)
     root = rng.root_key(experiment.seed)
     return Workspace(experiment, run, mesh, make_model(experiment), train, test, encode_caption, root)

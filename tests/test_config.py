@@ -1,0 +1,267 @@
+"""Configurations: what is refused and with which words, and that they survive being saved."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ldm_jax import config as c
+from ldm_jax.errors import UserError
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "positive": (
+        lambda: c.DataConfig(image_size=0),
+        "DataConfig.image_size=0 must be greater than 0",
+    ),
+    "fraction": (
+        lambda: c.ImageFolder(test_fraction=1.5),
+        "ImageFolder.test_fraction=1.5 must lie between 0 and 1",
+    ),
+    "groups do not divide channels": (
+        lambda: c.AutoencoderKLConfig(base_channels=48, num_groups=32),
+        "AutoencoderKLConfig.num_groups=32 does not divide 48 channels (base_channels=48 times 1); "
+        "nearest that does: 24",
+    ),
+    "no level": (
+        lambda: c.AutoencoderVQConfig(channel_mult=()),
+        "AutoencoderVQConfig.channel_mult=() is empty; give at least one level, such as 1 2 4",
+    ),
+    "level of zero width": (
+        lambda: c.UNetConfig(channel_mult=(1, 0, 2)),
+        "UNetConfig.channel_mult entry=0 must be greater than 0",
+    ),
+    "attention at a level that is not there": (
+        lambda: c.UNetConfig(channel_mult=(1, 2), attention_levels=(2,)),
+        "UNetConfig.attention_levels=(2,) names level 2, but channel_mult=(1, 2) has levels 0 to 1",
+    ),
+    "heads given twice": (
+        lambda: c.UNetConfig(num_heads=4, num_head_channels=32),
+        "UNetConfig.num_heads=4 and UNetConfig.num_head_channels=32: give exactly one of them and set the other to None",
+    ),
+    "heads not given": (
+        lambda: c.UNetConfig(num_heads=None, num_head_channels=None),
+        "UNetConfig.num_heads=None and UNetConfig.num_head_channels=None: give exactly one of them",
+    ),
+    "head channels do not divide": (
+        lambda: c.UNetConfig(base_channels=64, channel_mult=(1, 2), attention_levels=(0,), num_head_channels=48),
+        "UNetConfig.num_head_channels=48 does not divide the 64 channels of level 0; nearest that does: 32",
+    ),
+    "heads do not divide": (
+        lambda: c.UNetConfig(
+            base_channels=64, channel_mult=(1, 2), attention_levels=(1,), num_heads=5, num_head_channels=None
+        ),
+        "UNetConfig.num_heads=5 does not divide the 128 channels of level 1; nearest that does: 4",
+    ),
+    "heads for another number of levels": (
+        lambda: c.UNetConfig(channel_mult=(1, 2, 4), num_heads=(4, 8), num_head_channels=None),
+        "UNetConfig.num_heads=(4, 8) has 2 entries for 3 levels; give one number, or one for each entry of channel_mult",
+    ),
+    "short context": (
+        lambda: c.TextConditioning(context_length=2),
+        "TextConditioning.context_length=2 must be at least 3: begin, one token, end",
+    ),
+    "text heads": (
+        lambda: c.TextConditioning(context_dim=128, num_heads=3),
+        "TextConditioning.num_heads=3 does not divide context_dim=128; nearest that does: 2",
+    ),
+    "one timestep": (
+        lambda: c.ScheduleConfig(num_train_timesteps=1),
+        "ScheduleConfig.num_train_timesteps=1 must be at least 2",
+    ),
+    "betas": (
+        lambda: c.ScheduleConfig(beta_start=0.02, beta_end=0.01),
+        "ScheduleConfig.beta_start=0.02 and beta_end=0.01 must satisfy 0 < beta_start <= beta_end < 1",
+    ),
+    "epsilon at zero SNR": (
+        lambda: c.DiffusionConfig(schedule=c.ScheduleConfig(zero_terminal_snr=True)),
+        "DiffusionConfig.prediction_type=epsilon cannot be used with schedule.zero_terminal_snr=True: at the last "
+        "timestep z_t is the noise itself; use v or x0",
+    ),
+    "negative warm-up": (
+        lambda: c.OptimizerConfig(warmup_steps=-1),
+        "OptimizerConfig.warmup_steps=-1 must not be negative",
+    ),
+    "clipping to nothing": (
+        lambda: c.OptimizerConfig(max_grad_norm=0.0),
+        "OptimizerConfig.max_grad_norm=0.0 must be greater than 0",
+    ),
+    "micro-batches": (
+        lambda: c.TrainingConfig(batch_size=32, gradient_accumulation=5),
+        "TrainingConfig.gradient_accumulation=5 does not divide batch_size=32; nearest that does: 4",
+    ),
+    "negative guidance": (
+        lambda: c.SamplingConfig(guidance_scale=-1.0),
+        "SamplingConfig.guidance_scale=-1.0 must not be negative",
+    ),
+    "mesh axis of no devices": (
+        lambda: c.MeshConfig(fsdp=0),
+        "MeshConfig.fsdp=0 must be positive, or -1 for the rest",
+    ),
+    "two rests": (
+        lambda: c.MeshConfig(data=-1, tensor=-1),
+        "MeshConfig has more than one -1: {'data': -1, 'fsdp': 1, 'tensor': -1}; at most one axis",
+    ),
+    "negative seed": (
+        lambda: c.Experiment(seed=-3),
+        "Experiment.seed=-3 must not be negative",
+    ),
+    "image size": (
+        lambda: c.Experiment(data=c.DataConfig(image_size=50)),
+        "data.image_size=50 is not divisible by 16 (the autoencoder's downsample_factor=4 times 2 for each further "
+        "level of the denoiser); nearest usable: 48 and 64",
+    ),
+    "context that nothing looks at": (
+        lambda: c.Experiment(conditioning=c.ClassConditioning(), denoiser=c.UNetConfig(attention="self")),
+        "denoiser.attention=self cannot see the context of conditioning=ClassConditioning; "
+        "use denoiser.attention=transformer",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused_with_its_value_and_what_would_fit(name: str):
+    make, message = REFUSED[name]
+    with pytest.raises(UserError, match=re.escape(message)):
+        make()
+
+
+def config_classes() -> list[type]:
+    return [kind for kind in vars(c).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+
+
+@pytest.mark.parametrize("kind", config_classes(), ids=lambda kind: kind.__name__)
+def test_every_configuration_is_frozen_and_has_defaults_that_work(kind: type):
+    config = kind()
+    assert kind.__doc__
+    for field in dataclasses.fields(kind):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config, field.name, None)
+
+
+@pytest.mark.parametrize("kind", config_classes(), ids=lambda kind: kind.__name__)
+def test_saved_and_restored_is_the_same(kind: type):
+    config = kind()
+    assert c.from_dict(json.loads(json.dumps(c.to_dict(config)))) == config
+
+
+@given(st.integers(1, 400), st.integers(1, 400))
+def test_nearest_divisor_divides_and_none_is_nearer(number: int, wanted: int):
+    found = c.nearest_divisor(number, wanted)
+    assert number % found == 0
+    assert all(abs(d - wanted) >= abs(found - wanted) for d in range(1, number + 1) if number % d == 0)
+
+
+@pytest.mark.parametrize("size", [1, 15, 17, 100])
+def test_the_sizes_that_a_message_offers_work(size: int):
+    with pytest.raises(UserError) as caught:
+        c.Experiment(data=c.DataConfig(image_size=size))
+    offered = re.search(r"nearest usable: (\d+) and (\d+)", str(caught.value))
+    assert offered is not None
+    for usable in map(int, offered.groups()):
+        c.Experiment(data=c.DataConfig(image_size=usable))
+
+
+def test_a_choice_of_class_survives_saving():
+    config = c.Experiment(
+        data=c.DataConfig(source=c.ImageFolder(directory="/pictures")),
+        first_stage=c.FirstStageConfig(autoencoder=c.AutoencoderVQConfig(codebook_size=77)),
+        conditioning=c.ClassConditioning(num_classes=3),
+        denoiser=c.UNetConfig(transformer_depth=(1, 2, 3)),
+    )
+    assert c.from_dict(json.loads(json.dumps(c.to_dict(config)))) == config
+
+
+def test_unknown_type_and_field_are_named():
+    with pytest.raises(UserError, match="the saved configuration holds an unknown type 'Diffuser'"):
+        c.from_dict({"type": "Diffuser"})
+    with pytest.raises(UserError, match="unknown type None"):
+        c.from_dict({"seed": 1})
+    with pytest.raises(UserError, match=r"the saved Shapes has unknown fields \['colour'\]; known: \['num_examples'\]"):
+        c.from_dict({"type": "Shapes", "colour": "red"})
+
+
+def test_nothing_but_a_configuration_is_made_from_a_file():
+    for name in ("UserError", "Path", "__builtins__", "load_experiment"):
+        with pytest.raises(UserError, match="unknown type"):
+            c.from_dict({"type": name})
+
+
+def test_experiment_files(tmp_path: Path):
+    path = tmp_path / "config.json"
+    experiment = c.load_experiment("smoke")
+    c.save_experiment(experiment, path)
+    assert c.restore_experiment(path) == experiment
+    with pytest.raises(
+        UserError, match=re.escape(f"{tmp_path / 'no/config.json'} does not exist: {tmp_path / 'no'} is no")
+    ):
+        c.restore_experiment(tmp_path / "no" / "config.json")
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(
+        UserError, match=r"config.json is not valid JSON \(.*\); restore it or train into another folder"
+    ):
+        c.restore_experiment(path)
+    path.write_text(json.dumps(c.to_dict(c.Shapes())))
+    with pytest.raises(UserError, match="holds a Shapes, not an Experiment"):
+        c.restore_experiment(path)
+
+
+def test_an_unknown_experiment_is_answered_with_the_nearest_names():
+    known = ", ".join(c.experiment_names())
+    with pytest.raises(UserError, match=f"unknown experiment 'smoek': did you mean smoke.*known experiments: {known}"):
+        c.load_experiment("smoek")
+    with pytest.raises(UserError, match=f"unknown experiment 'zzzzzz': known experiments: {known}"):
+        c.load_experiment("zzzzzz")
+
+
+def test_an_experiment_can_be_any_file_with_get_config(tmp_path: Path):
+    path = tmp_path / "mine.py"
+    path.write_text("from ldm_jax.config import Experiment\n\ndef get_config():\n    return Experiment(name='mine')\n")
+    assert c.load_experiment(str(path)).name == "mine"
+    path.write_text("x = 1\n")
+    with pytest.raises(UserError, match=r"mine.py defines no get_config\(\); an experiment file returns an Experiment"):
+        c.load_experiment(str(path))
+
+
+def test_differences_name_the_fields_with_both_values():
+    old = c.Experiment()
+    assert list(c.differences(old, old)) == []
+    new = dataclasses.replace(old, seed=1, data=c.DataConfig(horizontal_flip=True))
+    assert list(c.differences(old, new)) == ["seed: 0 -> 1", "data.horizontal_flip: False -> True"]
+    other = dataclasses.replace(old, conditioning=c.ClassConditioning())
+    (line,) = c.differences(old, other)
+    assert line.startswith("conditioning: Unconditional() -> ClassConditioning(")
+
+
+def test_how_a_run_is_executed_is_no_difference():
+    old = c.Experiment()
+    training = dataclasses.replace(old.training, log_every=1, eval_every=1, sample_every=1, checkpoint_every=1)
+    new = dataclasses.replace(
+        old,
+        mesh=c.MeshConfig(fsdp=2),
+        training=dataclasses.replace(training, keep_checkpoints=9),
+        data=dataclasses.replace(old.data, cache_dir="/elsewhere", num_threads=0),
+    )
+    assert new != old
+    assert list(c.differences(old, new)) == []
+    assert list(c.differences(old, dataclasses.replace(new, training=c.TrainingConfig(num_steps=2)))) != []
+
+
+def test_the_help_texts_are_complete():
+    """tyro shows a field's docstring; a field without one would have an empty help text."""
+    source = Path(c.__file__).read_text()
+    for kind in config_classes():
+        for field in dataclasses.fields(kind):
+            described = re.search(rf'^    {field.name}: .*(?:\n        .*)*\n    """', source, re.MULTILINE)
+            nested = field.default is dataclasses.MISSING  # then the class of the field describes it
+            assert described or nested, f"{kind.__name__}.{field.name} has no docstring"
+
+
+def test_types_resolve():
+    for kind in config_classes():
+        assert set(c.field_types(kind)) == {field.name for field in dataclasses.fields(kind)}

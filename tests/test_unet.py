@@ -1,0 +1,290 @@
+"""The U-Net: PyTorch's numbers, the published parameter counts, and what every option changes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_weights import assert_close_to_torch, golden_arrays, golden_params
+from module_trials import abstract_call, num_params, param_shapes, quick_jit, random_array, random_params
+
+from ldm_jax.config import UNetConfig
+from ldm_jax.denoiser.unet import UNet
+
+GOLDEN_CONFIGS = {
+    "unet_sd1": UNetConfig(
+        base_channels=16,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        num_groups=8,
+        attention_levels=(0,),
+        num_heads=4,
+        num_head_channels=None,
+    ),
+    "unet_sd2": UNetConfig(
+        base_channels=16,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        num_groups=8,
+        attention_levels=(0,),
+        num_heads=(2, 4),
+        num_head_channels=None,
+        linear_projection=True,
+    ),
+    "unet_ldm_uncond": UNetConfig(
+        base_channels=16,
+        channel_mult=(1, 2),
+        num_groups=8,
+        attention_levels=(1,),
+        num_head_channels=8,
+        attention="self",
+    ),
+}
+T = jnp.array([3, 500, 999])
+
+
+def tiny(**changes) -> UNetConfig:
+    defaults = {"base_channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "num_groups": 4}
+    return UNetConfig(**{**defaults, "attention_levels": (1,), "num_head_channels": 4, **changes})
+
+
+def abstract(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def shapes_of(config: UNetConfig, context: bool = True, **kwargs) -> dict[str, tuple[int, ...]]:
+    """Parameter shapes for latents [2, 8, 4, 3] and a context [2, 5, 6]."""
+    zt = abstract(2, *(4, 8, 4)[-config.spatial_dims :], 3)
+    return param_shapes(UNet(config, 3), zt, abstract(2, dtype=jnp.int32), abstract(2, 5, 6) if context else None, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def golden_unet():
+    """Inputs, outputs and compiled call of each golden case."""
+    cases = {}
+
+    def load(case: str):
+        if case not in cases:
+            golden, params = golden_arrays(case), golden_params(case, num_levels=2)
+            unet = UNet(GOLDEN_CONFIGS[case], golden["sample"].shape[-1])
+            cases[case] = golden, quick_jit(lambda *args: unet.apply({"params": params}, *args))
+        return cases[case]
+
+    return load
+
+
+@pytest.mark.parametrize("case", GOLDEN_CONFIGS)
+def test_it_computes_what_pytorch_computes(golden_unet, case: str) -> None:
+    golden, unet = golden_unet(case)
+    inputs = [golden[name] for name in ("sample", "timestep", "encoder_hidden_states") if name in golden]
+    assert_close_to_torch(unet(*inputs), golden["out"])
+
+
+@pytest.mark.parametrize(
+    ("channels", "context", "changes", "count"),
+    [
+        pytest.param(
+            4,
+            (77, 768),
+            {
+                "base_channels": 320,
+                "channel_mult": (1, 2, 4, 4),
+                "attention_levels": (0, 1, 2),
+                "num_heads": 8,
+                "num_head_channels": None,
+            },
+            859_520_964,
+            id="stable diffusion 1",
+        ),
+        pytest.param(
+            3,
+            None,
+            {
+                "base_channels": 224,
+                "channel_mult": (1, 2, 3, 4),
+                "attention_levels": (1, 2, 3),
+                "num_head_channels": 32,
+                "attention": "self",
+            },
+            274_056_163,
+            id="celeba256",
+        ),
+        pytest.param(
+            4,
+            None,
+            {
+                "base_channels": 192,
+                "channel_mult": (1, 2, 2, 4, 4),
+                "attention_levels": (0, 1, 2, 3),
+                "num_heads": 8,
+                "num_head_channels": None,
+                "attention": "self",
+                "scale_shift_norm": True,
+                "resample_with_res_blocks": True,
+            },
+            294_966_916,
+            id="lsun_churches256",
+        ),
+        pytest.param(
+            4,
+            (1, 512),
+            {"base_channels": 256, "channel_mult": (1, 2, 4), "attention_levels": (0, 1, 2), "num_head_channels": 32},
+            394_984_196,
+            id="cin256",
+        ),
+        pytest.param(
+            3,
+            (92, 512),
+            {
+                "base_channels": 128,
+                "channel_mult": (1, 2, 3, 4),
+                "attention_levels": (1, 2, 3),
+                "num_head_channels": 32,
+                "transformer_depth": 3,
+            },
+            246_277_379,
+            id="layout2img256",
+        ),
+    ],
+)
+def test_parameter_counts_are_those_published(
+    channels: int, context: tuple[int, int] | None, changes: dict, count: int
+) -> None:
+    unet = UNet(UNetConfig(**changes), channels)
+    arguments = (abstract(1, 16, 16, channels), abstract(1, dtype=jnp.int32))
+    assert num_params(unet, *arguments, None if context is None else abstract(1, *context)) == count
+
+
+def test_it_starts_by_predicting_zero() -> None:
+    unet = UNet(tiny(channel_mult=(1,), attention_levels=()), 3)
+    zt, context = random_array(3, 4, 4, 3), random_array(3, 2, 6)
+    first = quick_jit(lambda *a: unet.init_with_output(jax.random.key(0), *a)[0])(zt, T, context)
+    np.testing.assert_array_equal(first, jnp.zeros(zt.shape))
+
+
+def test_samples_are_kept_apart_and_their_order_does_not_matter(golden_unet) -> None:
+    golden, unet = golden_unet("unet_sd1")
+    zt, t, context, out = (golden[k] for k in ("sample", "timestep", "encoder_hidden_states", "out"))
+    np.testing.assert_allclose(unet(zt[::-1], t[::-1], context[::-1]), out[::-1], atol=2e-5)
+    other = unet(zt.at[1].set(0.0), t.at[1].set(5), context.at[1].add(1.0))
+    np.testing.assert_allclose(other[0], out[0], atol=2e-5)
+    assert np.abs(other[1] - out[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("changed", ["timestep", "encoder_hidden_states"])
+def test_time_and_context_are_seen(golden_unet, changed: str) -> None:
+    golden, unet = golden_unet("unet_sd1")
+    inputs = {k: golden[k] for k in ("sample", "timestep", "encoder_hidden_states")}
+    inputs[changed] = inputs[changed].at[0].set(inputs[changed][1])
+    assert np.abs(unet(*inputs.values())[0] - golden["out"][0]).max() > 0.01
+
+
+def test_the_order_of_context_tokens_does_not_matter(golden_unet) -> None:
+    """Cross-attention knows no positions: they are the text encoder's to give."""
+    golden, unet = golden_unet("unet_sd1")
+    reversed_context = unet(golden["sample"], golden["timestep"], golden["encoder_hidden_states"][:, ::-1])
+    np.testing.assert_allclose(reversed_context, golden["out"], atol=2e-5)
+
+
+def test_all_options_together_run_and_see_class_and_map() -> None:
+    config = tiny(
+        attention_levels=(0, 1),
+        transformer_depth=(1, 2),
+        num_heads=(1, 4),
+        num_head_channels=None,
+        num_classes=4,
+        linear_projection=True,
+        scale_shift_norm=True,
+        resample_with_res_blocks=True,
+        dropout=0.5,
+    )
+    unet = UNet(config, 2)
+    arguments = (random_array(3, 8, 4, 2), T, random_array(3, 5, 6), jnp.array([0, 1, 3]), random_array(3, 8, 4, 1))
+    params = random_params(unet, *arguments)
+    predict = quick_jit(lambda *args: unet.apply({"params": params}, *args))
+    out = predict(*arguments)
+    assert out.shape == (3, 8, 4, 2) and np.all(np.isfinite(out))
+    zt, t, context, labels, concat = arguments
+    for other in (
+        predict(zt, t, context, labels.at[2].set(2), concat),
+        predict(zt, t, context, labels, concat.at[2].add(1.0)),
+    ):
+        np.testing.assert_allclose(other[:2], out[:2], atol=1e-5)
+        assert np.abs(other[2] - out[2]).max() > 1e-2
+
+
+@pytest.mark.parametrize("spatial", [(8,), (2, 4, 8)])
+def test_sequences_and_volumes(spatial: tuple[int, ...]) -> None:
+    unet = UNet(tiny(spatial_dims=len(spatial)), 3)
+    zt, context = random_array(3, *spatial, 3), random_array(3, 5, 6)
+    params = random_params(unet, zt, T, context)
+    predict = quick_jit(lambda *args: unet.apply({"params": params}, *args))
+    out = predict(zt, T, context)
+    assert out.shape == zt.shape and np.all(np.isfinite(out))
+    order = np.array([2, 0, 1])
+    np.testing.assert_allclose(predict(zt[order], T[order], context[order]), out[order], atol=1e-5)
+
+
+def test_any_size_that_halves_at_each_level_is_accepted() -> None:
+    unet = UNet(tiny(channel_mult=(1, 1, 2)), 3)
+    out, _ = abstract_call(unet, abstract(2, 20, 12, 3), abstract(2, dtype=jnp.int32), abstract(2, 5, 6))
+    assert out.shape == (2, 20, 12, 3)
+
+
+def test_parameter_paths_read_like_the_figure() -> None:
+    shapes = shapes_of(tiny())
+    assert {path.split("/")[0] for path in shapes} == {
+        *("time", "conv_in", "down_0", "down_1", "mid", "up_1", "up_0", "norm_out", "conv_out")
+    }
+    assert shapes["down_1/block_0/attention/block_0/self_attention/query/kernel"] == (16, 16)
+    assert shapes["down_1/block_0/attention/block_0/cross_attention/key/kernel"] == (6, 16)
+    assert shapes["down_0/resample/downsample/conv/kernel"] == (3, 3, 8, 8)
+    assert shapes["up_1/resample/upsample/conv/kernel"] == (3, 3, 16, 16)
+    assert shapes["up_0/block_1/resnet/conv_0/kernel"] == (3, 3, 16, 8)
+    assert shapes["time/dense_0/kernel"] == (8, 32)
+    assert not [path for path in shapes if path.startswith(("down_1/resample", "up_0/resample"))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "new"),
+    [
+        ({"num_classes": 5}, {"class_embedding/embedding": (5, 32)}),
+        ({"transformer_depth": (1, 2)}, {"mid/block_0/attention/block_1/norm_0/scale": (16,)}),
+        ({"scale_shift_norm": True}, {"mid/block_0/resnet/embedding/kernel": (32, 32)}),
+        ({"resample_with_res_blocks": True}, {"down_0/resample/resnet/conv_1/kernel": (3, 3, 8, 8)}),
+        ({"linear_projection": True}, {"mid/block_0/attention/project_in/kernel": (16, 16)}),
+        ({"attention_levels": ()}, {"mid/block_0/attention/project_in/kernel": (1, 1, 16, 16)}),
+        ({"num_res_blocks": 2}, {"up_0/block_2/resnet/conv_0/kernel": (3, 3, 16, 8)}),
+        ({"num_heads": (2, 8), "num_head_channels": None}, {"mid/block_0/attention/norm/scale": (16,)}),
+        ({"spatial_dims": 1}, {"conv_in/kernel": (3, 3, 8)}),
+    ],
+)
+def test_options_change_the_parameter_tree(changes: dict, new: dict) -> None:
+    labels = abstract(2, dtype=jnp.int32) if "num_classes" in changes else None
+    shapes = shapes_of(tiny(**changes), class_labels=labels)
+    assert new.items() <= shapes.items()
+    if changes.get("attention_levels") == ():
+        assert not [path for path in shapes if "/attention/" in path and not path.startswith("mid/")]
+
+
+def test_concatenated_maps_widen_the_first_convolution_only() -> None:
+    plain, wide = shapes_of(tiny()), shapes_of(tiny(), concat=abstract(2, 8, 4, 2))
+    assert wide.pop("conv_in/kernel") == (3, 3, 5, 8)
+    assert plain.pop("conv_in/kernel") == (3, 3, 3, 8)
+    assert plain == wide
+
+
+def test_plain_attention_has_no_cross_attention_and_ignores_a_context() -> None:
+    with_context, without = (shapes_of(tiny(attention="self"), context) for context in (True, False))
+    assert with_context == without
+    assert with_context["mid/block_0/attention/attention/query/bias"] == (16,)
+
+
+def test_bfloat16_is_close_and_keeps_float32_parameters_and_predictions(golden_unet) -> None:
+    golden, _ = golden_unet("unet_sd1")
+    inputs = [golden[name] for name in ("sample", "timestep", "encoder_hidden_states")]
+    unet = UNet(GOLDEN_CONFIGS["unet_sd1"], 4, jnp.bfloat16)
+    out, params = abstract_call(unet, *inputs)
+    assert {leaf.dtype for leaf in jax.tree.leaves((out, params))} == {jnp.dtype("float32")}
+    out = quick_jit(unet.apply)({"params": golden_params("unet_sd1", num_levels=2)}, *inputs)
+    error = np.sqrt(np.mean(np.square(out - golden["out"])))
+    assert 1e-4 < error < 0.03 * np.std(golden["out"])

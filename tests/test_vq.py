@@ -1,0 +1,155 @@
+"""The VQ autoencoder: PyTorch's numbers, the nearest code by brute force, and where gradients go."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_weights import assert_close_to_torch, golden_arrays, golden_params
+from module_trials import num_params, quick_jit, random_array, random_params
+
+from ldm_jax import rng
+from ldm_jax.autoencoder.build import make_autoencoder
+from ldm_jax.autoencoder.vq import AutoencoderVQ, Codebook, perplexity
+from ldm_jax.config import AutoencoderVQConfig
+
+GOLDEN_CONFIG = AutoencoderVQConfig(
+    base_channels=16, channel_mult=(1, 2), num_res_blocks=1, num_groups=8, latent_channels=3, codebook_size=64
+)
+TINY = AutoencoderVQConfig(
+    base_channels=4,
+    channel_mult=(1,),
+    num_res_blocks=1,
+    mid_attention=False,
+    patch_size=2,
+    num_groups=2,
+    latent_channels=2,
+    codebook_size=16,
+    codebook_weight=2.0,
+    commitment_cost=0.25,
+)
+KEYS = rng.sample_keys(rng.root_key(0), jnp.arange(2))
+PICTURE = random_array(2, 8, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({"channel_mult": (1, 2, 4), "latent_channels": 3}, 55_322_782),  # vq-f4
+        ({"channel_mult": (1, 2, 4), "latent_channels": 3, "mid_attention": False}, 53_219_486),  # vq-f4-noattn
+        (
+            {"channel_mult": (1, 2, 2, 4), "latent_channels": 4, "attention_levels": (3,), "codebook_size": 16384},
+            67_717_295,  # vq-f8
+        ),
+    ],
+)
+def test_parameter_counts_are_those_published(changes: dict, count: int) -> None:
+    module = make_autoencoder(AutoencoderVQConfig(**changes), 3, "float32")
+    assert num_params(module, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32), KEYS[:1]) == count
+
+
+def test_it_computes_what_pytorch_computes() -> None:
+    golden, params = golden_arrays("autoencoder_vq"), golden_params("autoencoder_vq", num_levels=2)
+    module = AutoencoderVQ(GOLDEN_CONFIG)
+
+    def call(method: str, x: jax.Array):
+        return quick_jit(lambda p, x: module.apply({"params": p}, x, method=method))(params, x)
+
+    assert_close_to_torch(call("encode", golden["sample"]).mode(), golden["latents"])
+    zq, indices = call("quantize", golden["latents"])
+    np.testing.assert_array_equal(indices.reshape(-1), golden["indices"])
+    assert_close_to_torch(zq, golden["quantized"])
+    assert_close_to_torch(call("decode", golden["latents"]), golden["reconstruction"])
+
+
+@pytest.mark.parametrize("spread", [1e-4, 1.0])
+def test_the_nearest_code_by_brute_force(spread: float) -> None:
+    """Also for codes as close together as the initial ones are, far from the latents."""
+    codes, z = spread * random_array(200, 3), random_array(2, 5, 4, 3, seed=1)
+    indices = Codebook(200, 3).apply({"params": {"embedding": codes}}, z, method="indices")
+    exact = np.asarray(z, np.float64)[..., None, :] - np.asarray(codes, np.float64)
+    np.testing.assert_array_equal(indices, np.sum(exact**2, axis=-1).argmin(axis=-1))
+
+
+def test_a_code_is_its_own_nearest_code() -> None:
+    book = Codebook(50, 4)
+    variables = {"params": {"embedding": random_array(50, 4)}}
+    every = jnp.arange(50).reshape(2, 25)
+    codes = book.apply(variables, every, method="look_up")
+    assert codes.shape == (2, 25, 4)
+    np.testing.assert_array_equal(book.apply(variables, codes, method="indices"), every)
+
+
+def test_codes_start_uniformly_within_one_over_their_number() -> None:
+    codes = Codebook(64, 3).init(jax.random.key(0), jnp.arange(4)[None], method="look_up")["params"]["embedding"]
+    assert np.abs(codes).max() <= 1 / 64 and np.abs(codes).max() > 0.9 / 64
+    np.testing.assert_allclose(np.std(codes), 1 / 64 / np.sqrt(3), rtol=0.15)
+
+
+def test_perplexity_counts_the_codes_in_use() -> None:
+    assert perplexity(jnp.zeros((4, 5), jnp.int32), 16) == pytest.approx(1.0)
+    assert perplexity(jnp.arange(16).reshape(4, 4), 16) == pytest.approx(16.0, rel=1e-5)
+    assert perplexity(jnp.array([[0, 0, 7, 7]]), 16) == pytest.approx(2.0, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """Everything that the tests below ask of the tiny autoencoder, from one compilation."""
+    module = AutoencoderVQ(TINY)
+    params = random_params(module, PICTURE, KEYS)
+
+    def call(params):
+        reconstruction, regulariser, metrics = module.apply({"params": params}, PICTURE, KEYS)
+        return jnp.stack([jnp.sum(reconstruction), jnp.sum(regulariser)]), (reconstruction, regulariser, metrics)
+
+    def results(params):
+        variables = {"params": params}
+        posterior = module.apply(variables, PICTURE, method="encode")
+        zq, indices = module.apply(variables, posterior.mode(), method="quantize")
+        decoded = module.apply(variables, posterior.mode(), method="decode")
+        _, pull_back, outputs = jax.vjp(call, params, has_aux=True)
+        gradients = [pull_back(which)[0] for which in jnp.eye(2)]  # of the reconstruction, of the regulariser
+        return {"posterior": posterior, "zq": zq, "indices": indices, "decoded": decoded}, outputs, gradients
+
+    return quick_jit(results)(params)
+
+
+def largest(gradient: dict) -> dict[str, float]:
+    """Largest value of the gradient in each part of the autoencoder."""
+    return {part: max(float(jnp.abs(g).max()) for g in jax.tree.leaves(tree)) for part, tree in gradient.items()}
+
+
+def test_the_reconstruction_teaches_the_encoder_straight_through_and_not_the_codes(tiny) -> None:
+    gradient = largest(tiny[2][0])
+    assert gradient["encoder"] > 1e-3 and gradient["decoder"] > 1e-3
+    assert gradient["codebook"] == 0
+
+
+def test_the_regulariser_teaches_codes_and_encoder_and_not_the_decoder(tiny) -> None:
+    gradient = largest(tiny[2][1])
+    assert gradient["encoder"] > 1e-4 and gradient["codebook"] > 1e-4
+    assert gradient["decoder"] == 0
+
+
+def test_the_codes_gradient_is_twice_the_weighted_distance_to_their_latents(tiny) -> None:
+    """Equation (2): each code is pulled to the latents that chose it; the commitment term does not touch it."""
+    parts, _, gradients = tiny
+    z, zq = parts["posterior"].mode(), parts["zq"]
+    expected = np.zeros((16, 2))
+    np.add.at(expected, np.ravel(parts["indices"]), 2.0 * 2 * np.asarray(zq - z).reshape(-1, 2) / z[0].size)
+    np.testing.assert_allclose(gradients[1]["codebook"]["embedding"], expected, atol=1e-5)
+
+
+def test_the_forward_pass_is_the_decoded_code_and_the_weighted_distance_to_it(tiny) -> None:
+    parts, (reconstruction, regulariser, metrics), _ = tiny
+    assert reconstruction.shape == PICTURE.shape
+    np.testing.assert_allclose(reconstruction, parts["decoded"], atol=1e-5)
+    distance = np.mean(np.square(parts["posterior"].mode() - parts["zq"]), axis=(1, 2, 3))
+    np.testing.assert_allclose(regulariser, 2.0 * (1 + 0.25) * distance, rtol=1e-5)
+    np.testing.assert_allclose(metrics["codebook_loss"], distance.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["perplexity"], perplexity(parts["indices"], 16), rtol=1e-5)
+
+
+def test_the_posterior_is_a_point(tiny) -> None:
+    posterior = tiny[0]["posterior"]
+    assert posterior.mean.shape == (2, 4, 2, 2)
+    np.testing.assert_array_equal(posterior.sample(KEYS), posterior.mode())
