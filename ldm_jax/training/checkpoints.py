@@ -1,9 +1,9 @@
 """Checkpoints that are complete or not there: written by Orbax in the background, sealed with checksums, then verified.
 
 A checkpoint of step s is the folder `s/` and, once that is complete, its seal `s.json` with the size and CRC-32 of
-every file: Orbax itself notices neither a flipped bit nor a half-deleted folder. A folder without a seal was interrupted
-and does not count; a folder that contradicts its seal is damaged, is named, and an older one is used. Old ones lose
-their seal first and their folder second, so that being killed in between leaves nothing that looks whole.
+every file: Orbax itself notices neither a flipped bit nor a half-deleted folder. A folder without a seal was
+interrupted and does not count; one that contradicts its seal is damaged, is named, and an older one is used. Old
+ones lose their seal first and their folder second, so being killed in between leaves nothing that looks whole.
 """
 
 import json
