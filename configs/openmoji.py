@@ -23,12 +23,12 @@ def get_config() -> Experiment:
         data=DataConfig(source=OpenMoji(), image_size=32, horizontal_flip=True),
         first_stage=FirstStageConfig(
             autoencoder=AutoencoderKLConfig(
-                base_channels=128, channel_mult=(1,), num_res_blocks=2, patch_size=4, latent_channels=4
+                base_channels=128, channel_mult=(1,), num_res_blocks=1, patch_size=4, latent_channels=4
             ),
             training=TrainingConfig(
-                batch_size=32, num_steps=1000, ema_decay=0.99, eval_every=250, sample_every=500, checkpoint_every=500
+                batch_size=16, num_steps=1200, ema_decay=0.99, eval_every=300, sample_every=600, checkpoint_every=600
             ),
-            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, decay="cosine"),
+            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, decay="cosine"),
         ),
         conditioning=TextConditioning(vocab_size=2048, context_length=16, context_dim=128, num_layers=2, num_heads=4),
         denoiser=UNetConfig(

@@ -122,16 +122,12 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "sample"
 
 
 def start_jax() -> None:
-    """Switch the compilation cache on, in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    """Switch the compilation cache on, in the user's cache folder, before jax is imported; jax's own variables win."""
     from ldm_jax.data.preparation import default_cache_dir
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import jax
-
-    if jax.config.read("jax_compilation_cache_dir") is None:
-        jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(default_cache_dir() / "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
