@@ -450,6 +450,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "learning_rate", "epsilon")
         _require_fraction(self, "beta1", "beta2", "final_learning_rate_ratio")
+        for name in ("beta1", "beta2"):
+            _require(getattr(self, name) < 1, f"OptimizerConfig.{name}=1 never learns; use less, such as 0.9 or 0.999")
         _require(
             self.warmup_steps >= 0,
             f"OptimizerConfig.warmup_steps={self.warmup_steps} must not be negative",
@@ -587,6 +589,17 @@ class Experiment:
             f"data.image_size={size} is not divisible by {factor} (the autoencoder's downsample_factor="
             f"{autoencoder.downsample_factor} times 2 for each further level of the denoiser); "
             f"nearest usable: {below} and {below + factor}",
+        )
+        _require(
+            autoencoder.spatial_dims == self.denoiser.spatial_dims,
+            f"denoiser.spatial_dims={self.denoiser.spatial_dims} is not that of the autoencoder, whose latents it "
+            f"denoises: use {autoencoder.spatial_dims}",
+        )
+        steps, timesteps = self.sampling.num_sample_steps, self.diffusion.schedule.num_train_timesteps
+        _require(
+            steps <= timesteps,
+            f"sampling.num_sample_steps={steps} is more than diffusion.schedule.num_train_timesteps={timesteps}; "
+            f"use at most {timesteps}",
         )
         _require(
             self.denoiser.attention == "transformer" or isinstance(self.conditioning, Unconditional),

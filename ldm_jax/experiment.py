@@ -70,7 +70,7 @@ def _draw_samples(work: Workspace, state: TrainState, step: int) -> None:
         inputs = session.prompt_inputs([prompt for prompt in labels for _ in range(per_row)])
     elif isinstance(conditioning, ClassConditioning):
         labels = [session.class_names[i] for i in range(conditioning.num_classes)][:_HELDOUT_ROWS]
-        inputs = session.class_inputs([str(i) for i in range(len(labels)) for _ in range(per_row)])
+        inputs = session.class_inputs([label for label in labels for _ in range(per_row)])
     else:
         labels = [""] * per_row
         inputs = session.null_inputs(per_row * per_row)

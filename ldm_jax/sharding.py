@@ -65,9 +65,9 @@ def parameter_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) ->
 
 def _tensor_dim(path: tuple[str, ...], shape: tuple[int, ...]) -> int | None:
     layer, leaf = (path[-2], path[-1]) if len(path) >= 2 else ("", "")
-    if layer in _SPLIT_OUTPUT and leaf in ("kernel", "bias"):
+    if layer in _SPLIT_OUTPUT and leaf in ("kernel", "bias") and len(shape) >= 1:
         return len(shape) - 1
-    if layer in _SPLIT_INPUT and leaf == "kernel":
+    if layer in _SPLIT_INPUT and leaf == "kernel" and len(shape) >= 2:
         return len(shape) - 2
     return None
 

@@ -147,12 +147,13 @@ def test_a_dense_projection_is_a_convolution_of_one_position() -> None:
         assert params[name]["kernel"].shape == (1, 1, 8, 8)
         flat[name] = {**params[name], "kernel": params[name]["kernel"][0, 0]}
     assert jax.tree.map(jnp.shape, flat) == jax.tree.map(jnp.shape, random_params(dense, MAP, CONTEXT))
-    np.testing.assert_allclose(
-        apply(dense, flat, MAP, CONTEXT), apply(convolving, params, MAP, CONTEXT), atol=1e-5
-    )
+    np.testing.assert_allclose(apply(dense, flat, MAP, CONTEXT), apply(convolving, params, MAP, CONTEXT), atol=1e-5)
 
 
 def test_depth_counts_transformer_blocks() -> None:
     paths = param_shapes(SpatialTransformer(2, 3, num_groups=4), MAP, CONTEXT)
-    assert {path.split("/")[0] for path in paths} == {*("norm", "project_in", "project_out"), *map("block_{}".format, range(3))}
+    assert {path.split("/")[0] for path in paths} == {
+        *("norm", "project_in", "project_out"),
+        *map("block_{}".format, range(3)),
+    }
     assert "block_2/cross_attention/query/kernel" in paths

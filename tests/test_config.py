@@ -95,6 +95,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: c.TrainingConfig(batch_size=32, gradient_accumulation=5),
         "TrainingConfig.gradient_accumulation=5 does not divide batch_size=32; nearest that does: 4",
     ),
+    "a moment that never forgets": (
+        lambda: c.OptimizerConfig(beta2=1.0),
+        "OptimizerConfig.beta2=1 never learns; use less, such as 0.9 or 0.999",
+    ),
     "negative guidance": (
         lambda: c.SamplingConfig(guidance_scale=-1.0),
         "SamplingConfig.guidance_scale=-1.0 must not be negative",
@@ -115,6 +119,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: c.Experiment(data=c.DataConfig(image_size=50)),
         "data.image_size=50 is not divisible by 16 (the autoencoder's downsample_factor=4 times 2 for each further "
         "level of the denoiser); nearest usable: 48 and 64",
+    ),
+    "more steps than timesteps": (
+        lambda: c.Experiment(sampling=c.SamplingConfig(num_sample_steps=1001)),
+        "sampling.num_sample_steps=1001 is more than diffusion.schedule.num_train_timesteps=1000; use at most 1000",
+    ),
+    "denoiser of another dimension": (
+        lambda: c.Experiment(denoiser=c.UNetConfig(spatial_dims=1)),
+        "denoiser.spatial_dims=1 is not that of the autoencoder, whose latents it denoises: use 2",
     ),
     "context that nothing looks at": (
         lambda: c.Experiment(conditioning=c.ClassConditioning(), denoiser=c.UNetConfig(attention="self")),

@@ -42,7 +42,9 @@ def test_it_loads_and_survives_saving(name: str):
 def test_its_docstring_gives_the_command_and_what_was_measured(name: str):
     text = docstring(name)
     assert re.search(rf"python train\.py( {name}\b|$)", text, re.MULTILINE), "the command that runs it"
-    assert re.search(r"\b20\d\d-\d\d-\d\d\b", text) or "not measured" in text.lower(), "the date of its numbers, or none"
+    assert re.search(r"\b20\d\d-\d\d-\d\d\b", text) or "not measured" in text.lower(), (
+        "the date of its numbers, or none"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -75,7 +75,7 @@ def test_a_patch_moves_space_into_the_first_and_last_convolutions() -> None:
 
 @pytest.mark.parametrize("spatial", [(16,), (2, 8, 4)])
 def test_sequences_and_volumes_are_encoded_sample_by_sample(spatial: tuple[int, ...]) -> None:
-    encoder = Encoder(tiny(spatial_dims=len(spatial), attention_levels=(1,)), 3)
+    encoder = Encoder(tiny(spatial_dims=len(spatial)), 3)
     x = random_array(3, *spatial, 2)
     params = random_params(encoder, x)
     encode = quick_jit(lambda x: encoder.apply({"params": params}, x))

@@ -57,9 +57,12 @@ def test_the_embedding_enters_as_the_equations_say(scale_shift_norm: bool) -> No
     assert params["embedding"]["kernel"].shape == (12, 16 if scale_shift_norm else 8)
 
     def convolve(x, layer):
-        return jax.lax.conv_general_dilated(
-            x, params[layer]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        ) + params[layer]["bias"]
+        return (
+            jax.lax.conv_general_dilated(
+                x, params[layer]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            + params[layer]["bias"]
+        )
 
     def norm(x, layer):
         return group_norm(x, params[layer]["scale"], params[layer]["bias"], 4, 1e-5)

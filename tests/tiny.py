@@ -3,61 +3,33 @@
 import dataclasses
 from pathlib import Path
 
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ldm_jax import rng, sharding
 from ldm_jax.config import (
-    AutoencoderKLConfig,
     AutoencoderVQConfig,
     ClassConditioning,
     Conditioning,
-    DataConfig,
-    DiffusionConfig,
     Experiment,
-    FirstStageConfig,
-    OptimizerConfig,
-    SamplingConfig,
+    MeshConfig,
     Shapes,
     TextConditioning,
     TrainingConfig,
     Unconditional,
-    UNetConfig,
+    load_experiment,
 )
 from ldm_jax.data.shapes import SHAPES
+from ldm_jax.model import LatentDiffusion, Params
 
-TRAINING = TrainingConfig(
-    batch_size=8, num_steps=4, log_every=1, eval_every=2, sample_every=4, checkpoint_every=2, ema_decay=0.9
-)
-OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=2)
 TEXT = TextConditioning(vocab_size=300, context_length=8, context_dim=8, num_layers=1, num_heads=2)
 CLASSES = ClassConditioning(num_classes=len(SHAPES), context_dim=8)
-AUTOENCODER = AutoencoderKLConfig(
-    base_channels=8,
-    channel_mult=(1,),
-    num_res_blocks=1,
-    mid_attention=False,
-    latent_channels=2,
-    patch_size=2,
-    num_groups=4,
-)
-DENOISER = UNetConfig(
-    base_channels=8, channel_mult=(1,), num_res_blocks=1, attention_levels=(), num_head_channels=4, num_groups=4
-)
 
 
-def tiny_experiment(data_cache: Path, conditioning: Conditioning = CLASSES, **changes: object) -> Experiment:
-    """Both stages on 8x8 shapes; `changes` replace fields of the experiment."""
-    experiment = Experiment(
-        name="tiny",
-        data=DataConfig(source=Shapes(num_examples=20), image_size=8, cache_dir=str(data_cache), num_threads=0),
-        first_stage=FirstStageConfig(autoencoder=AUTOENCODER, training=TRAINING, optimizer=OPTIMIZER),
-        conditioning=conditioning,
-        denoiser=DENOISER,
-        diffusion=DiffusionConfig(prediction_type="v"),
-        training=TRAINING,
-        optimizer=OPTIMIZER,
-        sampling=SamplingConfig(
-            num_sample_steps=2, guidance_scale=2.0, prompts=("a red circle",), samples_per_prompt=2
-        ),
-    )
-    return dataclasses.replace(experiment, **changes)
+def tiny_experiment(data_cache: Path) -> Experiment:
+    """Text to 8x8 pictures of shapes; whoever uses it shares its compiled programs."""
+    return shrink(load_experiment("smoke"), data_cache)
 
 
 def shrink(experiment: Experiment, data_cache: Path) -> Experiment:
@@ -119,3 +91,17 @@ def _shorten(training: TrainingConfig) -> TrainingConfig:
         log_every=1,
         checkpoint_every=2,
     )
+
+
+def one_device_mesh() -> Mesh:
+    """The first of the devices: programs for one compile quicker than programs for eight."""
+    return sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def random_params(model: LatentDiffusion) -> Params:
+    """Parameters without compiling anything, and none at zero: a model that starts at zero hides what reaches it."""
+    numbers = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, rng.root_key(0))
+    params = jax.tree.map(lambda x: 0.2 * numbers.normal(size=x.shape).astype(np.float32), shapes)
+    params["latent"] = {"mean": params["latent"]["mean"], "std": np.full_like(params["latent"]["std"], 1.5)}
+    return jax.tree.map(jax.numpy.asarray, params)

@@ -38,6 +38,7 @@ class Checkpoints:
         self.keep = keep
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._damaged: set[int] = set()
 
     def steps(self) -> list[int]:
         """Steps with a sealed checkpoint, oldest first; it may still turn out damaged."""
@@ -48,16 +49,20 @@ class Checkpoints:
     def save(self, step: int, items: dict[str, Any]) -> None:
         """Start to save `items` (trees of arrays by name) as `step`; returns once the arrays are copied.
 
-        Waits for a save in progress: no request is dropped. A step that is already there is left as it is.
+        Waits for a save in progress: no request is dropped. A step that is already there is left as it is, unless
+        `restore_newest` found it damaged; what it found damaged goes when a new checkpoint is complete.
 
         Raises:
             UserError: the folder cannot be written, or the save before this one failed.
         """
         self.wait()
-        if step in self.steps():
+        if step in self.steps() and step not in self._damaged:
             return
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                self._seal(step).unlink(missing_ok=True)
+            self._damaged.discard(step)
             response = ocp.save_checkpointables_async(str(self._folder(step)), items, overwrite=True)
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -87,6 +92,7 @@ class Checkpoints:
                 return step, self.restore(step, abstract)
             except DamagedCheckpoint as error:
                 logger.warning("%s; looking for an older one", error)
+                self._damaged.add(step)
         if steps:
             raise UserError(
                 f"every checkpoint in {self.directory} is damaged (steps {steps}); restore the folder from a copy, "
@@ -163,9 +169,15 @@ class Checkpoints:
         write_atomically(self._seal(step), json.dumps({"step": step, "files": files}))
 
     def _delete_old(self) -> None:
+        for step in self._damaged:
+            self._delete(step)
+        self._damaged = set()
         for step in self.steps()[: -self.keep]:
-            self._seal(step).unlink()
-            shutil.rmtree(self._folder(step), ignore_errors=True)
+            self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        self._seal(step).unlink(missing_ok=True)
+        shutil.rmtree(self._folder(step), ignore_errors=True)
 
 
 def _checksum(path: Path, *, sync: bool = False) -> list[int]:

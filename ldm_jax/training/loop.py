@@ -237,11 +237,11 @@ class _Loop:
             return
         names = ["/".join(sharding.path_names(p)) for p, _ in self._leaves_with_path()]
         bad = [name for name, n in zip(names, np.asarray(metrics["leaf_norms"]), strict=True) if not np.isfinite(n)]
-        where = f"the gradient is not finite in {len(bad)} of {len(names)} parameters, first {bad[0]}" if bad else ""
+        where = f"; the gradient is not finite in {len(bad)} of {len(names)} parameters, first {bad[0]}" if bad else ""
         self.checkpoints.wait()
         kept = self.checkpoints.steps()
         raise TrainingDiverged(
-            f"{self.stage.name} diverged at step {number}: loss {loss}, gradient norm {norm}; {where}. "
+            f"{self.stage.name} diverged at step {number}: loss {loss}, gradient norm {norm}{where}. "
             + (f"The checkpoint of step {kept[-1]} is kept. " if kept else "There is no checkpoint yet. ")
             + "Use a lower learning rate, a longer warm-up or a smaller max_grad_norm, in another folder (--run-dir)"
         )

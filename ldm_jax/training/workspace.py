@@ -73,14 +73,12 @@ def open_workspace(experiment: Experiment, run_dir: Path) -> Workspace:
         UserError: the mesh, the data or the folder does not fit the experiment; nothing was overwritten.
     """
     mesh = sharding.make_mesh(experiment.mesh)
-    for name, training in (
-        ("first_stage.training", experiment.first_stage.training),
-        ("training", experiment.training),
-    ):
+    for name, training in _trainings(experiment).items():
         sharding.check_batch_size(name, training.batch_size, training.gradient_accumulation, mesh)
     run = RunFolder(run_dir)
     run.check(experiment)
     train, test = load_source(experiment.data, "train"), load_source(experiment.data, "test")
+    _check_batches(experiment, train)
     _check_conditioning(experiment, train)
     run.open(experiment)
     data = {split.info.split: _describe(split) for split in (train, test)}
@@ -91,6 +89,24 @@ def open_workspace(experiment: Experiment, run_dir: Path) -> Workspace:
     encode_caption = _caption_encoder(experiment, run, train)
     root = rng.root_key(experiment.seed)
     return Workspace(experiment, run, mesh, make_model(experiment), train, test, encode_caption, root)
+
+
+def _trainings(experiment: Experiment) -> dict[str, TrainingConfig]:
+    """The stages that will be trained, by the name of their flags."""
+    second = {"training": experiment.training}
+    if experiment.first_stage.run is not None:
+        return second
+    return {"first_stage.training": experiment.first_stage.training, **second}
+
+
+def _check_batches(experiment: Experiment, source: Source) -> None:
+    """Before the first stage is trained for nothing."""
+    for name, training in _trainings(experiment).items():
+        if training.batch_size > len(source):
+            raise UserError(
+                f"{name}.batch_size={training.batch_size} is larger than the data set: {source.info.name}/"
+                f"{source.info.split} has {len(source)} pictures; use at most {len(source)}"
+            )
 
 
 def _describe(source: Source) -> dict[str, object]:

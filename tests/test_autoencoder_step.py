@@ -1,0 +1,75 @@
+"""The first stage's loss: the mean over independent samples of distance and regulariser."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import random_params, tiny_experiment
+
+from ldm_jax import rng
+from ldm_jax.config import AutoencoderVQConfig, FirstStageConfig
+from ldm_jax.model import make_model
+from ldm_jax.training.autoencoder_step import make_autoencoder_loss, reconstruction_distance
+
+ROOT = rng.root_key(0)
+
+
+def experiment_of(kind: str, data_cache: Path) -> Any:
+    experiment = tiny_experiment(data_cache)
+    if kind == "kl":
+        return experiment
+    fields = dataclasses.asdict(experiment.first_stage.autoencoder)
+    del fields["kl_weight"]
+    autoencoder = AutoencoderVQConfig(**fields, codebook_size=16)
+    return dataclasses.replace(experiment, first_stage=FirstStageConfig(autoencoder=autoencoder))
+
+
+@pytest.fixture(scope="module", params=["kl", "vq"])
+def trial(request: pytest.FixtureRequest, data_cache: Path) -> tuple[Any, Any, Any]:
+    """Loss function, parameters and a batch of both autoencoders."""
+    experiment = experiment_of(request.param, data_cache)
+    model = make_model(experiment)
+    loss_fn = jax.jit(make_autoencoder_loss(model, experiment.first_stage))
+    image = np.random.default_rng(1).uniform(-1, 1, (8, *model.image_shape)).astype(np.float32)
+    batch = {"image": jnp.asarray(image), "sample_index": jnp.arange(8, dtype=jnp.int32)}
+    return loss_fn, {"autoencoder": random_params(model)["autoencoder"]}, batch
+
+
+def rows(batch: dict[str, jax.Array], chosen: list[int]) -> dict[str, jax.Array]:
+    return jax.tree.map(lambda x: x[np.asarray(chosen)], batch)
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_its_halves(trial):
+    loss_fn, params, batch = trial
+    halves = [rows(batch, 2 * half) for half in ([0, 1, 2, 3], [4, 5, 6, 7])]  # twice each: one shape is compiled
+    whole, first, second = (float(loss_fn(params, {}, b, ROOT, 0)[0]) for b in (batch, *halves))
+    assert first != pytest.approx(second, rel=1e-3)
+    assert whole == pytest.approx((first + second) / 2, rel=1e-5)
+
+
+def test_a_sample_is_the_same_wherever_it_stands(trial):
+    loss_fn, params, batch = trial
+    turned = rows(batch, [7, 6, 5, 4, 3, 2, 1, 0])
+    one, other = (float(loss_fn(params, {}, b, ROOT, step)[0]) for b, step in ((batch, 0), (turned, 9)))
+    assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_the_parts_are_told_and_add_up(trial):
+    loss_fn, params, batch = trial
+    loss, metrics = loss_fn(params, {}, batch, ROOT, 0)
+    assert float(loss) == pytest.approx(float(metrics["reconstruction"] + metrics["regulariser"]), rel=1e-5)
+    assert {"kl", "posterior_std"} < set(metrics) or {"perplexity", "codebook_loss"} < set(metrics)
+    assert all(np.ndim(value) == 0 and np.isfinite(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_the_distance_of_each_picture(kind: str):
+    numbers = np.random.default_rng(0)
+    one, other = (numbers.normal(size=(3, 4, 5, 2)).astype(np.float32) for _ in range(2))
+    error = np.abs(one - other) if kind == "l1" else (one - other) ** 2
+    found = reconstruction_distance(jnp.asarray(one), jnp.asarray(other), kind)
+    np.testing.assert_allclose(found, error.mean(axis=(1, 2, 3)), rtol=1e-5)

@@ -1,0 +1,131 @@
+"""Conditioners: what a class and a prompt become, what stands for none, and which samples lose their condition."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from module_trials import abstract_call, param_shapes, quick_jit, random_params
+
+from ldm_jax.conditioning.build import make_conditioner
+from ldm_jax.conditioning.classes import ClassEmbedder
+from ldm_jax.conditioning.conditions import Conditions, drop_inputs
+from ldm_jax.conditioning.text import TextTransformer
+from ldm_jax.conditioning.tokenizer import BEGIN, END, PAD
+from ldm_jax.conditioning.unconditional import NoConditioner
+from ldm_jax.config import ClassConditioning, TextConditioning, Unconditional
+
+TEXT = TextConditioning(vocab_size=20, context_length=6, context_dim=8, num_layers=2, num_heads=2)
+CLASSES = ClassConditioning(num_classes=4, context_dim=8)
+TOKENS = jnp.array([[1, 7, 8, 9, 2, 0], [1, 7, 2, 0, 0, 0], [1, 2, 0, 0, 0, 0]])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.booleans(), min_size=4, max_size=4))
+def test_exactly_the_chosen_samples_lose_their_condition(drop: list[bool]) -> None:
+    inputs = {"tokens": jnp.arange(12).reshape(4, 3) + 100, "class_labels": jnp.arange(4) + 50}
+    null = {"tokens": jnp.zeros((4, 3), jnp.int32), "class_labels": jnp.full((4,), 9)}
+    dropped = drop_inputs(inputs, null, jnp.array(drop))
+    for name in inputs:
+        for i, gone in enumerate(drop):
+            np.testing.assert_array_equal(dropped[name][i], (null if gone else inputs)[name][i])
+
+
+def test_nothing_can_be_dropped_from_nothing() -> None:
+    assert drop_inputs({}, {}, jnp.array([True, False])) == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"), [(TEXT, TextTransformer), (CLASSES, ClassEmbedder), (Unconditional(), NoConditioner)]
+)
+def test_each_configuration_has_its_conditioner(config, kind: type) -> None:
+    conditioner = make_conditioner(config, "float32")
+    assert type(conditioner) is kind
+    conditions, params = abstract_call(conditioner, conditioner.null_inputs(3))
+    if kind is NoConditioner:
+        assert conditions == Conditions() and params == {}
+    else:
+        assert conditions.context.shape == (3, 1 if kind is ClassEmbedder else 6, 8)
+        assert conditions.class_labels is None and conditions.concat is None
+
+
+def test_no_class_is_one_entry_behind_the_classes() -> None:
+    embedder = ClassEmbedder(CLASSES)
+    null = embedder.null_inputs(2)
+    np.testing.assert_array_equal(null["class_labels"], [4, 4])
+    assert param_shapes(embedder, null) == {"embedding/embedding": (5, 8)}
+
+
+def test_a_class_is_its_row_of_the_table() -> None:
+    embedder, labels = ClassEmbedder(CLASSES), jnp.array([2, 0, 4])
+    params = random_params(embedder, {"class_labels": labels})
+    context = embedder.apply({"params": params}, {"class_labels": labels}).context
+    np.testing.assert_array_equal(context[:, 0], params["embedding"]["embedding"][labels])
+
+
+def test_no_prompt_is_begin_and_end() -> None:
+    tokens = TextTransformer(TEXT).null_inputs(2)["tokens"]
+    np.testing.assert_array_equal(tokens, [[BEGIN, END, PAD, PAD, PAD, PAD]] * 2)
+
+
+@pytest.fixture(scope="module")
+def text_transformer():
+    module = TextTransformer(TEXT)
+    params = random_params(module, {"tokens": TOKENS})
+    return params, quick_jit(lambda params, tokens: module.apply({"params": params}, {"tokens": tokens}).context)
+
+
+def test_prompts_do_not_see_each_other(text_transformer) -> None:
+    params, encode = text_transformer
+    context = encode(params, TOKENS)
+    np.testing.assert_allclose(encode(params, TOKENS[::-1])[::-1], context, atol=1e-5)
+    assert np.abs(encode(params, TOKENS.at[0, 2].set(11))[1:] - context[1:]).max() < 1e-6
+
+
+def test_every_position_sees_every_token(text_transformer) -> None:
+    """There is no causal mask: a change of one token reaches all of them, before and behind."""
+    params, encode = text_transformer
+    change = np.abs(encode(params, TOKENS.at[0, 2].set(11)) - encode(params, TOKENS))[0].max(axis=-1)
+    assert np.all(change > 1e-3)
+
+
+def test_the_order_of_words_matters_through_the_position_embedding(text_transformer) -> None:
+    params, encode = text_transformer
+    swapped = TOKENS[:1, np.array([0, 2, 1, 3, 4, 5])]
+    order = np.array([0, 2, 1, 3, 4, 5])
+    assert np.abs(encode(params, swapped) - encode(params, TOKENS[:1])[:, order]).max() > 1e-2
+    blind = {**params, "position": jnp.zeros_like(params["position"])}
+    np.testing.assert_allclose(encode(blind, swapped), encode(blind, TOKENS[:1])[:, order], atol=1e-5)
+
+
+def test_the_parameter_tree_of_the_text_transformer() -> None:
+    shapes = param_shapes(TextTransformer(TEXT), {"tokens": TOKENS})
+    assert shapes["token/embedding"] == (20, 8)
+    assert shapes["position"] == (6, 8)
+    assert shapes["layer_1/attention/query/kernel"] == (8, 8)
+    assert shapes["layer_0/feed_forward/dense_0/kernel"] == (8, 32)
+    assert {path.split("/")[0] for path in shapes} == {"token", "position", "layer_0", "layer_1", "norm_out"}
+
+
+def test_dropout_acts_in_training_only() -> None:
+    module = TextTransformer(dataclasses.replace(TEXT, dropout=0.5, num_layers=1))
+    params = {"params": random_params(module, {"tokens": TOKENS})}
+
+    def all_three(key):
+        rngs = [{"dropout": k} for k in jax.random.split(key)]
+        train = [module.apply(params, {"tokens": TOKENS}, train=True, rngs=r).context for r in rngs]
+        return module.apply(params, {"tokens": TOKENS}).context, *train
+
+    still, one, other = quick_jit(all_three)(jax.random.key(0))
+    assert not np.allclose(one, still) and not np.allclose(one, other)
+
+
+@pytest.mark.parametrize("config", [TEXT, CLASSES])
+def test_bfloat16_gives_bfloat16_from_float32_parameters(config) -> None:
+    conditioner = make_conditioner(config, "bfloat16")
+    conditions, params = abstract_call(conditioner, conditioner.null_inputs(2))
+    assert conditions.context.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}

@@ -1,0 +1,341 @@
+"""The host's loop, around a stage of four numbers: resuming to the bit, stopping on NaN and on signals, rhythm."""
+
+import dataclasses
+import json
+import logging
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+from ldm_jax import rng, sharding
+from ldm_jax.config import MeshConfig, TrainingConfig
+from ldm_jax.errors import UserError
+from ldm_jax.training.logging import read_metrics
+from ldm_jax.training.loop import Interrupted, Stage, TrainingDiverged, run_stage
+from ldm_jax.training.run_folder import RunFolder
+from ldm_jax.training.state import TrainState
+from ldm_jax.training.step import make_step
+
+CONFIG = TrainingConfig(
+    batch_size=8, num_steps=6, ema_decay=0.9, log_every=1, eval_every=3, sample_every=9, checkpoint_every=2
+)
+ROOT = rng.root_key(0)
+TIMES = ("images_per_second", "input_wait")
+NAN_STEP = 4
+
+
+def loss_fn(params, frozen, batch, root, step):
+    """Least squares with noise that is drawn by name, step and sample."""
+    noise = rng.normal(rng.sample_keys(rng.named_key(root, "noise", step), batch["sample_index"]), ())
+    error = batch["x"] @ params["layer"]["w"] + params["layer"]["b"] - frozen["scale"] * noise
+    return jnp.mean(jnp.square(error)), {}
+
+
+def batch_at(step: int) -> dict[str, np.ndarray]:
+    x = np.random.default_rng(step).normal(size=(8, 3)).astype(np.float32)
+    return {"x": x, "sample_index": np.arange(8 * step, 8 * step + 8, dtype=np.int32)}
+
+
+@dataclasses.dataclass
+class Toy:
+    """A stage with its folder, and a record of what the loop asked of it."""
+
+    path: Path
+    mesh: Mesh
+    config: TrainingConfig = CONFIG
+    change: Callable[[int, dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda step, batch: batch
+    """Called with the number of a step (from 1) and its batch when the batch is read."""
+    drawn: list[int] = dataclasses.field(default_factory=list)
+    evaluated: list[int] = dataclasses.field(default_factory=list)
+
+    def stage(self) -> Stage:
+        optimizer = optax.adam(optax.cosine_decay_schedule(0.1, self.config.num_steps))
+
+        def init(root: Any, frozen: Any) -> TrainState:
+            params = {"layer": {"b": jnp.zeros(()), "w": jax.random.normal(root, (3,))}}
+            return TrainState.create(params, frozen, optimizer)
+
+        return Stage(
+            name="toy",
+            training=self.config,
+            frozen=jax.device_put({"scale": jnp.float32(0.1)}, sharding.replicated(self.mesh)),
+            init=init,
+            step=make_step(loss_fn, optimizer, self.config),
+            batches=self._batches,
+            evaluate=self._evaluate,
+            draw=lambda state, step: self.drawn.append(step),
+        )
+
+    def _batches(self, start: int) -> Iterator[Any]:
+        for step in range(start, 10**6):
+            yield sharding.put_batch(self.mesh, self.change(step + 1, batch_at(step)))
+
+    def _evaluate(self, state: TrainState) -> dict[str, float]:
+        self.evaluated.append(int(state.step))
+        return {"heldout_loss": float(jnp.sum(state.model_params["layer"]["w"]))}
+
+    def run(self) -> TrainState:
+        self.path.mkdir(exist_ok=True)
+        return run_stage(self.stage(), RunFolder(self.path), self.mesh, ROOT)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        lines = read_metrics(self.path / "metrics.jsonl")
+        return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+    def saved(self) -> list[int]:
+        return RunFolder(self.path).checkpoints("toy").steps()
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    return Toy(tmp_path / "run", sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+@pytest.fixture
+def other(toy: Toy, tmp_path: Path) -> Toy:
+    """The same again in another folder."""
+    return dataclasses.replace(toy, path=tmp_path / "other", drawn=[], evaluated=[])
+
+
+def assert_same(one: Any, two: Any) -> None:
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, two)
+
+
+def at(step: int, act: Callable[[dict[str, np.ndarray]], object]) -> Callable[..., dict[str, np.ndarray]]:
+    """A change of the batch of one step."""
+
+    def change(number: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if number == step:
+            act(batch)
+        return batch
+
+    return change
+
+
+class Killed(Exception):
+    """Stands for a process that ends without a chance to save."""
+
+
+def kill(batch: object) -> None:
+    raise Killed
+
+
+def terminate(batch: object) -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def spoil(batch: dict[str, np.ndarray]) -> None:
+    batch["x"][2, 1] = np.nan
+
+
+@pytest.mark.parametrize("killed_at", [1, 3, 4, 6])
+def test_a_killed_run_goes_on_to_the_same_bits(toy: Toy, other: Toy, killed_at: int):
+    whole = toy.run()
+    other.change = at(killed_at, kill)
+    with pytest.raises(Killed):
+        other.run()
+    other.change = lambda step, batch: batch
+    assert_same(other.run(), whole)
+    assert other.metrics() == toy.metrics()
+    assert other.saved() == toy.saved() == [4, 6]
+
+
+def test_a_terminated_run_saves_says_so_and_goes_on_to_the_same_bits(toy: Toy, other: Toy):
+    whole = toy.run()
+    other.change = at(4, terminate)  # read while step 3 is at work
+    message = "toy was stopped by signal 15 after step 3 of 6, and saved; the same command goes on from there"
+    with pytest.raises(Interrupted, match=message) as caught:
+        other.run()
+    assert caught.value.exit_code == 143
+    assert other.saved() == [2, 3]
+    other.change = lambda step, batch: batch
+    assert_same(other.run(), whole)
+    assert other.metrics() == toy.metrics()
+
+
+def test_a_signal_in_the_last_step_does_not_matter(toy: Toy, other: Toy):
+    other.evaluated = EvaluateAndTerminate()
+    assert_same(other.run(), toy.run())
+
+
+class EvaluateAndTerminate(list):
+    """Sends a signal when the last step is evaluated."""
+
+    def append(self, step: int) -> None:
+        if step == CONFIG.num_steps:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_second_signal_stops_at_once(toy: Toy):
+    def twice(batch: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    toy.change = at(4, twice)
+    with pytest.raises(KeyboardInterrupt):
+        toy.run()
+
+
+def test_signals_are_handed_back(toy: Toy):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    toy.change = at(3, terminate)
+    with pytest.raises(Interrupted):
+        toy.run()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_nan_stops_at_its_step_says_where_and_keeps_the_checkpoint(toy: Toy):
+    toy.change = at(NAN_STEP, spoil)
+    message = (
+        r"toy diverged at step 4: loss nan, gradient norm nan; the gradient is not finite in 2 of 2 parameters, first "
+        r"layer/b\. The checkpoint of step 2 is kept\. Use a lower learning rate, a longer warm-up or a smaller "
+        r"max_grad_norm, in another folder \(--run-dir\)"
+    )
+    with pytest.raises(TrainingDiverged, match=message) as caught:
+        toy.run()
+    assert caught.value.exit_code == 3
+    assert toy.saved() == [2]
+    assert [line["step"] for line in toy.metrics()] == [1, 2, 3]
+
+
+def test_nan_is_noticed_between_two_reports(toy: Toy):
+    toy.config = dataclasses.replace(CONFIG, log_every=100, eval_every=100, sample_every=100)
+    toy.change = at(NAN_STEP - 1, spoil)
+    with pytest.raises(TrainingDiverged, match="toy diverged at step 3"):
+        toy.run()
+
+
+def test_nan_before_the_first_checkpoint(toy: Toy):
+    toy.change = at(1, spoil)
+    with pytest.raises(TrainingDiverged, match=r"diverged at step 1.*There is no checkpoint yet\."):
+        toy.run()
+    assert toy.saved() == []
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_a_checkpoint_never_holds_nan(toy: Toy, step: int):
+    """Also not when the step that spoils the parameters is the one that is saved."""
+    toy.change = at(step, spoil)
+    with pytest.raises(TrainingDiverged, match=f"diverged at step {step}"):
+        toy.run()
+    assert toy.saved() == ([] if step == 2 else [2, 4])
+
+
+def test_a_run_that_diverged_does_so_again_at_the_same_step(toy: Toy):
+    toy.change = at(NAN_STEP, spoil)
+    for _ in range(2):
+        with pytest.raises(TrainingDiverged, match="toy diverged at step 4"):
+            toy.run()
+    assert toy.saved() == [2]
+
+
+def test_a_finished_stage_does_nothing(toy: Toy, caplog: pytest.LogCaptureFixture):
+    whole = toy.run()
+    before = {p: p.stat().st_mtime_ns for p in toy.path.rglob("*")}
+    drawn, evaluated = list(toy.drawn), list(toy.evaluated)
+    toy.change = at(1, kill)  # no batch is read
+    with caplog.at_level(logging.INFO):
+        assert_same(toy.run(), whole)
+    assert "toy: already trained for 6 steps" in caplog.text
+    assert {p: p.stat().st_mtime_ns for p in toy.path.rglob("*")} == before
+    assert (toy.drawn, toy.evaluated) == (drawn, evaluated)
+
+
+def test_everything_happens_in_its_rhythm_and_at_the_end(toy: Toy):
+    toy.config = dataclasses.replace(
+        CONFIG, num_steps=7, log_every=2, eval_every=3, sample_every=4, checkpoint_every=5, keep_checkpoints=9
+    )
+    toy.run()
+    assert toy.evaluated == [3, 6, 7]
+    assert toy.drawn == [4, 7]
+    assert toy.saved() == [5, 7]
+    steps = {name: [m["step"] for m in toy.metrics() if name in m] for name in ("loss", "heldout_loss")}
+    assert steps == {"loss": [2, 4, 6, 7], "heldout_loss": [3, 6, 7]}
+    assert (toy.path / "loss.png").is_file()
+
+
+def test_a_line_of_metrics_tells_speed_and_waiting(toy: Toy):
+    toy.run()
+    line = json.loads((toy.path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert set(line) == {"stage", "step", "loss", "grad_norm", "heldout_loss", *TIMES}
+    assert line["images_per_second"] > 0
+    assert 0 <= line["input_wait"] <= 1
+
+
+def test_it_says_from_where_it_goes_on(toy: Toy, caplog: pytest.LogCaptureFixture):
+    toy.change = at(6, kill)
+    with pytest.raises(Killed):
+        toy.run()
+    toy.change = lambda step, batch: batch
+    with caplog.at_level(logging.INFO):
+        toy.run()
+    assert re.search(r"toy: going on from the checkpoint of step \d", caplog.text)
+    assert "of 6, 0.00 M parameters, batch 8" in caplog.text
+
+
+def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(toy: Toy, other: Toy):
+    whole = toy.run()
+    other.run()
+    folder = other.path / "checkpoints" / "toy" / "00000006"
+    largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    assert_same(other.run(), whole)
+    other.change = at(5, kill)  # it is mended: nothing is trained again
+    assert_same(other.run(), whole)
+    assert other.metrics() == toy.metrics()
+
+
+def test_if_every_checkpoint_is_damaged_nothing_is_trained_over_them(toy: Toy):
+    toy.run()
+    for seal in (toy.path / "checkpoints" / "toy").glob("*.json"):
+        seal.write_text("{}")
+    with pytest.raises(UserError, match=r"every checkpoint in \S* is damaged \(steps \[4, 6\]\)"):
+        toy.run()
+    assert toy.saved() == [4, 6]
+
+
+def test_a_batch_that_cannot_be_split_is_refused_with_those_that_can(toy: Toy):
+    toy.mesh = sharding.make_mesh(MeshConfig(), jax.devices())
+    toy.config = dataclasses.replace(CONFIG, batch_size=12)
+    message = (
+        r"toy training\.batch_size=12 cannot be split over 8 devices and 1 micro-batches; nearest that can: 8 and 16"
+    )
+    with pytest.raises(UserError, match=message):
+        toy.run()
+
+
+def test_eight_devices_train_as_one(toy: Toy, other: Toy):
+    one = toy.run()
+    other.mesh = sharding.make_mesh(MeshConfig(), jax.devices())
+    eight = other.run()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6), one, eight
+    )
+
+
+def test_it_goes_on_with_another_number_of_devices(toy: Toy):
+    toy.change = at(6, kill)
+    with pytest.raises(Killed):
+        toy.run()
+    toy.change = lambda step, batch: batch
+    toy.mesh = sharding.make_mesh(MeshConfig(), jax.devices())
+    state = toy.run()
+    assert int(state.step) == 6
+    assert len(state.params["layer"]["w"].sharding.device_set) == 8
+
+
+def test_what_is_frozen_is_not_used_up_by_the_step(toy: Toy):
+    stage = toy.stage()
+    toy.path.mkdir()
+    run_stage(stage, RunFolder(toy.path), toy.mesh, ROOT)
+    assert float(stage.frozen["scale"]) == pytest.approx(0.1)

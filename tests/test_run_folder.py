@@ -1,0 +1,122 @@
+"""A run folder: what it refuses, leaving everything as it was, and what it notes down."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from ldm_jax.config import Experiment, ImageFolder, MeshConfig, restore_experiment
+from ldm_jax.errors import UserError
+from ldm_jax.training.run_folder import RunFolder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """The folder of a run of the default experiment."""
+    run = RunFolder(tmp_path / "run")
+    run.check(Experiment())
+    run.open(Experiment())
+    return run
+
+
+def test_it_holds_the_resolved_configuration(run: RunFolder):
+    assert restore_experiment(run.path / "config.json") == Experiment()
+    assert run.load_config() == Experiment()
+    assert run.samples.is_dir()
+
+
+def test_the_same_experiment_goes_on(run: RunFolder):
+    run.check(Experiment())
+    run.open(Experiment())
+
+
+def test_how_it_is_executed_may_change(run: RunFolder):
+    other = dataclasses.replace(Experiment(), mesh=MeshConfig(fsdp=2))
+    run.check(other)
+    run.open(other)
+    assert run.load_config() == other
+
+
+def test_another_configuration_is_refused_and_nothing_overwritten(run: RunFolder):
+    before = contents(run.path)
+    other = dataclasses.replace(
+        Experiment(), seed=5, data=dataclasses.replace(Experiment().data, source=ImageFolder(directory="/x"))
+    )
+    message = (
+        f"{run.path} holds a run with another configuration:\n"
+        "  seed: 0 -> 5\n"
+        "  data.source: Shapes(num_examples=600) -> ImageFolder(directory='/x', test_fraction=0.05)\n"
+        "nothing was changed; use the same configuration to continue it, or another folder: --run-dir DIR"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        run.check(other)
+    assert contents(run.path) == before
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    message = f"{tmp_path} exists and is not a run folder; use another one: --run-dir DIR"
+    with pytest.raises(UserError, match=re.escape(message)):
+        RunFolder(tmp_path).check(Experiment())
+    assert contents(tmp_path) == {"thesis.txt": b"precious"}
+
+
+def test_a_file_is_no_run_folder(tmp_path: Path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(UserError, match="exists and is not a run folder"):
+        RunFolder(tmp_path / "file").check(Experiment())
+
+
+def test_an_empty_folder_and_none_at_all_are_fine(tmp_path: Path):
+    RunFolder(tmp_path).check(Experiment())
+    RunFolder(tmp_path / "new").check(Experiment())
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("content", ["", '{"type": "Exp', "[1, 2]"])
+def test_a_damaged_configuration_is_not_overwritten(run: RunFolder, content: str):
+    run.config_file.write_text(content)
+    with pytest.raises(UserError, match=re.escape(str(run.config_file))):
+        run.check(Experiment())
+    assert run.config_file.read_text() == content
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    run = RunFolder(tmp_path / "file" / "run")
+    run.check(Experiment())
+    message = rf"cannot write to {re.escape(str(run.path))} \(.*Not a directory.*\); use another folder: --run-dir DIR"
+    with pytest.raises(UserError, match=message):
+        run.open(Experiment())
+
+
+def test_the_manifest_tells_how_it_was_made(run: RunFolder):
+    run.write_manifest(dataclasses.replace(Experiment(), seed=3), {"train": {"fingerprint": "abc"}})
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    assert manifest["seed"] == 3
+    assert manifest["packages"]["jax"] == jax.__version__
+    assert len(manifest["devices"]) == jax.device_count()
+    assert "--xla_force_host_platform_device_count" in manifest["xla_flags"]
+    assert manifest["data"] == {"train": {"fingerprint": "abc"}}
+    assert manifest["git_commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", manifest["git_commit"])
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT.*\+00:00", manifest["started"])
+    assert run.read_manifest() == manifest
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_a_missing_or_damaged_manifest_stops_nothing(run: RunFolder, content: str | None):
+    if content is not None:
+        (run.path / "manifest.json").write_text(content)
+    assert run.read_manifest() == {}
+
+
+def test_stages_have_checkpoints_of_their_own(run: RunFolder):
+    assert run.checkpoints("diffusion", 3).directory == run.path / "checkpoints" / "diffusion"
+    assert run.checkpoints("diffusion", 3).keep == 3
