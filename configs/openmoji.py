@@ -32,16 +32,27 @@ def get_config() -> Experiment:
         ),
         conditioning=TextConditioning(vocab_size=2048, context_length=16, context_dim=128, num_layers=2, num_heads=4),
         denoiser=UNetConfig(
-            base_channels=64, channel_mult=(1, 2), num_res_blocks=2, attention_levels=(0, 1), num_head_channels=32
+            base_channels=64, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), num_head_channels=32
         ),
         diffusion=DiffusionConfig(schedule=ScheduleConfig(kind="cosine", zero_terminal_snr=True), prediction_type="v"),
         training=TrainingConfig(
-            batch_size=64, num_steps=1500, ema_decay=0.998, eval_every=250, sample_every=500, checkpoint_every=500
+            batch_size=32, num_steps=2000, ema_decay=0.998, eval_every=500, sample_every=1000, checkpoint_every=500
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine"),
         sampling=SamplingConfig(
             num_sample_steps=30,
             guidance_scale=3.0,
-            prompts=("grinning cat", "red apple", "flag: France", "angry face", "house", "woman"),
+            prompts=(
+                "tiger",
+                "fearful face",
+                "sleepy face",
+                "flag: Germany",
+                "flag: Morocco",
+                "eggplant",
+                "avocado",
+                "mountain",
+                "purple square",
+                "woman office worker",
+            ),
         ),
     )

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ldm_jax.config import Experiment, SamplingConfig, experiment_names, load_experiment, restore_experiment
+from ldm_jax.config import Experiment, MeshConfig, SamplingConfig, experiment_names, load_experiment, restore_experiment
 from ldm_jax.errors import UserError
 
 DEFAULT_EXPERIMENT = "openmoji"
@@ -37,9 +38,9 @@ class SampleCommand:
     run: tyro.conf.Positional[str]
     """Folder of the run."""
     prompt: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-p"])] = ()
-    """What to draw; quote several: --prompt "red apple" "angry cat", or repeat the flag."""
+    """What to draw; repeat the flag for several: --prompt "red apple" --prompt "angry cat"."""
     class_label: tuple[str, ...] = ()
-    """Classes to draw, by number or name (class-conditional models)."""
+    """Class to draw, by number or name (class-conditional models); repeat the flag for several."""
     num_samples: int = 4
     """Pictures for each prompt or class."""
     seed: int = 0
@@ -74,7 +75,9 @@ def train(arguments: Sequence[str]) -> None:
         args=flags,
         config=(tyro.conf.AvoidSubcommands,),
     )
-    start_jax()
+    batches = [command.experiment.first_stage.training, command.experiment.training]
+    sizes = [training.batch_size // training.gradient_accumulation for training in batches]
+    start_jax(cpu_devices_for(command.experiment.mesh, sizes))
     from ldm_jax.experiment import train_experiment
 
     train_experiment(command.experiment, Path(command.run_dir or f"runs/{command.experiment.name}"))
@@ -84,7 +87,7 @@ def sample(arguments: Sequence[str]) -> None:
     """`ldm sample RUN [flags]`."""
     command = tyro.cli(SampleCommand, prog="sample.py", args=list(arguments), config=(tyro.conf.UseAppendAction,))
     config = sampling_config(command, restore_experiment(Path(command.run) / "config.json").sampling)
-    start_jax()
+    start_jax(cpu_devices_for(MeshConfig(), [command.batch_size]))
     from ldm_jax.sampling.files import draw_to_files
 
     out = Path(command.out) if command.out else Path(command.run) / "samples"
@@ -121,13 +124,30 @@ def sampling_config(command: SampleCommand, default: SamplingConfig) -> Sampling
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "sample": sample}
 
 
-def start_jax() -> None:
-    """Switch the compilation cache on, in the user's cache folder, before jax is imported; jax's own variables win."""
+def start_jax(cpu_devices: int) -> None:
+    """Set jax up before it is imported: the compilation cache in the user's cache folder, and devices on a CPU.
+
+    XLA runs small layers on one thread of a CPU device, so a device for each core is nearly that much faster. Variables
+    that are already set win; on a GPU or TPU the number has no effect.
+    """
     from ldm_jax.data.preparation import default_cache_dir
 
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_devices))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(default_cache_dir() / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def cpu_devices_for(mesh: MeshConfig, batch_sizes: Sequence[int]) -> int:
+    """Devices for a CPU: what the mesh asks for, or as many as there are cores and the batches can be split over."""
+    sizes = (mesh.data, mesh.fsdp, mesh.tensor)
+    given = math.prod(size for size in sizes if size != -1)
+    if -1 not in sizes:
+        return given
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = [n for n in range(given, cores + 1, given) if all(size % n == 0 for size in batch_sizes)]
+    return max(usable, default=given)
 
 
 def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ldm_jax import sharding
-from ldm_jax.config import ClassConditioning, Experiment, TextConditioning
+from ldm_jax.config import ClassConditioning, Experiment, TextConditioning, differences
 from ldm_jax.data.transforms import evaluation_transforms
 from ldm_jax.errors import UserError
 from ldm_jax.model import Params
@@ -17,6 +17,7 @@ from ldm_jax.training.autoencoder_stage import make_autoencoder_stage
 from ldm_jax.training.diffusion_stage import make_diffusion_stage
 from ldm_jax.training.latents import LatentReader
 from ldm_jax.training.loop import run_stage
+from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.workspace import Workspace, open_workspace
 
@@ -31,6 +32,7 @@ def train_experiment(experiment: Experiment, run_dir: Path) -> None:
     Raises:
         UserError: bad input, a diverged loss, an interruption (saved), or a folder that cannot be used.
     """
+    _check_first_stage(experiment)
     work = open_workspace(experiment, run_dir)
     autoencoder = _first_stage(work)
     latents = LatentReader(work, autoencoder)
@@ -46,13 +48,31 @@ def _first_stage(work: Workspace) -> Params:
     config = work.experiment.first_stage
     if config.run is None:
         return run_stage(make_autoencoder_stage(work), work.run, work.mesh, work.root).model_params
-    other = load_session(Path(config.run), stage="autoencoder")
-    if other.experiment.first_stage.autoencoder != config.autoencoder:
+    return load_session(Path(config.run), stage="autoencoder").params
+
+
+def _check_first_stage(experiment: Experiment) -> None:
+    """Refuse, before anything is written, another run's first stage that is not there, not finished or does not fit."""
+    config = experiment.first_stage
+    if config.run is None:
+        return
+    run = RunFolder(Path(config.run))
+    other = run.load_config()
+    changed = [
+        *differences(other.first_stage.autoencoder, config.autoencoder, "first_stage.autoencoder"),
+        *differences(other.data.image_channels, experiment.data.image_channels, "data.image_channels"),
+    ]
+    if changed:
         raise UserError(
-            f"first_stage.run={config.run} has another autoencoder: {other.experiment.first_stage.autoencoder} instead "
-            f"of {config.autoencoder}; give this experiment the same one"
+            f"first_stage.run={config.run} has another autoencoder ({'; '.join(changed)}); give this experiment "
+            "the same one"
         )
-    return {"autoencoder": other.params["autoencoder"]}
+    steps, wanted = run.checkpoints("autoencoder").steps(), other.first_stage.training.num_steps
+    if not steps or steps[-1] < wanted:
+        raise UserError(
+            f"first_stage.run={config.run} has trained its autoencoder for {steps[-1] if steps else 0} of {wanted} "
+            "steps; finish that run first"
+        )
 
 
 def _session(work: Workspace, state: TrainState) -> Session:

@@ -36,7 +36,7 @@ def apply(module: nn.Module, params: Params, *arguments: Any, key: Key[Array, ""
     return module.apply({"params": params}, *arguments, rngs=rngs, **options)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LatentDiffusion:
     """A latent diffusion model; every method is a pure function of the parameters and its arguments."""
 
@@ -104,7 +104,7 @@ class LatentDiffusion:
         arguments = (zt, t, conditions.context, conditions.class_labels, conditions.concat)
         return apply(self.denoiser, params["denoiser"], *arguments, key=dropout_key, train=train)
 
-    def decode(self, params: Params, z0: Float[Array, "b *latent c"]) -> Float[Array, "b *spatial c"]:
+    def decode(self, params: Params, z0: Float[Array, "b *latent z"]) -> Float[Array, "b *spatial c"]:
         """Pictures, around [-1, 1], of the denoiser's latents."""
         z = z0 * params["latent"]["std"] + params["latent"]["mean"]  # inverse of (1)
         return apply(self.autoencoder, params["autoencoder"], z, method="decode")

@@ -44,10 +44,10 @@ _RENAMES = (
 )
 
 
-def golden_arrays(case: str) -> dict[str, jax.Array]:
+def golden_arrays(case: str) -> dict[str, np.ndarray]:
     """Inputs and outputs of a case, pictures and latents as NHWC."""
     with np.load(GOLDEN / case / "io.npz") as arrays:
-        return {name: jnp.asarray(np.moveaxis(a, 1, -1) if a.ndim == 4 else a) for name, a in arrays.items()}
+        return {name: np.moveaxis(a, 1, -1) if a.ndim == 4 else a for name, a in arrays.items()}
 
 
 def golden_params(case: str, num_levels: int) -> dict:
@@ -57,7 +57,7 @@ def golden_params(case: str, num_levels: int) -> dict:
     return jax.tree.map(jnp.asarray, unflatten_dict(converted, sep="/"))
 
 
-def assert_close_to_torch(ours: jax.Array, torch: jax.Array) -> None:
+def assert_close_to_torch(ours: np.ndarray, torch: np.ndarray) -> None:
     """The tolerance of golden/README.md for one forward pass."""
     np.testing.assert_allclose(ours, torch, rtol=0, atol=1e-4 * max(1.0, np.abs(torch).max()))
 

@@ -1,4 +1,4 @@
-"""How the tests try a flax module: its parameter tree without computing it, random parameters, and a quick compile."""
+"""How the tests try a flax module: its parameter tree without computing it, random parameters, and compiled calls."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,16 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 
-def random_array(*shape: int, seed: int = 0) -> jax.Array:
-    """Standard normal numbers."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+def random_array(*shape: int, seed: int = 0) -> np.ndarray:
+    """Standard normal numbers in float32."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def replaced(x: np.ndarray, index: Any, value: Any) -> np.ndarray:
+    """A copy of `x` with other values at `index`."""
+    x = x.copy()
+    x[index] = value
+    return x
 
 
 def abstract_call(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, dict]:
@@ -53,11 +60,16 @@ def random_params(module: nn.Module, *args: Any, seed: int = 0, **kwargs: Any) -
     return jax.tree.map(draw, abstract_params(module, *args, **kwargs))
 
 
-def quick_jit(function: Callable) -> Callable:
-    """Compiled with little optimisation: a test runs it once or twice and waits mostly for the compiler."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+def compiled(function: Callable) -> Callable:
+    """`function`, compiled, from and to numpy arrays.
+
+    Tests wait mostly for the compiler. Every small operation on jax arrays outside of a function costs a compilation of
+    its own, so what surrounds the call is numpy.
+    """
+    jitted = jax.jit(function)
+    return lambda *args: jax.tree.map(np.asarray, jitted(*args))
 
 
 def apply(module: nn.Module, params: Any, *args: Any, **kwargs: Any) -> Any:
     """One compiled call of a module."""
-    return quick_jit(lambda p, a: module.apply({"params": p}, *a, **kwargs))(params, args)
+    return compiled(lambda p, a: module.apply({"params": p}, *a, **kwargs))(params, args)

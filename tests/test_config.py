@@ -42,7 +42,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "heads given twice": (
         lambda: c.UNetConfig(num_heads=4, num_head_channels=32),
-        "UNetConfig.num_heads=4 and UNetConfig.num_head_channels=32: give exactly one of them and set the other to None",
+        "UNetConfig.num_heads=4 and UNetConfig.num_head_channels=32: give exactly one of them and set the other to "
+        "None",
     ),
     "heads not given": (
         lambda: c.UNetConfig(num_heads=None, num_head_channels=None),
@@ -60,7 +61,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "heads for another number of levels": (
         lambda: c.UNetConfig(channel_mult=(1, 2, 4), num_heads=(4, 8), num_head_channels=None),
-        "UNetConfig.num_heads=(4, 8) has 2 entries for 3 levels; give one number, or one for each entry of channel_mult",
+        "UNetConfig.num_heads=(4, 8) has 2 entries for 3 levels; give one number, or one for each entry of "
+        "channel_mult",
     ),
     "short context": (
         lambda: c.TextConditioning(context_length=2),

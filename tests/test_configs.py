@@ -60,6 +60,7 @@ def test_its_model_can_be_built(name: str):
 
 
 @pytest.mark.parametrize("name", [n if n == "smoke" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+@pytest.mark.usefixtures("one_device")
 def test_its_third_step_is_the_same_after_a_restart(name: str, data_cache: Path, tmp_path: Path):
     experiment = shrink(configs.load_experiment(name), data_cache)
     whole = train(experiment, tmp_path / "whole")

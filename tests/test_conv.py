@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from module_trials import param_shapes, quick_jit, random_array
+from module_trials import apply, compiled, param_shapes, random_array, random_params
 
 from ldm_jax.nn.conv import Conv, convolve, convolve_directly, convolve_gathered
 
 SPATIAL = [(7,), (5, 6), (3, 4, 5)]
 
 
-def convolve_by_hand(x: jax.Array, kernel: jax.Array) -> np.ndarray:
+def convolve_by_hand(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """Equation (1) of the module as a loop over the kernel's taps, in float64."""
     x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
     spatial, sizes = x.shape[1:-1], kernel.shape[:-2]
@@ -30,12 +30,12 @@ def convolve_by_hand(x: jax.Array, kernel: jax.Array) -> np.ndarray:
 def test_every_formulation_is_the_sum_over_the_taps(spatial: tuple[int, ...], formulation) -> None:
     x = random_array(2, *spatial, 3)
     kernel = random_array(*(3,) * len(spatial), 3, 32, seed=1)
-    np.testing.assert_allclose(quick_jit(formulation)(x, kernel), convolve_by_hand(x, kernel), atol=2e-5)
+    np.testing.assert_allclose(compiled(formulation)(x, kernel), convolve_by_hand(x, kernel), atol=2e-5)
 
 
 def test_a_kernel_of_one_position_is_a_matrix_product_over_channels() -> None:
     x, kernel = random_array(2, 4, 5, 3), random_array(1, 1, 3, 6, seed=1)
-    np.testing.assert_allclose(convolve(x, kernel), x @ kernel[0, 0], atol=1e-6)
+    np.testing.assert_allclose(compiled(convolve)(x, kernel), x @ kernel[0, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("spatial", [(4, 4), (2, 4, 4)])
@@ -44,7 +44,7 @@ def test_the_formulations_have_the_same_gradients(spatial: tuple[int, ...]) -> N
     target = random_array(2, *spatial, 4, seed=2)
 
     def gradients(formulation):
-        return quick_jit(jax.grad(lambda x, k: jnp.sum((formulation(x, k) - target) ** 2), argnums=(0, 1)))(x, kernel)
+        return compiled(jax.grad(lambda x, k: jnp.sum((formulation(x, k) - target) ** 2), argnums=(0, 1)))(x, kernel)
 
     for gathered, direct in zip(gradients(convolve_gathered), gradients(convolve_directly), strict=True):
         np.testing.assert_allclose(gathered, direct, rtol=1e-4, atol=1e-3)
@@ -60,18 +60,18 @@ def test_the_kernel_has_the_rank_of_the_input(kernel_size: int) -> None:
 def test_zero_init_starts_as_zero_and_the_usual_start_keeps_the_variance() -> None:
     x = random_array(4, 16, 16, 8)
 
-    def first_output(conv: Conv) -> jax.Array:
-        return quick_jit(lambda x: conv.apply(conv.init(jax.random.key(0), x), x))(x)
+    def first_output(conv: Conv) -> np.ndarray:
+        return compiled(lambda x: conv.apply(conv.init(jax.random.key(0), x), x))(x)
 
-    np.testing.assert_array_equal(first_output(Conv(8, zero_init=True)), jnp.zeros(x.shape))
-    assert 0.5 < float(jnp.std(first_output(Conv(8)))) < 1.5
+    np.testing.assert_array_equal(first_output(Conv(8, zero_init=True)), np.zeros(x.shape))
+    assert 0.5 < np.std(first_output(Conv(8))) < 1.5
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters() -> None:
     conv, x = Conv(32, dtype=jnp.bfloat16), random_array(1, 4, 4, 8)
-    params = conv.init(jax.random.key(0), x)
-    y = conv.apply(params, x)
-    assert y.dtype == jnp.bfloat16
+    params = random_params(conv, x)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    exact = convolve_by_hand(x, params["params"]["kernel"])
-    np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=0.05)
+    y = apply(conv, params, x)
+    assert y.dtype == jnp.bfloat16
+    exact = convolve_by_hand(x, params["kernel"]) + params["bias"]
+    np.testing.assert_allclose(y.astype(np.float32), exact, atol=0.05)

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ldm_jax import rng
 
@@ -38,15 +36,11 @@ def test_keys_are_the_ones_of_earlier_versions() -> None:
     np.testing.assert_allclose(draws[0], [-1.3938355, -0.4598098, -0.9895688], rtol=1e-5)
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.permutations(range(6)))
-def test_a_samples_noise_depends_on_its_index_only(order: list[int]) -> None:
-    index = jnp.array([3, 100, 2**31 - 1, 0, 7, 12])
+def test_a_samples_noise_depends_on_its_index_only() -> None:
+    index, order = jnp.array([3, 100, 2**31 - 1, 0, 7, 12]), np.array([5, 0, 3, 2, 4, 1])
     key = rng.named_key(ROOT, "noise")
     whole = rng.normal(rng.sample_keys(key, index), (2, 2))
-    np.testing.assert_array_equal(
-        rng.normal(rng.sample_keys(key, index[jnp.array(order)]), (2, 2)), whole[np.array(order)]
-    )
+    np.testing.assert_array_equal(rng.normal(rng.sample_keys(key, index[order]), (2, 2)), whole[order])
 
 
 @pytest.mark.parametrize("draw", [lambda k: rng.normal(k, (4,)), rng.uniform, lambda k: rng.integers(k, 1000)])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from module_trials import abstract_params, quick_jit, random_array, random_params
+from module_trials import abstract_params, compiled, random_array, random_params
 
 from ldm_jax.config import MeshConfig, UNetConfig
 from ldm_jax.denoiser.unet import UNet
@@ -199,7 +199,7 @@ def test_a_sharded_unet_computes_what_a_whole_one_does() -> None:
         base_channels=32, channel_mult=(1,), num_res_blocks=1, num_groups=4, attention_levels=(), num_head_channels=8
     )
     unet = UNet(config, 4)
-    inputs = (random_array(4, 4, 4, 4), jnp.array([1, 10, 500, 999]), random_array(4, 3, 8))
+    inputs = (random_array(4, 4, 4, 4), np.array([1, 10, 500, 999]), random_array(4, 3, 8))
     params = random_params(unet, *inputs)
     shardings = state_shardings(MIXED, params)
     used = {axis for sharding in jax.tree.leaves(shardings) for axis in sharding.spec}
@@ -208,7 +208,7 @@ def test_a_sharded_unet_computes_what_a_whole_one_does() -> None:
     def forward(params, *inputs):
         return unet.apply({"params": params}, *inputs)
 
-    whole = quick_jit(forward)(params, *inputs)
-    sharded = quick_jit(forward)(jax.device_put(params, shardings), *jax.device_put(inputs, batch_sharding(MIXED)))
+    whole = compiled(forward)(params, *inputs)
+    sharded = jax.jit(forward)(jax.device_put(params, shardings), *jax.device_put(inputs, batch_sharding(MIXED)))
     np.testing.assert_allclose(sharded, whole, atol=1e-5)
     assert len(sharded.sharding.device_set) == 8

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_weights import assert_close_to_torch, golden_arrays, golden_params
-from module_trials import abstract_call, num_params, param_shapes, quick_jit, random_array, random_params
+from module_trials import abstract_call, compiled, num_params, param_shapes, random_array, random_params, replaced
 
 from ldm_jax.config import UNetConfig
 from ldm_jax.denoiser.unet import UNet
@@ -41,7 +41,7 @@ GOLDEN_CONFIGS = {
         attention="self",
     ),
 }
-T = jnp.array([3, 500, 999])
+T = np.array([3, 500, 999])
 CONTEXT, LABELS = jax.ShapeDtypeStruct((2, 5, 6), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
 
 
@@ -54,6 +54,7 @@ def abstract(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
+@functools.cache
 def shapes_of(config: UNetConfig, context=CONTEXT, labels=None, concat=None) -> dict[str, tuple[int, ...]]:
     """Parameter shapes for latents [2, 8, 4, 3]."""
     return param_shapes(UNet(config, 3), abstract(2, 8, 4, 3), LABELS, context, labels, concat)
@@ -69,7 +70,7 @@ def golden_unet():
             golden, params = golden_arrays(case), golden_params(case, num_levels=2)
             unet = UNet(GOLDEN_CONFIGS[case], golden["sample"].shape[-1])
             inputs = [golden[k] for k in ("sample", "timestep", "encoder_hidden_states") if k in golden]
-            call = quick_jit(lambda params, *inputs: unet.apply({"params": params}, *inputs))
+            call = compiled(lambda params, *inputs: unet.apply({"params": params}, *inputs))
             cases[case] = functools.partial(call, params), inputs, golden["out"]
         return cases[case]
 
@@ -148,15 +149,16 @@ def test_it_starts_by_predicting_zero(golden_unet) -> None:
     """Its last convolution is zero at first; nothing behind it could change that."""
     unet, inputs, out = golden_unet("unet_sd1")
     module = UNet(GOLDEN_CONFIGS["unet_sd1"], 4)
-    first = quick_jit(lambda key: module.init(key, *inputs)["params"]["conv_out"])(jax.random.key(0))
+    init = compiled(lambda key, *inputs: module.init(key, *inputs)["params"]["conv_out"])
+    first = init(jax.random.key(0), *inputs)
     params = {**unet.args[0], "conv_out": first}
-    np.testing.assert_array_equal(unet.func(params, *inputs), jnp.zeros(out.shape))
+    np.testing.assert_array_equal(unet.func(params, *inputs), np.zeros(out.shape))
 
 
 def test_samples_are_kept_apart_and_their_order_does_not_matter(golden_unet) -> None:
     unet, (zt, t, context), out = golden_unet("unet_sd1")
     np.testing.assert_allclose(unet(zt[::-1], t[::-1], context[::-1]), out[::-1], atol=2e-5)
-    other = unet(zt.at[1].set(0.0), t.at[1].set(5), context.at[1].add(1.0))
+    other = unet(replaced(zt, 1, 0), replaced(t, 1, 5), replaced(context, 1, context[1] + 1))
     np.testing.assert_allclose(other[0], out[0], atol=2e-5)
     assert np.abs(other[1] - out[1]).max() > 0.1
 
@@ -185,30 +187,35 @@ def test_all_options_together_run_and_see_class_and_map() -> None:
         dropout=0.5,
     )
     unet = UNet(config, 2)
-    arguments = (random_array(3, 8, 4, 2), T, random_array(3, 5, 6), jnp.array([0, 1, 3]), random_array(3, 8, 4, 1))
+    arguments = (random_array(3, 8, 4, 2), T, random_array(3, 5, 6), np.array([0, 1, 3]), random_array(3, 8, 4, 1))
     params = random_params(unet, *arguments)
-    predict = quick_jit(lambda *args: unet.apply({"params": params}, *args))
+    predict = compiled(lambda *args: unet.apply({"params": params}, *args))
     out = predict(*arguments)
     assert out.shape == (3, 8, 4, 2) and np.all(np.isfinite(out))
     zt, t, context, labels, concat = arguments
     for other in (
-        predict(zt, t, context, labels.at[2].set(2), concat),
-        predict(zt, t, context, labels, concat.at[2].add(1.0)),
+        predict(zt, t, context, replaced(labels, 2, 2), concat),
+        predict(zt, t, context, labels, replaced(concat, 2, concat[2] + 1)),
     ):
         np.testing.assert_allclose(other[:2], out[:2], atol=1e-5)
         assert np.abs(other[2] - out[2]).max() > 1e-2
 
 
-@pytest.mark.parametrize("spatial", [(8,), (2, 4, 8)])
-def test_sequences_and_volumes(spatial: tuple[int, ...]) -> None:
-    unet = UNet(tiny(spatial_dims=len(spatial), attention_levels=()), 3)
-    zt, context = random_array(3, *spatial, 3), random_array(3, 5, 6)
+def test_volumes_run() -> None:
+    unet = UNet(tiny(spatial_dims=3, attention_levels=()), 3)
+    zt, context = random_array(3, 2, 4, 6, 3), random_array(3, 5, 6)
     params = random_params(unet, zt, T, context)
-    predict = quick_jit(lambda *args: unet.apply({"params": params}, *args))
+    predict = compiled(lambda *args: unet.apply({"params": params}, *args))
     out = predict(zt, T, context)
     assert out.shape == zt.shape and np.all(np.isfinite(out))
     order = np.array([2, 0, 1])
     np.testing.assert_allclose(predict(zt[order], T[order], context[order]), out[order], atol=1e-5)
+
+
+def test_sequences_have_kernels_of_one_axis() -> None:
+    out, params = abstract_call(UNet(tiny(spatial_dims=1), 3), abstract(2, 12, 3), LABELS, CONTEXT)
+    assert out.shape == (2, 12, 3)
+    assert params["down_0"]["block_0"]["resnet"]["conv_0"]["kernel"].shape == (3, 8, 8)
 
 
 def test_any_size_that_halves_at_each_level_is_accepted() -> None:
@@ -252,9 +259,10 @@ def test_options_change_the_parameter_tree(changes: dict, new: dict) -> None:
 
 def test_concatenated_maps_widen_the_first_convolution_only() -> None:
     plain, wide = shapes_of(tiny()), shapes_of(tiny(), concat=abstract(2, 8, 4, 2))
-    assert wide.pop("conv_in/kernel") == (3, 3, 5, 8)
-    assert plain.pop("conv_in/kernel") == (3, 3, 3, 8)
-    assert plain == wide
+    assert {path: (plain[path], wide[path]) for path in plain if plain[path] != wide.get(path)} == {
+        "conv_in/kernel": ((3, 3, 3, 8), (3, 3, 5, 8))
+    }
+    assert set(wide) == set(plain)
 
 
 def test_plain_attention_has_no_cross_attention_and_ignores_a_context() -> None:
@@ -263,11 +271,6 @@ def test_plain_attention_has_no_cross_attention_and_ignores_a_context() -> None:
     assert with_context["mid/block_0/attention/attention/query/bias"] == (16,)
 
 
-def test_bfloat16_is_close_and_keeps_float32_parameters_and_predictions(golden_unet) -> None:
-    unet, inputs, exact = golden_unet("unet_sd1")
-    module = UNet(GOLDEN_CONFIGS["unet_sd1"], 4, jnp.bfloat16)
-    out, params = abstract_call(module, *inputs)
+def test_bfloat16_keeps_float32_parameters_and_predictions() -> None:
+    out, params = abstract_call(UNet(tiny(), 3, jnp.bfloat16), abstract(2, 8, 4, 3), LABELS, CONTEXT)
     assert {leaf.dtype for leaf in jax.tree.leaves((out, params))} == {jnp.dtype("float32")}
-    out = quick_jit(module.apply)({"params": unet.args[0]}, *inputs)
-    error = np.sqrt(np.mean(np.square(out - exact)))
-    assert 1e-4 < error < 0.03 * np.std(exact)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_weights import assert_close_to_torch, golden_arrays, golden_params
-from module_trials import num_params, quick_jit, random_array, random_params
+from module_trials import apply, compiled, num_params, random_array, random_params
 
 from ldm_jax import rng
 from ldm_jax.autoencoder.build import make_autoencoder
@@ -28,7 +28,7 @@ TINY = AutoencoderVQConfig(
     commitment_cost=0.25,
 )
 KEYS = rng.sample_keys(rng.root_key(0), jnp.arange(2))
-PICTURE = random_array(2, 8, 4, 3)
+PICTURE = jnp.asarray(random_array(2, 8, 4, 3))
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,10 @@ def test_it_computes_what_pytorch_computes() -> None:
     golden, params = golden_arrays("autoencoder_vq"), golden_params("autoencoder_vq", num_levels=2)
     module = AutoencoderVQ(GOLDEN_CONFIG)
 
-    def call(method: str, x: jax.Array):
-        return quick_jit(lambda p, x: module.apply({"params": p}, x, method=method))(params, x)
+    def call(method: str, x: np.ndarray):
+        return compiled(lambda p, x: module.apply({"params": p}, x, method=method))(params, x)
 
-    assert_close_to_torch(call("encode", golden["sample"]).mode(), golden["latents"])
+    assert_close_to_torch(call("encode", golden["sample"]).mean, golden["latents"])
     zq, indices = call("quantize", golden["latents"])
     np.testing.assert_array_equal(indices.reshape(-1), golden["indices"])
     assert_close_to_torch(zq, golden["quantized"])
@@ -65,30 +65,33 @@ def test_it_computes_what_pytorch_computes() -> None:
 def test_the_nearest_code_by_brute_force(spread: float) -> None:
     """Also for codes as close together as the initial ones are, far from the latents."""
     codes, z = spread * random_array(200, 3), random_array(2, 5, 4, 3, seed=1)
-    indices = Codebook(200, 3).apply({"params": {"embedding": codes}}, z, method="indices")
+    indices = apply(Codebook(200, 3), {"embedding": codes}, z, method="indices")
     exact = np.asarray(z, np.float64)[..., None, :] - np.asarray(codes, np.float64)
     np.testing.assert_array_equal(indices, np.sum(exact**2, axis=-1).argmin(axis=-1))
 
 
 def test_a_code_is_its_own_nearest_code() -> None:
     book = Codebook(50, 4)
-    variables = {"params": {"embedding": random_array(50, 4)}}
-    every = jnp.arange(50).reshape(2, 25)
-    codes = book.apply(variables, every, method="look_up")
-    assert codes.shape == (2, 25, 4)
-    np.testing.assert_array_equal(book.apply(variables, codes, method="indices"), every)
+    params = {"embedding": random_array(50, 4)}
+    every = np.arange(50).reshape(2, 25)
+    codes = apply(book, params, every, method="look_up")
+    np.testing.assert_array_equal(codes, params["embedding"][every])
+    np.testing.assert_array_equal(apply(book, params, codes, method="indices"), every)
 
 
 def test_codes_start_uniformly_within_one_over_their_number() -> None:
-    codes = Codebook(64, 3).init(jax.random.key(0), jnp.arange(4)[None], method="look_up")["params"]["embedding"]
+    book = Codebook(64, 3)
+    codes = compiled(lambda key: book.init(key, jnp.zeros((1, 4), jnp.int32), method="look_up"))(jax.random.key(0))
+    codes = codes["params"]["embedding"]
     assert np.abs(codes).max() <= 1 / 64 and np.abs(codes).max() > 0.9 / 64
     np.testing.assert_allclose(np.std(codes), 1 / 64 / np.sqrt(3), rtol=0.15)
 
 
 def test_perplexity_counts_the_codes_in_use() -> None:
-    assert perplexity(jnp.zeros((4, 5), jnp.int32), 16) == pytest.approx(1.0)
-    assert perplexity(jnp.arange(16).reshape(4, 4), 16) == pytest.approx(16.0, rel=1e-5)
-    assert perplexity(jnp.array([[0, 0, 7, 7]]), 16) == pytest.approx(2.0, rel=1e-5)
+    count = compiled(lambda indices: perplexity(indices, 16))
+    assert count(np.zeros((4, 4), np.int32)) == pytest.approx(1.0)
+    assert count(np.arange(16).reshape(4, 4)) == pytest.approx(16.0, rel=1e-5)
+    assert count(np.array([[0, 7, 0, 7]] * 4)) == pytest.approx(2.0, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -108,17 +111,19 @@ def tiny():
         posterior = module.apply(variables, PICTURE, method="encode")
         zq, indices = module.apply(variables, posterior.mode(), method="quantize")
         decoded = module.apply(variables, posterior.mode(), method="decode")
+        parts = {"posterior": posterior, "sample": posterior.sample(KEYS), "zq": zq, "indices": indices}
+        parts |= {"decoded": decoded, "perplexity": perplexity(indices, 16)}
         _, pull_back, outputs = jax.vjp(call, near_codes, has_aux=True)
         gradients = [pull_back(which)[0] for which in jnp.eye(2)]  # of the reconstruction, of the regulariser
-        return {"posterior": posterior, "zq": zq, "indices": indices, "decoded": decoded}, outputs, gradients
+        return parts, outputs, gradients
 
-    return *quick_jit(results)(near_codes), near_codes
+    return *compiled(results)(near_codes), near_codes
 
 
 def largest(gradient: dict) -> list[float]:
     """Largest value of the gradient in the encoder's last layer, the codebook and the decoder's first layer."""
     parts = (gradient[name] for name in ("quant_conv", "codebook", "post_quant_conv"))
-    return [max(float(jnp.abs(g).max()) for g in jax.tree.leaves(tree)) for tree in parts]
+    return [max(float(np.abs(g).max()) for g in jax.tree.leaves(tree)) for tree in parts]
 
 
 def test_the_reconstruction_teaches_the_encoder_straight_through_and_not_the_codes(tiny) -> None:
@@ -138,26 +143,28 @@ def test_the_regulariser_teaches_codes_and_encoder_and_not_the_decoder(tiny) -> 
     assert encoder > 1e-4 and codes > 1e-4 and decoder == 0
 
 
-def test_the_codes_gradient_is_twice_the_weighted_distance_to_their_latents(tiny) -> None:
-    """Equation (2): each code is pulled to the latents that chose it; the commitment term does not touch it."""
+def test_the_commitment_term_alone_pulls_the_latents_and_the_other_term_alone_the_codes(tiny) -> None:
+    """Equation (2): the gradients of |z - zq|^2, each with its own weight."""
     parts, _, gradients, _ = tiny
-    z, zq = parts["posterior"].mode(), parts["zq"]
+    z, zq = parts["posterior"].mean, parts["zq"]
+    pull = 2.0 * 2 * (zq - z).reshape(-1, 2) / z[0].size  # codebook_weight is 2
     expected = np.zeros((16, 2))
-    np.add.at(expected, np.ravel(parts["indices"]), 2.0 * 2 * np.asarray(zq - z).reshape(-1, 2) / z[0].size)
+    np.add.at(expected, np.ravel(parts["indices"]), pull)
     np.testing.assert_allclose(gradients[1]["codebook"]["embedding"], expected, atol=1e-5)
+    np.testing.assert_allclose(gradients[1]["quant_conv"]["bias"], -0.25 * pull.sum(axis=0), rtol=1e-4)
 
 
 def test_the_forward_pass_is_the_decoded_code_and_the_weighted_distance_to_it(tiny) -> None:
     parts, (reconstruction, regulariser, metrics), *_ = tiny
     assert reconstruction.shape == PICTURE.shape
     np.testing.assert_allclose(reconstruction, parts["decoded"], atol=1e-5)
-    distance = np.mean(np.square(parts["posterior"].mode() - parts["zq"]), axis=(1, 2, 3))
+    distance = np.mean(np.square(parts["posterior"].mean - parts["zq"]), axis=(1, 2, 3))
     np.testing.assert_allclose(regulariser, 2.0 * (1 + 0.25) * distance, rtol=1e-5)
     np.testing.assert_allclose(metrics["codebook_loss"], distance.mean(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["perplexity"], perplexity(parts["indices"], 16), rtol=1e-5)
+    np.testing.assert_allclose(metrics["perplexity"], parts["perplexity"], rtol=1e-5)
 
 
 def test_the_posterior_is_a_point(tiny) -> None:
-    posterior = tiny[0]["posterior"]
-    assert posterior.mean.shape == (2, 4, 2, 2)
-    np.testing.assert_array_equal(posterior.sample(KEYS), posterior.mode())
+    parts = tiny[0]
+    assert parts["posterior"].mean.shape == (2, 4, 2, 2)
+    np.testing.assert_array_equal(parts["sample"], parts["posterior"].mean)

@@ -1,4 +1,4 @@
-"""Experiments of a size at which a step costs milliseconds and compiles in seconds; they keep every choice of the original."""
+"""Experiments of a size at which a step compiles in seconds, with every choice of the original."""
 
 import dataclasses
 from pathlib import Path

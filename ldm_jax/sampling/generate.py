@@ -3,6 +3,7 @@
 Picture i of seed s depends on s and i alone: not on the batch it is drawn in, nor on the devices.
 """
 
+import functools
 from collections.abc import Callable
 from functools import partial
 
@@ -21,6 +22,7 @@ Generate = Callable[
 """Parameters, sampler, inputs, negative inputs, guidance scale and root key, sample indices -> pictures."""
 
 
+@functools.cache
 def make_generate(model: LatentDiffusion, *, guided: bool) -> Generate:
     """A function that draws pictures, around [-1, 1]; compiled once for each shape.
 

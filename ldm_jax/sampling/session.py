@@ -46,10 +46,10 @@ class Session:
         if self.encode_caption is None:
             kind = type(self.experiment.conditioning).__name__
             raise UserError(f"this model has {kind} and takes no prompt; {self._instead()}")
-        for prompt in prompts:
-            if not prompt.strip():
-                logger.warning("an empty prompt draws without a condition")
-        return {"tokens": jnp.asarray(np.stack([self.encode_caption(prompt) for prompt in prompts]))}
+        if not all(prompt.strip() for prompt in prompts):
+            logger.warning("an empty prompt draws without a condition")
+        tokens = {prompt: self.encode_caption(prompt) for prompt in dict.fromkeys(prompts)}  # one warning for each
+        return {"tokens": jnp.asarray(np.stack([tokens[prompt] for prompt in prompts]))}
 
     def class_inputs(self, labels: Sequence[str]) -> Inputs:
         """The conditioner's inputs for classes, given by number or name, one sample each.
@@ -68,7 +68,7 @@ class Session:
             return names.index(label.lower())
         assert isinstance(self.experiment.conditioning, ClassConditioning)
         count = self.experiment.conditioning.num_classes
-        if label.isdigit() and int(label) < count:
+        if label.isdecimal() and int(label) < count:
             return int(label)
         known = f"; names: {', '.join(self.class_names)}" if names else ""
         raise UserError(f"unknown class {label!r}: use a number from 0 to {count - 1}{known}")
@@ -90,14 +90,19 @@ class Session:
         prediction_type = self.experiment.diffusion.prediction_type
         sampler = make_sampler(config, self.model.schedule, prediction_type)
         generate = make_generate(self.model, guided=config.guidance_scale != 1.0 and bool(inputs))
-        batch_size = min(batch_size, count)
+        mesh = sharding.make_mesh(MeshConfig())
+        shards = sharding.num_batch_shards(mesh)
+        batch_size = -(-min(batch_size, count) // shards) * shards
+        params = jax.device_put(self.params, sharding.replicated(mesh))
         key, null = rng.root_key(seed), self.null_inputs(batch_size)
         scale = jnp.full(batch_size, config.guidance_scale, jnp.float32)
         for begin in range(0, count, batch_size):
             index = np.arange(begin, begin + batch_size)
             # the last batch is filled up with its last row, so that no other shape is compiled
             rows = jax.tree.map(lambda x, index=index: x[np.minimum(index, count - 1)], inputs)
-            images = generate(self.params, sampler, rows, null, scale, key, jnp.asarray(index, jnp.int32))
+            batch = (rows, null, scale, index.astype(np.int32))
+            rows, null, scale, index = jax.device_put(batch, sharding.batch_sharding(mesh))
+            images = generate(params, sampler, rows, null, scale, key, index)
             yield from to_uint8(np.asarray(images))[: count - begin]
 
 

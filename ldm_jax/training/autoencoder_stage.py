@@ -34,15 +34,16 @@ def make_autoencoder_stage(work: Workspace) -> Stage:
         errors = []
         for batch in work.epoch(work.test, config.training.batch_size):
             error = reconstruct(state.model_params, batch["image"])[1]
-            errors.append(np.asarray(error)[batch["valid"]])
+            errors.append(np.asarray(error)[np.asarray(batch["valid"])])
         return {"heldout_loss": float(np.mean(np.concatenate(errors)))}
 
     def draw(state: TrainState, step: int) -> None:
         batch = next(work.epoch(work.test, config.training.batch_size))
-        image = batch["image"][batch["valid"]][: 2 * _GRID_COLUMNS]
-        pictures = to_uint8(image), to_uint8(np.asarray(reconstruct(state.model_params, image)[0]))
+        count = min(int(np.sum(batch["valid"])), 2 * _GRID_COLUMNS)
+        decoded = reconstruct(state.model_params, batch["image"])[0]
+        pictures = [to_uint8(np.asarray(image))[:count] for image in (batch["image"], decoded)]
         rows, labels = [], []
-        for begin in range(0, len(image), _GRID_COLUMNS):
+        for begin in range(0, count, _GRID_COLUMNS):
             for kind, shown in zip(("picture", "decoded"), pictures, strict=True):
                 rows.append(list(shown[begin : begin + _GRID_COLUMNS]))
                 labels.append(kind)

@@ -7,12 +7,12 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from ldm_jax import sharding
 from ldm_jax.data.latent_cache import LatentSource, cached_latents
@@ -27,9 +27,7 @@ logger = logging.getLogger(__name__)
 STATISTICS_PICTURES = 16384  # enough for three digits of the spread when the set is too large to be encoded once
 
 
-def latent_statistics(
-    moments: Iterable[Float[np.ndarray, "*n h w d"]], scale: Literal["global", "per_channel"]
-) -> Params:
+def latent_statistics(moments: Iterable[Float[np.ndarray, "... d"]], scale: Literal["global", "per_channel"]) -> Params:
     """Statistics of latents (1) from batches of their moments, as the model's `latent` parameters.
 
     Raises:
@@ -65,10 +63,12 @@ class LatentReader:
     """Latent batches and statistics of a run, from a cache of the whole set or encoded batch by batch."""
 
     def __init__(self, work: Workspace, autoencoder: Params) -> None:
-        """Prepare the latents of the run's data for `{"autoencoder": ...}`; a cache is made or read here."""
+        """Prepare the latents of the run's data; a cache of them is made or read here."""
         self.work = work
         self.batch_size = work.experiment.first_stage.training.batch_size
-        self._encode = jax.jit(lambda image: _moments(work.model, autoencoder, image))
+        # Parameters are an argument: as constants they would be part of the program, which would never be found in the
+        # compilation cache.
+        self._encode = partial(jax.jit(partial(_moments, work.model)), autoencoder)
         self._cached: dict[str, LatentSource] = {}
         if work.experiment.data.cache_latents:
             fingerprint = parameter_fingerprint(autoencoder)
@@ -78,7 +78,7 @@ class LatentReader:
         return cached_latents(
             self.work.run.path / "latents" / f"{source.info.split}.npz",
             source,
-            lambda image: np.asarray(self._encode(image)),
+            lambda image: np.asarray(self._encode(sharding.put_batch(self.work.mesh, {"image": image})["image"])),
             config=self.work.experiment.data,
             autoencoder=fingerprint,
             batch_size=self.batch_size,
@@ -91,7 +91,7 @@ class LatentReader:
             return latent_statistics([self._cached["train"].moments], scale)
         pictures = self.work.epoch(self.work.train, self.batch_size)
         some = itertools.islice(pictures, -(-STATISTICS_PICTURES // self.batch_size))
-        return latent_statistics((np.asarray(self._encode(b["image"]))[b["valid"]] for b in some), scale)
+        return latent_statistics((np.asarray(self._encode(b["image"]))[np.asarray(b["valid"])] for b in some), scale)
 
     def train_batches(self, start_step: int) -> Iterator[Batch]:
         """Training batches with `moments`, from a step on."""
@@ -101,8 +101,7 @@ class LatentReader:
 
     def heldout_batches(self, batch_size: int) -> Iterator[Batch]:
         """One pass over the test split, with `moments`."""
-        batches = self.work.epoch(self._cached.get("test", self.work.test), batch_size)
-        return (self._with_moments(jax.tree.map(jnp.asarray, batch)) for batch in batches)
+        return map(self._with_moments, self.work.epoch(self._cached.get("test", self.work.test), batch_size))
 
     def _with_moments(self, batch: Batch) -> Batch:
         if "moments" in batch:
@@ -110,5 +109,7 @@ class LatentReader:
         return {**batch, "moments": self._encode(batch["image"])}
 
 
-def _moments(model: LatentDiffusion, autoencoder: Params, image: Float[jax.Array, "b h w c"]) -> jax.Array:
+def _moments(
+    model: LatentDiffusion, autoencoder: Params, image: Float[Array, "b *spatial c"]
+) -> Float[Array, "b *latent d"]:
     return model.encode(autoencoder, image).moments

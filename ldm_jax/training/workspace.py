@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
+from tokenizers import Tokenizer
 
 from ldm_jax import rng, sharding
 from ldm_jax.conditioning.tokenizer import CaptionEncoder, load_tokenizer, train_tokenizer
@@ -55,15 +56,16 @@ class Workspace:
         )
         return (sharding.put_batch(self.mesh, batch) for batch in local)
 
-    def epoch(self, source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-        """One ordered pass over a source, nothing drawn, in full batches whose `valid` tells what counts."""
-        return epoch(
+    def epoch(self, source: Source, batch_size: int) -> Iterator[Batch]:
+        """One ordered pass over a source on the devices, nothing drawn, in full batches; `valid` tells what counts."""
+        local = epoch(
             source,
             transforms=evaluation_transforms(self.experiment.data),
             batch_size=batch_size,
             num_threads=self.experiment.data.num_threads,
             encode_caption=self.encode_caption,
         )
+        return (sharding.put_batch(self.mesh, batch) for batch in local)
 
 
 def open_workspace(experiment: Experiment, run_dir: Path) -> Workspace:
@@ -73,40 +75,38 @@ def open_workspace(experiment: Experiment, run_dir: Path) -> Workspace:
         UserError: the mesh, the data or the folder does not fit the experiment; nothing was overwritten.
     """
     mesh = sharding.make_mesh(experiment.mesh)
-    for name, training in _trainings(experiment).items():
+    trainings = {"first_stage.training": experiment.first_stage.training, "training": experiment.training}
+    for name, training in trainings.items():
         sharding.check_batch_size(name, training.batch_size, training.gradient_accumulation, mesh)
     run = RunFolder(run_dir)
     run.check(experiment)
     train, test = load_source(experiment.data, "train"), load_source(experiment.data, "test")
-    _check_batches(experiment, train)
+    for name, training in trainings.items():
+        _check_batch(name, training, train)
     _check_conditioning(experiment, train)
-    run.open(experiment)
+    model, tokenizer = make_model(experiment), _tokenizer(experiment, run, train)
+    run.open(experiment)  # nothing is written before all of this has been found to fit
+    if tokenizer is not None and not run.tokenizer_file.exists():
+        write_atomically(run.tokenizer_file, tokenizer.to_str())
     data = {split.info.split: _describe(split) for split in (train, test)}
     run.write_manifest(experiment, data | {"class_names": train.info.class_names, "credit": train.info.credit})
     logger.info(
         "%s: %d training and %d held-out pictures; run folder %s", train.info.name, len(train), len(test), run_dir
     )
-    encode_caption = _caption_encoder(experiment, run, train)
-    root = rng.root_key(experiment.seed)
-    return Workspace(experiment, run, mesh, make_model(experiment), train, test, encode_caption, root)
+    config = experiment.conditioning
+    encode_caption = None
+    if tokenizer is not None and isinstance(config, TextConditioning):
+        encode_caption = CaptionEncoder(tokenizer, config.context_length)
+    return Workspace(experiment, run, mesh, model, train, test, encode_caption, rng.root_key(experiment.seed))
 
 
-def _trainings(experiment: Experiment) -> dict[str, TrainingConfig]:
-    """The stages that will be trained, by the name of their flags."""
-    second = {"training": experiment.training}
-    if experiment.first_stage.run is not None:
-        return second
-    return {"first_stage.training": experiment.first_stage.training, **second}
-
-
-def _check_batches(experiment: Experiment, source: Source) -> None:
-    """Before the first stage is trained for nothing."""
-    for name, training in _trainings(experiment).items():
-        if training.batch_size > len(source):
-            raise UserError(
-                f"{name}.batch_size={training.batch_size} is larger than the data set: {source.info.name}/"
-                f"{source.info.split} has {len(source)} pictures; use at most {len(source)}"
-            )
+def _check_batch(name: str, training: TrainingConfig, source: Source) -> None:
+    """Here, not where batches are made: the second stage should not find out when the first is trained."""
+    if training.batch_size > len(source):
+        raise UserError(
+            f"{name}.batch_size={training.batch_size} is larger than the data set: {source.info.name}/"
+            f"{source.info.split} has {len(source)} pictures; use at most {len(source)}"
+        )
 
 
 def _describe(source: Source) -> dict[str, object]:
@@ -119,8 +119,8 @@ def _check_conditioning(experiment: Experiment, source: Source) -> None:
         found = len(source.info.class_names)
         if found != conditioning.num_classes:
             raise UserError(
-                f"conditioning.num_classes={conditioning.num_classes}, but the data set {source.info.name} has {found} "
-                + ("classes; use that number" if found else "no classes; use text conditioning or none")
+                f"conditioning.num_classes={conditioning.num_classes}, but the data set {source.info.name} has "
+                + (f"{found} classes; use that number" if found else "no classes; use text conditioning or none")
             )
     if isinstance(conditioning, TextConditioning) and not source.info.has_captions:
         raise UserError(
@@ -129,14 +129,11 @@ def _check_conditioning(experiment: Experiment, source: Source) -> None:
         )
 
 
-def _caption_encoder(experiment: Experiment, run: RunFolder, source: Source) -> CaptionEncoder | None:
+def _tokenizer(experiment: Experiment, run: RunFolder, source: Source) -> Tokenizer | None:
     """The run's tokenizer: the saved one when the run goes on, else trained on all captions of the training split."""
     config = experiment.conditioning
     if not isinstance(config, TextConditioning):
         return None
     if run.tokenizer_file.exists():
-        tokenizer = load_tokenizer(run.tokenizer_file)
-    else:
-        tokenizer = train_tokenizer(training_texts(source), config.vocab_size)
-        write_atomically(run.tokenizer_file, tokenizer.to_str())
-    return CaptionEncoder(tokenizer, config.context_length)
+        return load_tokenizer(run.tokenizer_file)
+    return train_tokenizer(training_texts(source), config.vocab_size)

@@ -1,0 +1,303 @@
+"""The command line: what it understands, what it answers to what it does not, and how quickly it can help."""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ldm_jax.experiment
+import ldm_jax.sampling.files
+from ldm_jax import cli
+from ldm_jax.config import Experiment, MeshConfig, SamplingConfig, experiment_names, load_experiment, save_experiment
+from ldm_jax.errors import UserError
+from ldm_jax.training.loop import Interrupted, TrainingDiverged
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """`cli.run` sets the level of the package's logger: for a process, not for the tests that follow."""
+    level = logging.getLogger("ldm_jax").level
+    yield
+    logging.getLogger("ldm_jax").setLevel(level)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, Path]]:
+    """What `train` was asked to train, instead of training it."""
+    asked: list[tuple[Experiment, Path]] = []
+    monkeypatch.setattr(ldm_jax.experiment, "train_experiment", lambda e, run_dir: asked.append((e, run_dir)))
+    return asked
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `sample` was asked to draw, instead of drawing it."""
+    asked: list[dict[str, Any]] = []
+
+    def draw(run_dir: Path, **arguments: Any) -> list[Path]:
+        asked.append({"run_dir": run_dir, **arguments})
+        return [Path("a.png"), Path("grid.png")]
+
+    monkeypatch.setattr(ldm_jax.sampling.files, "draw_to_files", draw)
+    return asked
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    save_experiment(load_experiment("smoke"), tmp_path / "config.json")
+    return tmp_path
+
+
+def refused(command: Callable[[list[str]], None], arguments: list[str], capsys: Any, caplog: Any) -> str:
+    """What is said about wrong arguments, which end with status 2; boxes and line breaks taken out."""
+    try:
+        status = cli.run(command, arguments)
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return re.sub(r"[\s│]+", " ", captured.err + caplog.text)
+
+
+def test_training_without_a_name_is_the_demo(trained: list[Any]):
+    assert cli.run(cli.train, []) == 0
+    assert trained == [(load_experiment("openmoji"), Path("runs/openmoji"))]
+
+
+def test_training_takes_a_name_a_folder_and_flags(trained: list[Any]):
+    flags = ["--run-dir", "/x", "--seed", "7", "--optimizer.learning-rate", "0.5", "--training.num-steps", "9"]
+    assert cli.run(cli.train, ["smoke", *flags]) == 0
+    ((experiment, folder),) = trained
+    assert folder == Path("/x")
+    assert (experiment.seed, experiment.optimizer.learning_rate, experiment.training.num_steps) == (7, 0.5, 9)
+    assert experiment.first_stage == load_experiment("smoke").first_stage
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_every_experiment_takes_flags(trained: list[Any], name: str):
+    assert cli.run(cli.train, [name, "--seed", "1", "--diffusion.cond-drop-prob", "0.5"]) == 0
+    assert trained[0][0].diffusion.cond_drop_prob == 0.5
+    assert trained[0][1] == Path("runs") / name
+
+
+def test_flags_of_a_choice_are_those_of_the_chosen_class(trained: list[Any]):
+    flags = ["--data.source.num-examples", "50", "--conditioning.num-layers", "2", "--sampling.prompts", "a", "b"]
+    assert cli.run(cli.train, ["smoke", *flags]) == 0
+    experiment = trained[0][0]
+    assert (experiment.data.source.num_examples, experiment.conditioning.num_layers) == (50, 2)
+    assert experiment.sampling.prompts == ("a", "b")
+
+
+def test_an_experiment_can_be_a_file(trained: list[Any], tmp_path: Path):
+    path = tmp_path / "mine.py"
+    path.write_text("from ldm_jax.config import *\ndef get_config():\n    return Experiment(name='mine', seed=3)\n")
+    assert cli.run(cli.train, [str(path)]) == 0
+    assert trained == [(Experiment(name="mine", seed=3), Path("runs/mine"))]
+
+
+TRAIN_REFUSED = {
+    "unknown experiment": (["smokk"], "error: unknown experiment 'smokk': did you mean smoke?"),
+    "unknown flag": (["smoke", "--sede", "3"], "Unrecognized options: --sede, 3 .*Perhaps you meant: --seed INT"),
+    "unknown nested flag": (["smoke", "--optimizer.lr", "1"], "Unrecognized options: --optimizer.lr, 1 "),
+    "wrong type": (["smoke", "--seed", "abc"], "Error parsing --seed: invalid literal for int.* 'abc'"),
+    "wrong choice": (
+        ["smoke", "--compute-dtype", "float16"],
+        r"invalid choice 'float16' for argument '--compute-dtype'. Expected one of \('float32', 'bfloat16'\)",
+    ),
+    "out of range": (["smoke", "--training.batch-size", "0"], "TrainingConfig.batch_size=0 must be greater than 0"),
+    "fields that do not fit": (
+        ["smoke", "--data.image-size", "33"],
+        r"error: data.image_size=33 is not divisible by 8 .*; nearest usable: 32 and 40",
+    ),
+    "heads": (
+        ["smoke", "--denoiser.num-head-channels", "7"],
+        "UNetConfig.num_head_channels=7 does not divide the 32 channels of level 1; nearest that does: 8",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAIN_REFUSED)
+def test_training_refuses(name: str, trained: list[Any], capsys: Any, caplog: Any):
+    arguments, message = TRAIN_REFUSED[name]
+    assert re.search(message, refused(cli.train, arguments, capsys, caplog))
+    assert trained == []
+
+
+def test_sampling_takes_what_the_run_has_where_nothing_is_said(drawn: list[Any], run_dir: Path):
+    assert cli.run(cli.sample, [str(run_dir)]) == 0
+    (asked,) = drawn
+    assert asked["config"] == load_experiment("smoke").sampling
+    assert (asked["prompts"], asked["class_labels"], asked["num_samples"], asked["seed"]) == ((), (), 4, 0)
+    assert asked["out"] == run_dir / "samples"
+
+
+def test_sampling_takes_flags(drawn: list[Any], run_dir: Path, tmp_path: Path):
+    flags = ["--prompt", "red apple", "-p", "angry cat", "--num-samples", "1", "--seed", "5", "--out", "/y"]
+    solver = ["--sampler", "ddpm", "--num-sample-steps", "7", "--guidance-scale", "1.5", "--batch-size", "2"]
+    assert cli.run(cli.sample, [str(run_dir), *flags, *solver]) == 0
+    (asked,) = drawn
+    assert asked["prompts"] == ("red apple", "angry cat")
+    assert (asked["num_samples"], asked["seed"], asked["out"], asked["batch_size"]) == (1, 5, Path("/y"), 2)
+    config: SamplingConfig = asked["config"]
+    assert (config.sampler, config.num_sample_steps, config.guidance_scale) == ("ddpm", 7, 1.5)
+    assert config.prompts == load_experiment("smoke").sampling.prompts
+
+
+def test_classes_may_be_repeated(drawn: list[Any], run_dir: Path):
+    assert cli.run(cli.sample, [str(run_dir), "--class-label", "3", "--class-label", "star"]) == 0
+    assert drawn[0]["class_labels"] == ("3", "star")
+
+
+def test_json_goes_to_stdout_alone(drawn: list[Any], run_dir: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.run(cli.sample, [str(run_dir), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"files": ["a.png", "grid.png"]}
+    assert cli.run(cli.sample, [str(run_dir)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+SAMPLE_REFUSED = {
+    "no pictures": (["--num-samples", "0"], "error: --num-samples=0 must be at least 1"),
+    "no batch": (["--batch-size", "0"], "error: --batch-size=0 must be at least 1"),
+    "negative seed": (["--seed", "-1"], "error: --seed=-1 must not be negative"),
+    "negative guidance": (["--guidance-scale", "-1"], "error: SamplingConfig.guidance_scale=-1.0 must not be negative"),
+    "no steps": (["--num-sample-steps", "0"], "error: SamplingConfig.num_sample_steps=0 must be greater than 0"),
+    "unknown sampler": (["--sampler", "euler"], "invalid choice 'euler' for argument '--sampler'.*'ddim', 'ddpm'"),
+    "unknown flag": (["--promt", "x"], "Unrecognized options: --promt, x .*Perhaps you meant: -p, --prompt STR"),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLE_REFUSED)
+def test_sampling_refuses(name: str, run_dir: Path, drawn: list[Any], capsys: Any, caplog: Any):
+    arguments, message = SAMPLE_REFUSED[name]
+    assert re.search(message, refused(cli.sample, [str(run_dir), *arguments], capsys, caplog))
+    assert drawn == []
+
+
+def test_sampling_refuses_what_is_no_run(tmp_path: Path, drawn: list[Any], capsys: Any, caplog: Any):
+    message = refused(cli.sample, [str(tmp_path / "none")], capsys, caplog)
+    assert f"error: {tmp_path}/none/config.json does not exist: {tmp_path}/none is not a run folder" in message
+    assert "Required options" in refused(cli.sample, [], capsys, caplog)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(UserError("x"), 2), (TrainingDiverged("x"), 3), (Interrupted("x"), 143), (KeyboardInterrupt(), 130)],
+)
+def test_how_a_command_ends_is_told_by_its_status(error: BaseException, status: int, caplog: pytest.LogCaptureFixture):
+    def command(arguments: Any) -> None:
+        raise error
+
+    assert cli.run(command, []) == status
+    assert len(caplog.records) == 1
+    assert caplog.records[0].getMessage().startswith("error: ")
+    assert "Traceback" not in caplog.text
+
+
+def test_a_bug_is_not_taken_for_a_users_error():
+    def command(arguments: Any) -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        cli.run(command, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ([], 2, "commands: train, sample"),
+        (["--help"], 0, "commands: train, sample"),
+        (["sampel"], 2, "error: unknown command 'sampel': did you mean sample? known commands: train, sample"),
+        (["zzz"], 2, "error: unknown command 'zzz': known commands: train, sample"),
+    ],
+)
+def test_the_command_of_commands(monkeypatch, capsys, arguments: list[str], status: int, said: str):
+    monkeypatch.setattr(sys, "argv", ["ldm", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    captured = capsys.readouterr()
+    assert end.value.code == status
+    assert said in captured.out + captured.err
+
+
+def test_a_command_of_commands_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch, trained: list[Any]):
+    monkeypatch.setattr(sys, "argv", ["ldm", "train", "smoke", "--seed", "4"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    assert trained[0][0].seed == 4
+
+
+HELP = """
+import runpy, sys
+for script in ("train.py", "sample.py"):
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        print("status", end.code)
+print("heavy", sorted({"jax", "flax", "orbax", "grain", "tensorflow_datasets", "matplotlib"} & set(sys.modules)))
+"""
+
+
+def test_help_comes_without_heavy_imports():
+    ended = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.stderr == ""
+    assert ended.stdout.count("status 0") == 2
+    assert "heavy []" in ended.stdout
+    for flag in ("--run-dir", "--seed", "--optimizer.learning-rate", "--prompt", "--guidance-scale", "--json"):
+        assert flag in ended.stdout
+    assert ", ".join(experiment_names()) in re.sub(r"\s+", " ", ended.stdout)
+
+
+START = """
+import sys
+from ldm_jax.cli import start_jax
+start_jax(3)
+assert "jax" not in sys.modules
+import jax
+print(jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs, jax.device_count())
+"""
+
+
+def test_jax_is_set_up_unless_the_user_has_done_so(tmp_path: Path):
+    base = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "LDM_", "XDG_", "XLA_"))}
+    base["JAX_PLATFORMS"] = "cpu"
+    for extra, expected in (
+        ({"XDG_CACHE_HOME": str(tmp_path)}, f"{tmp_path}/ldm_jax/xla 0.0 3"),
+        (
+            {"JAX_COMPILATION_CACHE_DIR": "/elsewhere", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+            "/elsewhere 0.0 2",
+        ),
+    ):
+        ended = subprocess.run(
+            [sys.executable, "-c", START], cwd=ROOT, env=base | extra, capture_output=True, text=True, timeout=60
+        )
+        assert ended.stdout.strip() == expected, ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch_sizes", "cores", "expected"),
+    [
+        (MeshConfig(), [32, 64], 8, 8),
+        (MeshConfig(), [32, 12], 8, 4),
+        (MeshConfig(), [7, 9], 8, 1),
+        (MeshConfig(fsdp=2), [32], 7, 4),
+        (MeshConfig(data=2, fsdp=2), [32], 1, 4),
+        (MeshConfig(tensor=4), [32], 2, 4),
+    ],
+)
+def test_a_cpu_has_as_many_devices_as_cores_and_batches_allow(
+    monkeypatch: pytest.MonkeyPatch, mesh: MeshConfig, batch_sizes: list[int], cores: int, expected: int
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert cli.cpu_devices_for(mesh, batch_sizes) == expected

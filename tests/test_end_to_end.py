@@ -1,0 +1,167 @@
+"""The two commands of the README, from the shell, on the shipped `smoke` experiment: train, draw, go on, be killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ldm_jax.config import load_experiment, restore_experiment
+from ldm_jax.sampling.session import load_session
+from ldm_jax.training.latents import parameter_fingerprint
+from ldm_jax.training.logging import read_metrics
+
+ROOT = Path(__file__).parent.parent
+TIMES = ("images_per_second", "input_wait")
+
+
+@pytest.fixture(scope="module")
+def environment(data_cache: Path) -> dict[str, str]:
+    """Data of its own, the compilation cache of all, and two devices, as on a machine with two cores."""
+    level = "--xla_backend_optimization_level=0"
+    return os.environ | {"LDM_JAX_CACHE": str(data_cache), "XLA_FLAGS": level, "JAX_NUM_CPU_DEVICES": "2"}
+
+
+def call(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+
+
+@pytest.fixture(scope="module")
+def trained(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished `smoke` run."""
+    path = tmp_path_factory.mktemp("runs") / "smoke"
+    ended = call(environment, "train.py", "smoke", "--run-dir", str(path))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == ""
+    assert f"pictures are in {path}/samples" in ended.stderr
+    return path
+
+
+def test_training_leaves_a_run_folder(trained: Path):
+    assert restore_experiment(trained / "config.json") == load_experiment("smoke")
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert manifest["command"][1:] == ["smoke", "--run-dir", str(trained)]
+    assert manifest["data"]["train"]["num_pictures"] == 64
+    assert len(list((trained / "tensorboard").rglob("events*"))) == 2
+    for name in ("loss", "samples/reconstruction_000020", "samples/samples_000020", "samples/heldout"):
+        Image.open(trained / f"{name}.png").verify()
+    for stage in ("autoencoder", "diffusion"):
+        folder = trained / "checkpoints" / stage
+        assert sorted(p.name for p in folder.glob("*.json")) == ["00000010.json", "00000020.json"]
+
+
+def test_training_learns(trained: Path):
+    for stage in ("autoencoder", "diffusion"):
+        losses = [m["heldout_loss"] for m in metrics(trained) if m["stage"] == stage and "heldout_loss" in m]
+        assert len(losses) == 2
+        assert losses[1] < losses[0]
+
+
+def test_sampling_writes_pictures_and_says_where(trained: Path, environment: dict[str, str], tmp_path: Path):
+    flags = ["--prompt", "a red circle", "--num-samples", "2", "--out", str(tmp_path), "--json"]
+    ended = call(environment, "sample.py", str(trained), *flags)
+    assert ended.returncode == 0, ended.stderr
+    files = [Path(file) for file in json.loads(ended.stdout)["files"]]
+    assert sorted(files) == sorted(tmp_path.iterdir())
+    pictures = [Image.open(file) for file in files]
+    assert [picture.size for picture in pictures[:2]] == [(16, 16)] * 2
+    assert [picture.info["prompt"] for picture in pictures[:2]] == ["a red circle"] * 2
+    assert len(files) == 3
+
+
+def test_the_same_command_again_does_nothing_and_says_so(trained: Path, environment: dict[str, str]):
+    before = digest(trained)
+    began = {p: p.stat().st_mtime_ns for p in (trained / "checkpoints").rglob("*")}
+    ended = call(environment, "train.py", "smoke", "--run-dir", str(trained))
+    assert ended.returncode == 0, ended.stderr
+    for stage in ("autoencoder", "diffusion"):
+        assert f"{stage}: already trained for 20 steps" in ended.stderr
+    assert {p: p.stat().st_mtime_ns for p in (trained / "checkpoints").rglob("*")} == began
+    assert digest(trained) == before
+
+
+def test_bad_input_ends_with_one_line_and_status_2(trained: Path, environment: dict[str, str]):
+    ended = call(environment, "train.py", "smoke", "--run-dir", str(trained), "--seed", "1")
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.startswith(f"error: {trained} holds a run with another configuration:\n  seed: 0 -> 1\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+def test_a_killed_run_ends_with_the_same_bits(trained: Path, environment: dict[str, str], tmp_path: Path, stage: str):
+    """SIGKILL once the first checkpoint of a stage is there, wherever that hits; then the same command again."""
+    run = tmp_path / "killed"
+    command = ["train.py", "smoke", "--run-dir", str(run)]
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(process, run / "checkpoints" / stage / "00000010.json")
+    finally:
+        process.kill()
+        process.wait()
+    assert not (run / "samples" / "heldout.png").exists()
+    ended = call(environment, *command)
+    assert ended.returncode == 0, ended.stderr
+    assert digest(run) == digest(trained)
+    assert metrics(run) == metrics(trained)
+
+
+@pytest.mark.slow
+def test_a_terminated_run_saves_and_ends_with_the_same_bits(trained: Path, environment: dict[str, str], tmp_path: Path):
+    run = tmp_path / "terminated"
+    command = ["train.py", "smoke", "--run-dir", str(run)]
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    wait_for(process, run / "checkpoints" / "autoencoder" / "00000010.json")
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    if process.returncode != 0:  # else it was through already
+        assert process.returncode in (143, -signal.SIGTERM)
+        assert process.returncode != 143 or "and saved; the same command goes on from there" in said
+    assert call(environment, *command).returncode == 0
+    assert digest(run) == digest(trained)
+
+
+@pytest.mark.slow
+def test_a_damaged_final_checkpoint_is_trained_again_to_the_same_bits(
+    trained: Path, environment: dict[str, str], tmp_path: Path
+):
+    run = tmp_path / "damaged"
+    shutil.copytree(trained, run)
+    folder = run / "checkpoints" / "diffusion" / "00000020"
+    largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 4
+    largest.write_bytes(content)
+    ended = call(environment, "train.py", "smoke", "--run-dir", str(run))
+    assert ended.returncode == 0, ended.stderr
+    assert f"{folder} is damaged: {largest.relative_to(folder)} has changed" in ended.stderr
+    assert digest(run) == digest(trained)
+
+
+def wait_for(process: "subprocess.Popen[Any]", path: Path, seconds: float = 300.0) -> None:
+    """Until the file is there; the process must not have ended before."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, "it ended before its first checkpoint"
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def digest(run: Path) -> str:
+    """SHA-256 over the model of a run's newest good checkpoint."""
+    return parameter_fingerprint(load_session(run).params)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Metrics without what depends on the clock."""
+    lines = read_metrics(run / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]

@@ -1,0 +1,159 @@
+"""A whole experiment at a tiny size: its pictures, stopping and going on, and the first stage of another run."""
+
+import dataclasses
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import CLASSES, tiny_experiment
+
+from ldm_jax.config import AutoencoderKLConfig, Experiment, FirstStageConfig, Unconditional, save_experiment
+from ldm_jax.errors import UserError
+from ldm_jax.experiment import train_experiment
+from ldm_jax.sampling.session import load_session
+from ldm_jax.training.logging import read_metrics
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture(scope="module")
+def finished(data_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda *_: first)
+        train_experiment(tiny_experiment(data_cache), path)
+    return path
+
+
+def from_run(experiment: Experiment, run: Path, **changes: object) -> Experiment:
+    """The experiment with the first stage of another run."""
+    first: FirstStageConfig = dataclasses.replace(experiment.first_stage, run=str(run), **changes)
+    return dataclasses.replace(experiment, first_stage=first)
+
+
+def test_a_run_leaves_what_the_design_names(finished: Path):
+    found = {str(path.relative_to(finished)) for path in finished.rglob("*")}
+    expected = {"config.json", "manifest.json", "metrics.jsonl", "loss.png", "tokenizer.json"}
+    pictures = {"reconstruction_000003.png", "samples_000003.png", "heldout.png"}
+    seals = {f"checkpoints/{stage}/{step:08d}.json" for stage in ("autoencoder", "diffusion") for step in (2, 3)}
+    assert expected | {f"samples/{name}" for name in pictures} | seals <= found
+    assert any(name.startswith("tensorboard/diffusion/events") for name in found)
+
+
+def test_both_stages_are_in_the_metrics(finished: Path):
+    lines = [(m["stage"], m["step"]) for m in read_metrics(finished / "metrics.jsonl")]
+    assert lines == [(stage, step) for stage in ("autoencoder", "diffusion") for step in (1, 2, 3)]
+    last = read_metrics(finished / "metrics.jsonl")[-1]
+    assert {"loss", "heldout_loss", "grad_norm", "images_per_second", "input_wait"} <= set(last)
+
+
+def test_the_grids_show_every_prompt_and_the_heldout_captions(finished: Path, data_cache: Path):
+    sampling = tiny_experiment(data_cache).sampling
+    prompts, each = len(sampling.prompts), sampling.samples_per_prompt
+    width, height = Image.open(finished / "samples" / "samples_000003.png").size
+    assert width >= 96 * each
+    assert height >= 96 * prompts
+    held = Image.open(finished / "samples" / "heldout.png").size
+    assert held[0] >= 96 * (1 + each)
+
+
+def test_going_on_with_a_finished_run_trains_nothing(
+    finished: Path, data_cache: Path, caplog: pytest.LogCaptureFixture
+):
+    checkpoints = {p: p.stat().st_mtime_ns for p in (finished / "checkpoints").rglob("*")}
+    metrics = (finished / "metrics.jsonl").read_bytes()
+    with caplog.at_level(logging.INFO):
+        train_experiment(tiny_experiment(data_cache), finished)
+    for stage in ("autoencoder", "diffusion"):
+        assert f"{stage}: already trained for 3 steps" in caplog.text
+    assert {p: p.stat().st_mtime_ns for p in (finished / "checkpoints").rglob("*")} == checkpoints
+    assert (finished / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_another_experiment_in_its_folder_is_refused(finished: Path, data_cache: Path):
+    before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+    with pytest.raises(
+        UserError, match=r"holds a run with another configuration:\n  seed: 0 -> 9\nnothing was changed"
+    ):
+        train_experiment(dataclasses.replace(tiny_experiment(data_cache), seed=9), finished)
+    assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
+
+
+def test_latents_are_brought_to_unit_spread(finished: Path):
+    session = load_session(finished)
+    latent = session.params["latent"]
+    assert set(latent) == {"mean", "std"}
+    assert (np.asarray(latent["std"]) > 0).all()
+
+
+def test_the_second_stage_can_start_from_the_first_of_another_run(finished: Path, data_cache: Path, tmp_path: Path):
+    train_experiment(from_run(tiny_experiment(data_cache), finished), tmp_path / "second")
+    assert not (tmp_path / "second" / "checkpoints" / "autoencoder").exists()
+    one, other = (load_session(path) for path in (finished, tmp_path / "second"))
+    for part in ("autoencoder", "latent", "denoiser", "conditioner"):
+        jax.tree.map(np.testing.assert_array_equal, one.params[part], other.params[part])
+
+
+def refused(experiment: Experiment, folder: Path, message: str) -> None:
+    """It is refused with this message, and no folder is left behind."""
+    with pytest.raises(UserError, match=message):
+        train_experiment(experiment, folder)
+    assert not folder.exists()
+
+
+def test_another_autoencoder_is_refused_with_what_differs(finished: Path, data_cache: Path, tmp_path: Path):
+    experiment = tiny_experiment(data_cache)
+    autoencoder: AutoencoderKLConfig = dataclasses.replace(experiment.first_stage.autoencoder, num_res_blocks=2)
+    message = (
+        rf"first_stage\.run={re.escape(str(finished))} has another autoencoder "
+        r"\(first_stage\.autoencoder\.num_res_blocks: 1 -> 2\); give this experiment the same one"
+    )
+    refused(from_run(experiment, finished, autoencoder=autoencoder), tmp_path / "new", message)
+
+
+def test_a_first_stage_that_is_not_there_is_refused(data_cache: Path, tmp_path: Path):
+    experiment = from_run(tiny_experiment(data_cache), tmp_path / "none")
+    refused(experiment, tmp_path / "new", r"none/config\.json does not exist: \S*none is not a run folder")
+
+
+def test_a_first_stage_that_is_not_finished_is_refused(finished: Path, data_cache: Path, tmp_path: Path):
+    shutil.copytree(finished, tmp_path / "half")
+    (tmp_path / "half" / "checkpoints" / "autoencoder" / "00000003.json").unlink()
+    experiment = from_run(tiny_experiment(data_cache), tmp_path / "half")
+    message = r"half has trained its autoencoder for 2 of 3 steps; finish that run first"
+    refused(experiment, tmp_path / "new", message)
+    shutil.rmtree(tmp_path / "half" / "checkpoints")
+    refused(experiment, tmp_path / "new", "has trained its autoencoder for 0 of 3 steps")
+
+
+def test_a_folder_with_nothing_but_a_configuration_is_a_run_that_begins(data_cache: Path, tmp_path: Path):
+    """As a kill right after the start leaves it; and a picture that stopped it says so."""
+    experiment = tiny_experiment(data_cache)
+    save_experiment(experiment, tmp_path / "config.json")
+    with pytest.raises(UserError, match="seed: 0 -> 1"):
+        train_experiment(dataclasses.replace(experiment, seed=1), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("conditioning", [CLASSES, Unconditional()], ids=["classes", "nothing"])
+def test_other_conditionings_train_and_draw(data_cache: Path, tmp_path: Path, conditioning):
+    experiment = dataclasses.replace(tiny_experiment(data_cache), conditioning=conditioning)
+    train_experiment(experiment, tmp_path / "run")
+    assert (tmp_path / "run" / "samples" / "samples_000003.png").is_file()
+    assert not (tmp_path / "run" / "samples" / "heldout.png").exists()
+
+
+@pytest.mark.slow
+def test_latents_may_be_encoded_batch_by_batch(finished: Path, data_cache: Path, tmp_path: Path):
+    experiment = tiny_experiment(data_cache)
+    data = dataclasses.replace(experiment.data, cache_latents=False)
+    train_experiment(dataclasses.replace(experiment, data=data), tmp_path / "run")
+    one, other = (read_metrics(path / "metrics.jsonl")[-1]["loss"] for path in (finished, tmp_path / "run"))
+    assert one == pytest.approx(other, rel=1e-3)
