@@ -66,7 +66,7 @@ def refused(command: Callable[[list[str]], None], arguments: list[str], capsys: 
     assert status == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    return re.sub(r"[\s│]+", " ", captured.err + caplog.text)
+    return re.sub(r"[\s│|]+", " ", captured.err + caplog.text)
 
 
 def test_training_without_a_name_is_the_demo(trained: list[Any]):
