@@ -1,6 +1,8 @@
-"""Both stages on generated coloured shapes in seconds: to see that everything works, not to see pictures.
+"""Both stages on generated coloured shapes: to see that everything works, not to see pictures.
 
-python train.py smoke
+    python train.py smoke
+
+Hardware: two CPU cores. Measured 2026-11-22 with an empty compilation cache, beside other work: 109 s, mostly compiling.
 """
 
 from ldm_jax.config import (
