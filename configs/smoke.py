@@ -2,7 +2,7 @@
 
     python train.py smoke
 
-Hardware: two CPU cores. Measured 2026-11-22 with an empty compilation cache, beside other work: 109 s, mostly compiling.
+Hardware: two CPU cores. Measured 2026-11-22 with an empty compilation cache, beside other work: 109 s.
 """
 
 from ldm_jax.config import (
