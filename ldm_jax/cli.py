@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import json
 import logging
 import math
@@ -14,7 +15,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ldm_jax.config import Experiment, MeshConfig, SamplingConfig, experiment_names, load_experiment, restore_experiment
+from ldm_jax.config import (
+    Experiment,
+    MeshConfig,
+    SamplingConfig,
+    experiment_names,
+    load_experiment,
+    read_manifest,
+    restore_experiment,
+)
 from ldm_jax.errors import UserError
 
 DEFAULT_EXPERIMENT = "openmoji"
@@ -66,6 +75,9 @@ def train(arguments: Sequence[str]) -> None:
     name, flags = DEFAULT_EXPERIMENT, list(arguments)
     if flags and not flags[0].startswith("-"):
         name = flags.pop(0)
+    for before, word in itertools.pairwise(flags):
+        if word in experiment_names() and before != "--name":
+            raise UserError(f"the experiment's name comes first: train.py {word} {before} ...")
     command = tyro.cli(
         TrainCommand,
         prog=f"train.py {name}",
@@ -77,10 +89,11 @@ def train(arguments: Sequence[str]) -> None:
     )
     batches = [command.experiment.first_stage.training, command.experiment.training]
     sizes = [training.batch_size // training.gradient_accumulation for training in batches]
-    start_jax(cpu_devices_for(command.experiment.mesh, sizes))
+    run_dir = Path(command.run_dir or f"runs/{command.experiment.name}")
+    start_jax(_cpu_devices_of(run_dir) or cpu_devices_for(command.experiment.mesh, sizes))
     from ldm_jax.experiment import train_experiment
 
-    train_experiment(command.experiment, Path(command.run_dir or f"runs/{command.experiment.name}"))
+    train_experiment(command.experiment, run_dir)
 
 
 def sample(arguments: Sequence[str]) -> None:
@@ -148,6 +161,12 @@ def cpu_devices_for(mesh: MeshConfig, batch_sizes: Sequence[int]) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     usable = [n for n in range(given, cores + 1, given) if all(size % n == 0 for size in batch_sizes)]
     return max(usable, default=given)
+
+
+def _cpu_devices_of(run_dir: Path) -> int | None:
+    """Devices of a run that was started on a CPU: with as many, it goes on to the same bits."""
+    devices = read_manifest(run_dir / "manifest.json").get("devices", [])
+    return len(devices) if devices and all(device.startswith("cpu:") for device in devices) else None
 
 
 def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:

@@ -34,6 +34,12 @@ def _require_positive(config: Any, *names: str) -> None:
         _require(value > 0, f"{type(config).__name__}.{name}={value} must be greater than 0")
 
 
+def _require_not_negative(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= 0, f"{type(config).__name__}.{name}={value} must not be negative")
+
+
 def _require_fraction(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
@@ -128,6 +134,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size")
+        _require_not_negative(self, "num_threads")
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -176,6 +183,10 @@ class AutoencoderKLConfig(AutoencoderConfig):
     kl_weight: float = 1e-6
     """Weight of the KL term (nats per image, as LDM counts) against the reconstruction loss."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_not_negative(self, "kl_weight")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderVQConfig(AutoencoderConfig):
@@ -191,6 +202,7 @@ class AutoencoderVQConfig(AutoencoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_positive(self, "codebook_size")
+        _require_not_negative(self, "codebook_weight", "commitment_cost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +226,8 @@ class UNetConfig:
     num_head_channels: int | None = 32
     """Channels of an attention head; give this or num_heads."""
     num_classes: int | None = None
-    """Classes whose embedding is added to the time embedding, besides or instead of cross-attention."""
+    """Classes whose embedding is added to the time embedding, besides or instead of cross-attention: those of the
+    class conditioning and one for `no class`; None adds none."""
     linear_projection: bool = False
     """Project into and out of a spatial transformer by a dense layer (SD 2) instead of a 1x1 convolution (SD 1)."""
     scale_shift_norm: bool = False
@@ -244,9 +257,12 @@ class UNetConfig:
                     f"UNetConfig.{name}={value} has {len(value)} entries for {len(self.channel_mult)} levels; "
                     "give one number, or one for each entry of channel_mult",
                 )
+        if self.num_classes is not None:
+            _require_positive(self, "num_classes")
         _check_levels(self)
         for level in {*self.attention_levels, len(self.channel_mult) - 1}:
             self._check_heads(level)
+            _require_positive_value(f"UNetConfig.transformer_depth of level {level}", self.depth_at(level))
 
     def _check_heads(self, level: int) -> None:
         channels = self.base_channels * self.channel_mult[level]
@@ -344,7 +360,7 @@ class TextConditioning:
     """Dropout rate of the text transformer."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "vocab_size", "context_dim", "num_heads")
+        _require_positive(self, "vocab_size", "context_dim", "num_heads", "num_layers")
         _require(
             self.context_length >= 3,
             f"TextConditioning.context_length={self.context_length} must be at least 3: begin, one token, end",
@@ -431,11 +447,11 @@ class OptimizerConfig:
     learning_rate: float = 1e-4
     """Peak learning rate."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly, to the peak at the last of them."""
     decay: Literal["constant", "cosine", "linear"] = "constant"
     """How the learning rate falls after the warm-up, until the last step."""
     final_learning_rate_ratio: float = 0.0
-    """Learning rate at the last step as a share of the peak (cosine and linear)."""
+    """Learning rate towards which the last step falls, as a share of the peak (cosine and linear)."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.999
@@ -452,10 +468,7 @@ class OptimizerConfig:
         _require_fraction(self, "beta1", "beta2", "final_learning_rate_ratio")
         for name in ("beta1", "beta2"):
             _require(getattr(self, name) < 1, f"OptimizerConfig.{name}=1 never learns; use less, such as 0.9 or 0.999")
-        _require(
-            self.warmup_steps >= 0,
-            f"OptimizerConfig.warmup_steps={self.warmup_steps} must not be negative",
-        )
+        _require_not_negative(self, "warmup_steps", "weight_decay")
         if self.max_grad_norm is not None:
             _require_positive(self, "max_grad_norm")
 
@@ -471,7 +484,7 @@ class TrainingConfig:
     gradient_accumulation: int = 1
     """Micro-batches in one optimizer step; divides batch_size."""
     ema_decay: float = 0.9999
-    """Decay of the moving average of the parameters; it is warmed up as min(ema_decay, (1 + step) / (10 + step))."""
+    """Decay of the moving average of the parameters; warmed up as min(ema_decay, (1 + n) / (10 + n)) at step n."""
     log_every: int = field(default=20, metadata=_HOW)
     """Steps between two lines of metrics."""
     eval_every: int = field(default=200, metadata=_HOW)
@@ -532,10 +545,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "num_sample_steps", "samples_per_prompt")
         _require_fraction(self, "eta")
-        _require(
-            self.guidance_scale >= 0,
-            f"SamplingConfig.guidance_scale={self.guidance_scale} must not be negative",
-        )
+        _require_not_negative(self, "guidance_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -580,7 +590,7 @@ class Experiment:
     mesh: MeshConfig = field(default_factory=MeshConfig, metadata=_HOW)
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, f"Experiment.seed={self.seed} must not be negative")
+        _require_not_negative(self, "seed")
         autoencoder, size = self.first_stage.autoencoder, self.data.image_size
         factor = autoencoder.downsample_factor * 2 ** (len(self.denoiser.channel_mult) - 1)
         below = max(size // factor, 1) * factor
@@ -601,8 +611,26 @@ class Experiment:
             f"sampling.num_sample_steps={steps} is more than diffusion.schedule.num_train_timesteps={timesteps}; "
             f"use at most {timesteps}",
         )
+        self._check_conditioning()
+
+    def _check_conditioning(self) -> None:
+        embedded = self.denoiser.num_classes
+        if embedded is not None:
+            classes = self.conditioning.num_classes if isinstance(self.conditioning, ClassConditioning) else None
+            _require(
+                classes is not None,
+                f"denoiser.num_classes={embedded} needs class conditioning, not {type(self.conditioning).__name__}; "
+                "set it to None",
+            )
+            _require(
+                classes is None or embedded == classes + 1,
+                f"denoiser.num_classes={embedded} is not conditioning.num_classes={classes} and one for `no class`; "
+                f"use {(classes or 0) + 1}",
+            )
         _require(
-            self.denoiser.attention == "transformer" or isinstance(self.conditioning, Unconditional),
+            self.denoiser.attention == "transformer"
+            or embedded is not None
+            or isinstance(self.conditioning, Unconditional),
             f"denoiser.attention={self.denoiser.attention} cannot see the context of conditioning="
             f"{type(self.conditioning).__name__}; use denoiser.attention=transformer",
         )
@@ -691,6 +719,15 @@ def restore_experiment(path: Path) -> Experiment:
     if not isinstance(config, Experiment):
         raise UserError(f"{path} holds a {type(config).__name__}, not an Experiment")
     return config
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A run's manifest.json as it stands; empty when it is missing or damaged."""
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:

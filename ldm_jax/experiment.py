@@ -23,6 +23,7 @@ from ldm_jax.training.workspace import Workspace, open_workspace
 
 logger = logging.getLogger(__name__)
 
+HELDOUT_GRID = "heldout.png"
 _HELDOUT_ROWS = 10
 
 
@@ -32,6 +33,14 @@ def train_experiment(experiment: Experiment, run_dir: Path) -> None:
     Raises:
         UserError: bad input, a diverged loss, an interruption (saved), or a folder that cannot be used.
     """
+    run = RunFolder(run_dir)
+    run.check(experiment)
+    wanted = [HELDOUT_GRID] if isinstance(experiment.conditioning, TextConditioning) else []
+    if run.is_finished(experiment) and all((run.samples / name).exists() for name in wanted):
+        logger.info(
+            "%s is finished: trained for %d steps, pictures in %s", run_dir, experiment.training.num_steps, run.samples
+        )
+        return
     _check_first_stage(experiment)
     work = open_workspace(experiment, run_dir)
     autoencoder = _first_stage(work)
@@ -48,7 +57,14 @@ def _first_stage(work: Workspace) -> Params:
     config = work.experiment.first_stage
     if config.run is None:
         return run_stage(make_autoencoder_stage(work), work.run, work.mesh, work.root).model_params
-    return load_session(Path(config.run), stage="autoencoder").params
+    return load_session(_trained_autoencoder(Path(config.run)), stage="autoencoder").params
+
+
+def _trained_autoencoder(run: Path) -> Path:
+    """The run in which the first stage of `run` was trained: it may itself have started from another."""
+    while (earlier := RunFolder(run).load_config().first_stage.run) is not None:
+        run = Path(earlier)
+    return run
 
 
 def _check_first_stage(experiment: Experiment) -> None:
@@ -56,7 +72,7 @@ def _check_first_stage(experiment: Experiment) -> None:
     config = experiment.first_stage
     if config.run is None:
         return
-    run = RunFolder(Path(config.run))
+    run = RunFolder(_trained_autoencoder(Path(config.run)))
     other = run.load_config()
     changed = [
         *differences(other.first_stage.autoencoder, config.autoencoder, "first_stage.autoencoder"),
@@ -113,7 +129,7 @@ def _draw_heldout(work: Workspace, state: TrainState) -> None:
     pictures = _test_pictures(work, chosen)
     rows = [[pictures[i], *drawn[i * per_row : (i + 1) * per_row]] for i in range(len(captions))]
     footer = "first column: the held-out picture. " + session.credit
-    draw_grid(rows, captions, work.run.samples / "heldout.png", footer=footer)
+    draw_grid(rows, captions, work.run.samples / HELDOUT_GRID, footer=footer)
 
 
 def _test_pictures(work: Workspace, chosen: np.ndarray) -> list[np.ndarray]:

@@ -194,7 +194,13 @@ def test_sampling_refuses_what_is_no_run(tmp_path: Path, drawn: list[Any], capsy
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(UserError("x"), 2), (TrainingDiverged("x"), 3), (Interrupted("x"), 143), (KeyboardInterrupt(), 130)],
+    [
+        (UserError("x"), 2),
+        (TrainingDiverged("x"), 3),
+        (Interrupted("x", 15), 143),
+        (Interrupted("x", 2), 130),
+        (KeyboardInterrupt(), 130),
+    ],
 )
 def test_how_a_command_ends_is_told_by_its_status(error: BaseException, status: int, caplog: pytest.LogCaptureFixture):
     def command(arguments: Any) -> None:
@@ -304,3 +310,16 @@ def test_a_cpu_has_as_many_devices_as_cores_and_batches_allow(
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     assert cli.cpu_devices_for(mesh, batch_sizes) == expected
+
+
+def test_the_name_comes_first():
+    with pytest.raises(UserError, match=r"the experiment's name comes first: train\.py smoke 3 \.\.\."):
+        cli.train(["--seed", "3", "smoke"])
+
+
+def test_a_run_of_cpus_goes_on_with_as_many(tmp_path: Path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"devices": ["cpu:cpu"] * 3}))
+    assert cli._cpu_devices_of(tmp_path) == 3
+    (tmp_path / "manifest.json").write_text(json.dumps({"devices": ["gpu:H100"] * 3}))
+    assert cli._cpu_devices_of(tmp_path) is None
+    assert cli._cpu_devices_of(tmp_path / "new") is None

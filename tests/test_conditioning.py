@@ -52,7 +52,8 @@ def test_each_configuration_has_its_conditioner(config, kind: type) -> None:
         assert conditions == Conditions() and params == {}
     else:
         assert conditions.context.shape == (3, 1 if kind is ClassEmbedder else 6, 8)
-        assert conditions.class_labels is None and conditions.concat is None
+        assert (conditions.class_labels is None) == (kind is not ClassEmbedder)
+        assert conditions.concat is None
 
 
 def test_no_class_is_one_entry_behind_the_classes() -> None:

@@ -1,6 +1,7 @@
 """A whole experiment at a tiny size: its pictures, stopping and going on, and the first stage of another run."""
 
 import dataclasses
+import json
 import logging
 import re
 import shutil
@@ -64,17 +65,27 @@ def test_the_grids_show_every_prompt_and_the_heldout_captions(finished: Path, da
     assert held[0] >= 96 * (1 + each)
 
 
-def test_going_on_with_a_finished_run_trains_nothing(
-    finished: Path, data_cache: Path, caplog: pytest.LogCaptureFixture
-):
-    checkpoints = {p: p.stat().st_mtime_ns for p in (finished / "checkpoints").rglob("*")}
-    metrics = (finished / "metrics.jsonl").read_bytes()
+def test_going_on_with_a_finished_run_does_nothing(finished: Path, data_cache: Path, caplog: pytest.LogCaptureFixture):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
     with caplog.at_level(logging.INFO):
         train_experiment(tiny_experiment(data_cache), finished)
+    assert f"{finished} is finished: trained for 3 steps" in caplog.text
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+def test_a_missing_last_grid_is_drawn_again_without_training(
+    finished: Path, data_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """As a kill after the last checkpoint would leave it."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "samples" / "heldout.png").unlink()
+    with caplog.at_level(logging.INFO):
+        train_experiment(tiny_experiment(data_cache), run)
     for stage in ("autoencoder", "diffusion"):
         assert f"{stage}: already trained for 3 steps" in caplog.text
-    assert {p: p.stat().st_mtime_ns for p in (finished / "checkpoints").rglob("*")} == checkpoints
-    assert (finished / "metrics.jsonl").read_bytes() == metrics
+    assert (run / "samples" / "heldout.png").read_bytes() == (finished / "samples" / "heldout.png").read_bytes()
+    assert len(json.loads((run / "manifest.json").read_text())["continued"]) == 1
 
 
 def test_another_experiment_in_its_folder_is_refused(finished: Path, data_cache: Path):

@@ -77,3 +77,13 @@ def test_a_folder_that_cannot_be_written(draw: Any, tmp_path: Path):
     )
     with pytest.raises(UserError, match=message):
         draw(out)
+
+
+def test_no_picture_is_overwritten(draw: Any, tmp_path: Path):
+    first = draw(prompts=("A red circle!",))
+    content = [path.read_bytes() for path in first]
+    second = draw(prompts=("A red circle!",))
+    assert first[0].name == "a-red-circle_seed3_0000.png"
+    assert second[0].name == "a-red-circle_seed3_0000-2.png"
+    assert not set(first) & set(second)
+    assert [path.read_bytes() for path in first] == content

@@ -110,6 +110,36 @@ def test_the_manifest_tells_how_it_was_made(run: RunFolder):
     assert run.read_manifest() == manifest
 
 
+def test_going_on_keeps_how_the_run_was_started_and_warns_of_other_devices(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    run.write_manifest(Experiment(), {"train": {"fingerprint": "abc"}})
+    first = run.read_manifest()
+    run.write_manifest(Experiment(), {})
+    assert caplog.text == ""
+    monkeypatch.setattr(jax, "devices", lambda: [jax.local_devices()[0]])
+    run.write_manifest(Experiment(), {})
+    manifest = run.read_manifest()
+    assert [len(manifest.pop("continued")), first.pop("continued")] == [2, []]
+    assert manifest == first
+    assert re.search(
+        r"was started on \d+ devices .* goes on with 1 .* equal up to rounding, not to the bit", caplog.text
+    )
+
+
+def test_changed_data_are_refused(run: RunFolder):
+    data = {"train": {"name": "shapes", "num_pictures": 64, "fingerprint": "abc"}, "credit": "by nobody"}
+    run.check_data(data)  # a new run takes any
+    run.write_manifest(Experiment(), data)
+    run.check_data(data)
+    message = (
+        rf"the train split of shapes has changed since {re.escape(str(run.path))} was started \(64 pictures then\); "
+        "restore the data, or train into another folder: --run-dir DIR"
+    )
+    with pytest.raises(UserError, match=message):
+        run.check_data({**data, "train": {**data["train"], "fingerprint": "abd"}})
+
+
 @pytest.mark.parametrize("content", [None, "", "{"])
 def test_a_missing_or_damaged_manifest_stops_nothing(run: RunFolder, content: str | None):
     if content is not None:

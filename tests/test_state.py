@@ -36,7 +36,7 @@ def test_the_model_is_the_average_and_what_is_fixed():
 @given(st.integers(0, 10**6), st.floats(0.0, 1.0), st.floats(-5, 5), st.floats(-5, 5))
 def test_the_average_follows_its_formula(step: int, ema_decay: float, average: float, value: float):
     moved = update_average({"w": jnp.float32(average)}, {"w": jnp.float32(value)}, jnp.int32(step), ema_decay)["w"]
-    decay = min(ema_decay, (1 + step) / (10 + step))
+    decay = min(ema_decay, (2 + step) / (11 + step))
     np.testing.assert_allclose(float(moved), decay * average + (1 - decay) * value, rtol=1e-4, atol=1e-5)
 
 

@@ -1,4 +1,7 @@
-"""The class embedder: a class becomes one context token (LDM's ClassEmbedder); one more entry stands for no class."""
+"""The class embedder: a class becomes one context token (LDM's ClassEmbedder); one more entry stands for no class.
+
+The labels pass through as well, for denoisers with a class embedding of their own.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,8 +21,9 @@ class ClassEmbedder(nn.Module):
     def __call__(self, inputs: Inputs, *, train: bool = False) -> Conditions:
         """Look the classes up."""
         del train  # nothing here behaves otherwise in training
+        labels = inputs["class_labels"]
         table = nn.Embed(self.config.num_classes + 1, self.config.context_dim, dtype=self.dtype, name="embedding")
-        return Conditions(context=table(inputs["class_labels"])[:, None])
+        return Conditions(context=table(labels)[:, None], class_labels=labels)
 
     def null_inputs(self, batch: int) -> Inputs:
         """The inputs of `batch` samples without a class."""

@@ -1,6 +1,8 @@
 """Pictures for a command line: draw what was asked for, and write each picture and one grid as PNG."""
 
+import itertools
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,21 +43,32 @@ def draw_to_files(
         inputs = session.class_inputs(asked)
     else:
         inputs = session.null_inputs(num_samples)
-    stem = f"seed{seed}"
     try:
         out.mkdir(parents=True, exist_ok=True)
         files, pictures = [], []
         drawn = session.draw(inputs, len(asked), config, seed, batch_size)
         for i, picture in enumerate(tqdm(drawn, total=len(asked), desc="drawing", unit="picture")):
-            path = out / f"{stem}_{i:04d}.png"
+            path = _free(out / f"{_slug(asked[i])}seed{seed}_{i:04d}.png")
             description = {"prompt": asked[i], "seed": str(seed), "index": str(i), "credit": session.credit}
             save_picture(picture, path, description)
             files.append(path)
             pictures.append(picture)
         rows = [pictures[i : i + num_samples] for i in range(0, len(asked), num_samples)]
-        grid = out / f"{stem}_grid.png"
+        grid = _free(out / f"{_slug(labels[0])}seed{seed}_grid.png")
         draw_grid(rows, labels, grid, footer=session.credit)
     except OSError as error:
         raise UserError(f"cannot write pictures to {out} ({error}); choose another folder: --out DIR") from error
     logger.info("%d pictures in %s, all of them in %s", len(files), out, grid)
     return [*files, grid]
+
+
+def _slug(text: str) -> str:
+    """The words of a prompt as the beginning of a file name."""
+    words = re.findall(r"\w+", text.lower())
+    return "-".join(words)[:40] + "_" if words else ""
+
+
+def _free(path: Path) -> Path:
+    """`path`, or the same with the lowest number that makes it new: no picture is overwritten."""
+    numbered = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
+    return next(p for p in itertools.chain([path], numbered) if not p.exists())

@@ -37,7 +37,10 @@ class TrainingDiverged(UserError):
 class Interrupted(UserError):
     """A signal asked the run to stop, and its state is saved."""
 
-    exit_code = 143
+    def __init__(self, message: str, number: int) -> None:
+        """End the command as the signal `number` would have."""
+        super().__init__(message)
+        self.exit_code = 128 + number
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,14 @@ def _start(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, root: Key[Array, 
     items = abstract_like(wanted, sharding.state_shardings(mesh, wanted))
     restored = checkpoints.restore_newest(items)
     if restored is None:
-        return jax.jit(stage.init, out_shardings=shardings)(root, stage.frozen), shardings
+        return jax.jit(stage.init, out_shardings=shardings, compiler_options=_quick())(root, stage.frozen), shardings
     logger.info("%s: going on from the checkpoint of step %d", stage.name, restored[0])
     return from_items(restored[1], abstract), shardings
+
+
+def _quick() -> dict[str, int] | None:
+    """Compiler options for what runs once: on a CPU, compiling an initialisation takes longer than any gain from it."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
@@ -205,15 +213,16 @@ class _Loop:
         if due(training.sample_every):
             self.stage.draw(state, number)
             draw_losses(self.run_folder)
-        stopping = self.signals.received is not None
-        if due(training.checkpoint_every) or stopping:
+        signaled = self.signals.received
+        if due(training.checkpoint_every) or signaled is not None:
             self._check(self.previous)
             self.checkpoints.save(number, to_items(state))
-        if stopping and not last:
+        if signaled is not None and not last:
             self.checkpoints.wait()
             raise Interrupted(
-                f"{self.stage.name} was stopped by signal {self.signals.received} after step {number} of "
-                f"{training.num_steps}, and saved; the same command goes on from there"
+                f"{self.stage.name} was stopped by signal {signaled} after step {number} of {training.num_steps}, "
+                "and saved; the same command goes on from there",
+                signaled,
             )
         if due(training.eval_every) or due(training.sample_every):
             self._restart_clock()

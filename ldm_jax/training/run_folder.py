@@ -8,6 +8,7 @@ tokenizer.json   of text-conditional runs         tensorboard/, samples/, loss.p
 import datetime
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -20,7 +21,9 @@ import jax
 
 from ldm_jax import config as configs
 from ldm_jax.errors import UserError
-from ldm_jax.training.checkpoints import Checkpoints, write_atomically
+from ldm_jax.training.checkpoints import Checkpoints, DamagedCheckpoint, write_atomically
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("ldm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
@@ -35,6 +38,11 @@ class RunFolder:
     def config_file(self) -> Path:
         """The resolved experiment."""
         return self.path / "config.json"
+
+    @property
+    def manifest_file(self) -> Path:
+        """How the run is made."""
+        return self.path / "manifest.json"
 
     @property
     def tokenizer_file(self) -> Path:
@@ -89,28 +97,65 @@ class RunFolder:
             raise UserError(f"cannot write to {self.path} ({error}); use another folder: --run-dir DIR") from error
 
     def write_manifest(self, experiment: configs.Experiment, data: dict[str, Any]) -> None:
-        """Write how this run is made: versions, commit, devices, data fingerprint, seed, XLA flags."""
-        manifest = {
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": sys.argv,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "packages": {name: _version(name) for name in PACKAGES},
-            "git_commit": _git_commit(),
-            "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
-            "num_processes": jax.process_count(),
-            "xla_flags": os.environ.get("XLA_FLAGS", ""),
-            "seed": experiment.seed,
-            "data": data,
-        }
-        write_atomically(self.path / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+        """Write how this run is made: versions, commit, devices, data fingerprint, seed, XLA flags.
+
+        When a run goes on, what it started with stays, and a line of `continued` tells what it goes on with.
+        """
+        manifest, circumstances = self.read_manifest(), _circumstances()
+        if not manifest:
+            manifest = {**circumstances, "seed": experiment.seed, "data": data, "continued": []}
+        else:
+            manifest["continued"].append(circumstances)
+            if manifest["devices"] != circumstances["devices"]:
+                logger.warning(
+                    "%s was started on %d devices (%s) and goes on with %d (%s): equal up to rounding, not to the bit",
+                    *(self.path, len(manifest["devices"]), manifest["devices"][0]),
+                    *(len(circumstances["devices"]), circumstances["devices"][0]),
+                )
+        write_atomically(self.manifest_file, json.dumps(manifest, indent=1) + "\n")
 
     def read_manifest(self) -> dict[str, Any]:
-        """What `write_manifest` wrote; empty when it is missing or damaged, for nothing depends on it but names."""
+        """What `write_manifest` wrote; empty when it is missing or damaged, for no result depends on it."""
+        return configs.read_manifest(self.manifest_file)
+
+    def check_data(self, data: dict[str, Any]) -> None:
+        """Refuse to go on with other data than the run was started with.
+
+        Raises:
+            UserError: a split has another fingerprint.
+        """
+        for split, known in self.read_manifest().get("data", {}).items():
+            if isinstance(known, dict) and known != data.get(split):
+                raise UserError(
+                    f"the {split} split of {known['name']} has changed since {self.path} was started "
+                    f"({known['num_pictures']} pictures then); restore the data, or train into another folder: "
+                    "--run-dir DIR"
+                )
+
+    def is_finished(self, experiment: configs.Experiment) -> bool:
+        """Whether the checkpoint of the last step is there, and whole."""
+        checkpoints, last = self.checkpoints("diffusion"), experiment.training.num_steps
+        if last not in checkpoints.steps():
+            return False
         try:
-            return json.loads((self.path / "manifest.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            return {}
+            checkpoints.verify(last)
+        except DamagedCheckpoint:
+            return False
+        return True
+
+
+def _circumstances() -> dict[str, Any]:
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+        "num_processes": jax.process_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
 
 
 def _version(package: str) -> str | None:

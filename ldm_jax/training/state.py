@@ -1,6 +1,6 @@
 """The state of a training run: everything that decides what the next step does.
 
-(1) ema <- d ema + (1 - d) params,  d = min(ema_decay, (1 + step) / (10 + step))    LDM's warm-up of the average
+(1) ema <- d ema + (1 - d) params,  d = min(ema_decay, (1 + n) / (10 + n)) at the n-th step, from 1    as LDM's LitEma
 """
 
 from typing import Any, NamedTuple
@@ -36,5 +36,5 @@ class TrainState(NamedTuple):
 
 def update_average(average: Params, params: Params, step: Int[Array, ""], ema_decay: float) -> Params:
     """Move the average towards the parameters (1); `step` counts the steps done before this one."""
-    decay: Float[Array, ""] = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
+    decay: Float[Array, ""] = jnp.minimum(ema_decay, (2.0 + step) / (11.0 + step))
     return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)

@@ -85,10 +85,11 @@ def open_workspace(experiment: Experiment, run_dir: Path) -> Workspace:
         _check_batch(name, training, train)
     _check_conditioning(experiment, train)
     model, tokenizer = make_model(experiment), _tokenizer(experiment, run, train)
+    data = {split.info.split: _describe(split) for split in (train, test)}
+    run.check_data(data)
     run.open(experiment)  # nothing is written before all of this has been found to fit
     if tokenizer is not None and not run.tokenizer_file.exists():
         write_atomically(run.tokenizer_file, tokenizer.to_str())
-    data = {split.info.split: _describe(split) for split in (train, test)}
     run.write_manifest(experiment, data | {"class_names": train.info.class_names, "credit": train.info.credit})
     logger.info(
         "%s: %d training and %d held-out pictures; run folder %s", train.info.name, len(train), len(test), run_dir
