@@ -146,7 +146,7 @@ class AutoencoderConfig:
 
     base_channels: int = 128
     """Channels of the first level."""
-    channel_mult: tuple[int, ...] = (1, 2, 4)
+    channel_mult: tuple[int | float, ...] = (1, 2, 4)
     """Channels of each level as multiples of base_channels; every level after the first halves the resolution."""
     num_res_blocks: int = 2
     """Residual blocks per level of the encoder; the decoder has one more."""
@@ -156,6 +156,10 @@ class AutoencoderConfig:
     """Self-attention between the two residual blocks of the lowest level."""
     latent_channels: int = 4
     """Channels of the latent z."""
+    z_channels: int | None = None
+    """Channels that the encoder puts out and the decoder takes in, where they differ from those of the latent."""
+    quant_conv: bool = True
+    """A 1x1 convolution behind the encoder and one before the decoder, as the original has them."""
     patch_size: int = 1
     """Space-to-depth factor before the first convolution: levels then work at 1/patch_size of the resolution."""
     num_groups: int = 32
@@ -168,7 +172,18 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "base_channels", "num_res_blocks", "latent_channels", "patch_size", "num_groups")
         _require_fraction(self, "dropout")
+        if self.z_channels is not None:
+            _require_positive(self, "z_channels")
+            _require(
+                self.quant_conv or self.z_channels == self.latent_channels,
+                f"{type(self).__name__}.z_channels={self.z_channels} differs from latent_channels="
+                f"{self.latent_channels}, which needs quant_conv=True",
+            )
         _check_levels(self)
+
+    def channels_at(self, level: int) -> int:
+        """Channels of a level."""
+        return round(self.base_channels * self.channel_mult[level])
 
     @property
     def downsample_factor(self) -> int:
@@ -211,10 +226,10 @@ class UNetConfig:
 
     base_channels: int = 128
     """Channels of the first level."""
-    channel_mult: tuple[int, ...] = (1, 2, 4)
+    channel_mult: tuple[int | float, ...] = (1, 2, 4)
     """Channels of each level as multiples of base_channels; every level after the first halves the resolution."""
-    num_res_blocks: int = 2
-    """Residual blocks per level on the way down; one more on the way up."""
+    num_res_blocks: int | tuple[int, ...] = 2
+    """Residual blocks on the way down, one number or one for each level; one more on the way up."""
     attention_levels: tuple[int, ...] = (1, 2)
     """Levels (indices into channel_mult) with attention after each residual block."""
     attention: Literal["self", "transformer"] = "transformer"
@@ -225,9 +240,17 @@ class UNetConfig:
     """Attention heads, one number or one for each level; give this or num_head_channels."""
     num_head_channels: int | None = 32
     """Channels of an attention head; give this or num_heads."""
+    mid_attention: bool = True
+    """Attention between the two residual blocks of the middle."""
+    cross_attention_only_levels: tuple[int, ...] = ()
+    """Levels whose transformer blocks look at the context in their first attention too (SD's x4 upscaler)."""
     num_classes: int | None = None
-    """Classes whose embedding is added to the time embedding, besides or instead of cross-attention: those of the
-    class conditioning and one for `no class`; None adds none."""
+    """Classes whose embedding is added to the time embedding, besides or instead of cross-attention: the entries of
+    the class conditioning; None adds none."""
+    concat_channels: int = 0
+    """Channels concatenated to the noisy latent: a label map, a small picture, a masked picture and its mask."""
+    vector_dim: int | None = None
+    """Width of a vector condition that two dense layers add to the time embedding (SDXL's pooled text and sizes)."""
     linear_projection: bool = False
     """Project into and out of a spatial transformer by a dense layer (SD 2) instead of a 1x1 convolution (SD 1)."""
     scale_shift_norm: bool = False
@@ -238,18 +261,30 @@ class UNetConfig:
     """Dropout rate inside residual blocks."""
     num_groups: int = 32
     """Groups of the group normalisation."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance by the group normalisation."""
+    time_frequencies: Literal["half", "half_minus_one"] = "half"
+    """Number by which the exponents of the time embedding's frequencies are divided: h of its h sines, or h - 1."""
+    time_order: Literal["cos_sin", "sin_cos"] = "cos_sin"
+    """Order of cosines and sines in the time embedding: LDM's, or that of Ho et al. 2020."""
+    num_codebook_ids: int | None = None
+    """Predict the logits of so many codebook entries instead of a latent (the original's n_embed)."""
     spatial_dims: Literal[1, 2, 3] = 2
     """1 for sequences, 2 for images, 3 for volumes."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "base_channels", "num_res_blocks", "num_groups")
+        _require_positive(self, "base_channels", "num_groups", "norm_epsilon")
+        for name in ("num_classes", "vector_dim", "num_codebook_ids"):
+            if getattr(self, name) is not None:
+                _require_positive(self, name)
+        _require_not_negative(self, "concat_channels")
         _require_fraction(self, "dropout")
         _require(
             (self.num_heads is None) != (self.num_head_channels is None),
             f"UNetConfig.num_heads={self.num_heads} and UNetConfig.num_head_channels={self.num_head_channels}: "
             "give exactly one of them and set the other to None",
         )
-        for name in ("num_heads", "transformer_depth"):
+        for name in ("num_heads", "transformer_depth", "num_res_blocks"):
             value = getattr(self, name)
             if isinstance(value, tuple):
                 _require(
@@ -257,15 +292,15 @@ class UNetConfig:
                     f"UNetConfig.{name}={value} has {len(value)} entries for {len(self.channel_mult)} levels; "
                     "give one number, or one for each entry of channel_mult",
                 )
-        if self.num_classes is not None:
-            _require_positive(self, "num_classes")
         _check_levels(self)
-        for level in {*self.attention_levels, len(self.channel_mult) - 1}:
+        for level in range(len(self.channel_mult)):
+            _require_positive_value(f"UNetConfig.num_res_blocks of level {level}", self.res_blocks_at(level))
+        for level in {*self.attention_levels, *([len(self.channel_mult) - 1] if self.mid_attention else [])}:
             self._check_heads(level)
             _require_positive_value(f"UNetConfig.transformer_depth of level {level}", self.depth_at(level))
 
     def _check_heads(self, level: int) -> None:
-        channels = self.base_channels * self.channel_mult[level]
+        channels = self.channels_at(level)
         if self.num_head_channels is not None:
             name, value = "num_head_channels", self.num_head_channels
         else:
@@ -279,7 +314,11 @@ class UNetConfig:
 
     def channels_at(self, level: int) -> int:
         """Channels of a level."""
-        return self.base_channels * self.channel_mult[level]
+        return round(self.base_channels * self.channel_mult[level])
+
+    def res_blocks_at(self, level: int) -> int:
+        """Residual blocks of a level on the way down."""
+        return self.num_res_blocks[level] if isinstance(self.num_res_blocks, tuple) else self.num_res_blocks
 
     def heads_at(self, level: int) -> int:
         """Attention heads of a level."""
@@ -307,15 +346,21 @@ def _require_positive_value(name: str, value: int) -> None:
 def _check_levels(config: AutoencoderConfig | UNetConfig) -> None:
     kind, levels = type(config).__name__, len(config.channel_mult)
     _require(levels > 0, f"{kind}.channel_mult=() is empty; give at least one level, such as 1 2 4")
-    for level in config.attention_levels:
+    for name in ("attention_levels", "cross_attention_only_levels"):
+        for level in getattr(config, name, ()):
+            _require(
+                0 <= level < levels,
+                f"{kind}.{name}={getattr(config, name)} names level {level}, but channel_mult="
+                f"{config.channel_mult} has levels 0 to {levels - 1}",
+            )
+    for level, mult in enumerate(config.channel_mult):
+        _require(mult > 0, f"{kind}.channel_mult entry={mult} must be greater than 0")
+        channels = config.channels_at(level)
         _require(
-            0 <= level < levels,
-            f"{kind}.attention_levels={config.attention_levels} names level {level}, but channel_mult="
-            f"{config.channel_mult} has levels 0 to {levels - 1}",
+            abs(channels - config.base_channels * mult) < 1e-6,
+            f"{kind}.channel_mult entry {mult} times base_channels={config.base_channels} is no whole number of "
+            "channels",
         )
-    for mult in config.channel_mult:
-        _require_positive_value(f"{kind}.channel_mult entry", mult)
-        channels = config.base_channels * mult
         _require(
             channels % config.num_groups == 0,
             f"{kind}.num_groups={config.num_groups} does not divide {channels} channels "
@@ -334,12 +379,19 @@ class ClassConditioning:
     """A learned embedding of the class, given to the denoiser as one context token (LDM's ClassEmbedder)."""
 
     num_classes: int = 10
-    """Number of classes; one more entry is kept for `no class`."""
+    """Number of classes."""
+    null_class: bool = True
+    """Keep one more entry for `no class`, which guidance needs; models of the original without it have no guidance."""
     context_dim: int = 128
     """Width of the embedding."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_classes", "context_dim")
+
+    @property
+    def num_entries(self) -> int:
+        """Rows of the table: the classes, and `no class` where there is one."""
+        return self.num_classes + self.null_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,24 +408,182 @@ class TextConditioning:
     """Transformer layers."""
     num_heads: int = 4
     """Attention heads."""
+    num_head_channels: int | None = None
+    """Channels of an attention head; None divides context_dim among the heads."""
     dropout: float = 0.0
     """Dropout rate of the text transformer."""
+    begin_token: int = 1
+    """Token before every caption."""
+    end_token: int = 2
+    """Token behind every caption."""
+    pad_token: int = 0
+    """Token that fills up the context length."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "vocab_size", "context_dim", "num_heads", "num_layers")
-        _require(
-            self.context_length >= 3,
-            f"TextConditioning.context_length={self.context_length} must be at least 3: begin, one token, end",
-        )
+        _check_tokens(self)
         _require_fraction(self, "dropout")
+        if self.num_head_channels is not None:
+            _require_positive(self, "num_head_channels")
         _require(
-            self.context_dim % self.num_heads == 0,
+            self.num_head_channels is not None or self.context_dim % self.num_heads == 0,
             f"TextConditioning.num_heads={self.num_heads} does not divide context_dim={self.context_dim}; "
             f"nearest that does: {nearest_divisor(self.context_dim, self.num_heads)}",
         )
 
 
-Conditioning: TypeAlias = Unconditional | ClassConditioning | TextConditioning
+@dataclass(frozen=True, kw_only=True)
+class ClipTextConditioning:
+    """CLIP's text transformer, trained elsewhere and kept as it is (Stable Diffusion)."""
+
+    vocab_size: int = 49408
+    """Entries of its tokenizer."""
+    context_length: int = 77
+    """Tokens of a caption, with its begin and end marks; longer ones are cut with a warning."""
+    context_dim: int = 768
+    """Width."""
+    num_layers: int = 12
+    """Transformer layers."""
+    num_heads: int = 12
+    """Attention heads."""
+    mlp_dim: int | None = None
+    """Width inside the feed-forward layers; None takes four times context_dim."""
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    """`quick_gelu` in OpenAI's models, `gelu` in most of OpenCLIP's."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance by the layer normalisation."""
+    context_layer: Literal["last", "penultimate"] = "last"
+    """Layer whose output is the context."""
+    context_norm: bool = True
+    """Apply the final normalisation to the context (SD 1 and 2) or leave it out (SDXL)."""
+    projection_dim: int | None = None
+    """Width of the projected embedding of the whole caption; None has no projection."""
+    pooled_at: Literal["end", "largest"] = "end"
+    """Where the embedding of the whole caption is read: at the first end_token, or at the largest token id."""
+    begin_token: int = 49406
+    """Token before every caption."""
+    end_token: int = 49407
+    """Token behind every caption."""
+    pad_token: int = 49407
+    """Token that fills up the context length."""
+    folder: str | None = None
+    """Folder of a transformers CLIPTextModel with its tokenizer, which training starts from."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "vocab_size", "context_dim", "num_heads", "num_layers", "norm_epsilon")
+        for name in ("mlp_dim", "projection_dim"):
+            if getattr(self, name) is not None:
+                _require_positive(self, name)
+        _check_tokens(self)
+        _require(
+            self.context_dim % self.num_heads == 0,
+            f"ClipTextConditioning.num_heads={self.num_heads} does not divide context_dim={self.context_dim}; "
+            f"nearest that does: {nearest_divisor(self.context_dim, self.num_heads)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SdxlConditioning:
+    """SDXL's two CLIP text transformers side by side, their pooled text, and the sizes of the picture."""
+
+    first: ClipTextConditioning = field(
+        default_factory=lambda: ClipTextConditioning(context_layer="penultimate", context_norm=False)
+    )
+    """CLIP ViT-L/14: the first channels of the context."""
+    second: ClipTextConditioning = field(
+        default_factory=lambda: ClipTextConditioning(
+            context_dim=1280,
+            num_layers=32,
+            num_heads=20,
+            activation="gelu",
+            context_layer="penultimate",
+            context_norm=False,
+            projection_dim=1280,
+            pad_token=0,
+        )
+    )
+    """OpenCLIP ViT-bigG/14: the last channels of the context, and the pooled text."""
+    size_dim: int = 256
+    """Width of the sinusoidal embedding of each of the six sizes (height and width of the original, its cropped top
+    and left, height and width of the target)."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "size_dim")
+        _require(
+            self.second.projection_dim is not None,
+            "SdxlConditioning.second.projection_dim=None has no pooled text; use its width, 1280 in SDXL",
+        )
+
+    @property
+    def context_dim(self) -> int:
+        """Width of the context."""
+        return self.first.context_dim + self.second.context_dim
+
+    @property
+    def vector_dim(self) -> int:
+        """Width of pooled text and embedded sizes together."""
+        return (self.second.projection_dim or 0) + 6 * self.size_dim
+
+
+def _check_tokens(config: TextConditioning | ClipTextConditioning) -> None:
+    kind = type(config).__name__
+    _require(
+        config.context_length >= 3,
+        f"{kind}.context_length={config.context_length} must be at least 3: begin, one token, end",
+    )
+    for name in ("begin_token", "end_token", "pad_token"):
+        value = getattr(config, name)
+        _require(
+            0 <= value < config.vocab_size,
+            f"{kind}.{name}={value} is not in the vocabulary of {config.vocab_size} entries",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpatialConditioning:
+    """A map beside the picture (label map, small or masked picture), brought to the latent's size and concatenated."""
+
+    in_channels: int = 3
+    """Channels of the map."""
+    num_stages: int = 0
+    """Times that the map is halved (LDM's SpatialRescaler)."""
+    out_channels: int | None = None
+    """Channels after a learned 1x1 convolution; None has no convolution."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "in_channels")
+        _require_not_negative(self, "num_stages")
+        if self.out_channels is not None:
+            _require_positive(self, "out_channels")
+
+    @property
+    def concat_channels(self) -> int:
+        """Channels that the denoiser sees."""
+        return self.out_channels or self.in_channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConditioning:
+    """Embeddings computed elsewhere, such as those of neighbours in CLIP space, as context tokens (RDM)."""
+
+    context_dim: int = 768
+    """Width of an embedding."""
+    context_length: int = 20
+    """Number of embeddings."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "context_dim", "context_length")
+
+
+Conditioning: TypeAlias = (
+    Unconditional
+    | ClassConditioning
+    | TextConditioning
+    | ClipTextConditioning
+    | SdxlConditioning
+    | SpatialConditioning
+    | EmbeddingConditioning
+)
 
 
 # --- diffusion -------------------------------------------------------------------------------------------------------
@@ -614,25 +824,36 @@ class Experiment:
         self._check_conditioning()
 
     def _check_conditioning(self) -> None:
-        embedded = self.denoiser.num_classes
-        if embedded is not None:
-            classes = self.conditioning.num_classes if isinstance(self.conditioning, ClassConditioning) else None
+        conditioning, denoiser = self.conditioning, self.denoiser
+        kind = type(conditioning).__name__
+        if denoiser.num_classes is not None:
+            entries = conditioning.num_entries if isinstance(conditioning, ClassConditioning) else denoiser.num_classes
             _require(
-                classes is not None,
-                f"denoiser.num_classes={embedded} needs class conditioning, not {type(self.conditioning).__name__}; "
-                "set it to None",
+                isinstance(conditioning, ClassConditioning | ClipTextConditioning),
+                f"denoiser.num_classes={denoiser.num_classes} needs class conditioning, not {kind}; set it to None",
             )
             _require(
-                classes is None or embedded == classes + 1,
-                f"denoiser.num_classes={embedded} is not conditioning.num_classes={classes} and one for `no class`; "
-                f"use {(classes or 0) + 1}",
+                denoiser.num_classes == entries,
+                f"denoiser.num_classes={denoiser.num_classes} is not the number of entries of the class conditioning "
+                f"(its classes, and `no class`); use {entries}",
             )
         _require(
-            self.denoiser.attention == "transformer"
-            or embedded is not None
-            or isinstance(self.conditioning, Unconditional),
-            f"denoiser.attention={self.denoiser.attention} cannot see the context of conditioning="
-            f"{type(self.conditioning).__name__}; use denoiser.attention=transformer",
+            denoiser.attention == "transformer"
+            or denoiser.num_classes is not None
+            or isinstance(conditioning, Unconditional | SpatialConditioning),
+            f"denoiser.attention={denoiser.attention} cannot see the context of conditioning={kind}; use "
+            "denoiser.attention=transformer",
+        )
+        for name, given in (("concat_channels", 0), ("vector_dim", None)):
+            wanted = getattr(conditioning, name, getattr(denoiser, name) if name == "concat_channels" else given)
+            _require(
+                getattr(denoiser, name) == wanted,
+                f"denoiser.{name}={getattr(denoiser, name)} does not fit conditioning={kind}; use {wanted}",
+            )
+        _require(
+            getattr(conditioning, "null_class", True) or self.diffusion.cond_drop_prob == 0,
+            f"diffusion.cond_drop_prob={self.diffusion.cond_drop_prob} needs conditioning.null_class=True: without an "
+            "entry for `no class` there is nothing to put in its place; use 0",
         )
 
 

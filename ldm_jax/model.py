@@ -21,7 +21,9 @@ from ldm_jax.autoencoder.kl import AutoencoderKL
 from ldm_jax.autoencoder.posterior import DiagonalGaussian
 from ldm_jax.autoencoder.vq import AutoencoderVQ
 from ldm_jax.conditioning.build import Conditioner, make_conditioner
+from ldm_jax.conditioning.classes import ClassEmbedder
 from ldm_jax.conditioning.conditions import Conditions, Inputs
+from ldm_jax.conditioning.spatial import SpatialRescaler
 from ldm_jax.config import Experiment
 from ldm_jax.denoiser.unet import UNet
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
@@ -57,14 +59,13 @@ class LatentDiffusion:
 
     def init_denoiser(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters of what the second stage trains: `{"conditioner": ..., "denoiser": ...}`."""
-        inputs = self.conditioner.null_inputs(1)
+        inputs = self.null_inputs(1)
         variables = self.conditioner.init(rng.named_key(key, "conditioner"), inputs)
         conditioner: Params = dict(variables).get("params", {})
-        conditions: Conditions = apply(self.conditioner, conditioner, inputs)
+        conditions = self.condition({"conditioner": conditioner}, inputs)
         zt = jnp.zeros((1, *self.latent_shape))
         t = jnp.zeros((1,), jnp.int32)
-        arguments = (zt, t, conditions.context, conditions.class_labels, conditions.concat)
-        denoiser = self.denoiser.init(rng.named_key(key, "denoiser"), *arguments)
+        denoiser = self.denoiser.init(rng.named_key(key, "denoiser"), zt, t, **conditions._asdict())
         return {"conditioner": conditioner, "denoiser": denoiser["params"]}
 
     def init_latent(self) -> Params:
@@ -87,8 +88,24 @@ class LatentDiffusion:
     def condition(
         self, params: Params, inputs: Inputs, *, train: bool = False, dropout_key: Key[Array, ""] | None = None
     ) -> Conditions:
-        """What the denoiser is told about `inputs` (tokens, class labels)."""
-        return apply(self.conditioner, params["conditioner"], inputs, key=dropout_key, train=train)
+        """What the denoiser is told about `inputs`: the conditioner's (tokens, labels), and `concat` and `class_labels`
+        as they are where the conditioner makes none."""
+        conditions: Conditions = apply(self.conditioner, params["conditioner"], inputs, key=dropout_key, train=train)
+        given = {name: inputs[name] for name in self._plain_inputs(1) if name in inputs}
+        return conditions._replace(**given)
+
+    def null_inputs(self, batch: int) -> Inputs:
+        """The inputs of `batch` samples about which nothing is said."""
+        return {**self.conditioner.null_inputs(batch), **self._plain_inputs(batch)}
+
+    def _plain_inputs(self, batch: int) -> Inputs:
+        """Inputs that reach the denoiser without a conditioner: maps to concatenate, and labels beside a text."""
+        inputs, config = {}, self.denoiser.config
+        if config.concat_channels and not isinstance(self.conditioner, SpatialRescaler):
+            inputs["concat"] = jnp.zeros((batch, *self.latent_shape[:-1], config.concat_channels))
+        if config.num_classes is not None and not isinstance(self.conditioner, ClassEmbedder):
+            inputs["class_labels"] = jnp.zeros((batch,), jnp.int32)
+        return inputs
 
     def denoise(
         self,
@@ -101,8 +118,7 @@ class LatentDiffusion:
         dropout_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b *latent c"]:
         """The denoiser's prediction for the noisy latents `zt` at times `t`."""
-        arguments = (zt, t, conditions.context, conditions.class_labels, conditions.concat)
-        return apply(self.denoiser, params["denoiser"], *arguments, key=dropout_key, train=train)
+        return apply(self.denoiser, params["denoiser"], zt, t, key=dropout_key, train=train, **conditions._asdict())
 
     def decode(self, params: Params, z0: Float[Array, "b *latent z"]) -> Float[Array, "b *spatial c"]:
         """Pictures, around [-1, 1], of the denoiser's latents."""
@@ -118,7 +134,9 @@ def make_model(experiment: Experiment) -> LatentDiffusion:
     latent = tuple(size // (config.patch_size * factor**levels) for size, factor in zip(image, per_level, strict=True))
     return LatentDiffusion(
         autoencoder=make_autoencoder(config, experiment.data.image_channels, dtype),
-        conditioner=make_conditioner(experiment.conditioning, dtype),
+        conditioner=make_conditioner(
+            experiment.conditioning, dtype, image_size=experiment.data.image_size, latent_size=latent
+        ),
         denoiser=UNet(experiment.denoiser, config.latent_channels, jnp.dtype(dtype)),
         schedule=make_schedule(experiment.diffusion.schedule),
         image_shape=(*image, experiment.data.image_channels),

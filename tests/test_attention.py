@@ -86,17 +86,35 @@ def test_heads_split_the_channels_and_change_the_result() -> None:
     assert param_shapes(Attention(4), TOKENS) == param_shapes(Attention(1), TOKENS)
 
 
-@pytest.mark.parametrize("gated", [True, False])
-def test_the_feed_forward_layers_are_geglu_or_gelu(gated: bool) -> None:
-    layers = FeedForward(gated=gated)
+@pytest.mark.parametrize("activation", ["geglu", "gelu", "quick_gelu"])
+def test_the_feed_forward_layers_are_those_of_their_formulas(activation) -> None:
+    layers = FeedForward(activation)
     params = random_params(layers, TOKENS)
     h = np.asarray(TOKENS, np.float64) @ params["dense_0"]["kernel"] + params["dense_0"]["bias"]
-    assert h.shape[-1] == (64 if gated else 32)
-    erf = np.vectorize(math.erf)
-    value, gate = (h[..., :32], h[..., 32:]) if gated else (1.0, h)
-    h = value * gate * 0.5 * (1 + erf(gate / np.sqrt(2)))
-    expected = h @ params["dense_1"]["kernel"] + params["dense_1"]["bias"]
+    assert h.shape[-1] == (64 if activation == "geglu" else 32)
+    value, gate = (h[..., :32], h[..., 32:]) if activation == "geglu" else (1.0, h)
+    share = 1 / (1 + np.exp(-1.702 * gate)) if activation == "quick_gelu" else gaussian(gate)
+    expected = (value * gate * share) @ params["dense_1"]["kernel"] + params["dense_1"]["bias"]
     np.testing.assert_allclose(apply(layers, params, TOKENS), expected, atol=2e-5)
+
+
+def gaussian(x: np.ndarray) -> np.ndarray:
+    """The distribution function of the standard normal."""
+    return 0.5 * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
+
+
+def test_causal_attention_sees_nothing_that_comes_later() -> None:
+    params = random_params(Attention(2, causal=True), TOKENS)
+    causal = compiled(lambda x: Attention(2, causal=True).apply({"params": params}, x))
+    changed = replaced(TOKENS, (slice(None), 3), 9.0)
+    before, after = causal(TOKENS), causal(changed)
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    assert not np.isclose(before[:, 3:], after[:, 3:]).all(axis=-1).any()
+
+
+def test_heads_may_be_narrower_than_their_share_of_the_channels() -> None:
+    shapes = param_shapes(Attention(2, num_head_channels=3), TOKENS)
+    assert shapes["query/kernel"] == (TOKENS.shape[-1], 6) and shapes["out/kernel"] == (6, TOKENS.shape[-1])
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +134,7 @@ def test_a_transformer_block_moves_with_its_tokens(transformer_block) -> None:
 def test_a_transformer_block_in_bfloat16_is_close(transformer_block) -> None:
     params = random_params(TransformerBlock(2), TOKENS, CONTEXT)
     exact = transformer_block(TOKENS, CONTEXT)
-    rounded = apply(TransformerBlock(2, jnp.bfloat16), params, TOKENS, CONTEXT)
+    rounded = apply(TransformerBlock(2, dtype=jnp.bfloat16), params, TOKENS, CONTEXT)
     assert 1e-4 < np.sqrt(np.mean(np.square(rounded - exact))) < 0.03 * np.std(exact)
 
 

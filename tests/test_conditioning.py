@@ -19,6 +19,7 @@ from ldm_jax.conditioning.unconditional import NoConditioner
 from ldm_jax.config import ClassConditioning, TextConditioning, Unconditional
 
 TEXT = TextConditioning(vocab_size=20, context_length=6, context_dim=8, num_layers=2, num_heads=2)
+SIZES = {"image_size": 8, "latent_size": (4, 4)}
 CLASSES = ClassConditioning(num_classes=4, context_dim=8)
 TOKENS = np.array([[1, 7, 8, 9, 2, 0], [1, 7, 2, 0, 0, 0], [1, 2, 0, 0, 0, 0]])
 
@@ -45,7 +46,7 @@ def test_nothing_can_be_dropped_from_nothing() -> None:
     ("config", "kind"), [(TEXT, TextTransformer), (CLASSES, ClassEmbedder), (Unconditional(), NoConditioner)]
 )
 def test_each_configuration_has_its_conditioner(config, kind: type) -> None:
-    conditioner = make_conditioner(config, "float32")
+    conditioner = make_conditioner(config, "float32", **SIZES)
     assert type(conditioner) is kind
     conditions, params = abstract_call(conditioner, conditioner.null_inputs(3))
     if kind is NoConditioner:
@@ -130,7 +131,7 @@ def test_dropout_acts_in_training_only() -> None:
 
 @pytest.mark.parametrize("config", [TEXT, CLASSES])
 def test_bfloat16_gives_bfloat16_from_float32_parameters(config) -> None:
-    conditioner = make_conditioner(config, "bfloat16")
+    conditioner = make_conditioner(config, "bfloat16", **SIZES)
     conditions, params = abstract_call(conditioner, conditioner.null_inputs(2))
     assert conditions.context.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}

@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from module_trials import apply, compiled, param_shapes, random_params
+from module_trials import apply, compiled, param_shapes, random_array, random_params
 
-from ldm_jax.nn.embeddings import TimeEmbedding, sinusoidal_embedding
+from ldm_jax.nn.embeddings import VectorEmbedding, sinusoidal_embedding
 
 T = np.array([0, 1, 17, 500, 999])
 
 
-def embed(t: np.ndarray, dim: int) -> np.ndarray:
-    return compiled(lambda t: sinusoidal_embedding(t, dim))(t)
+def embed(t: np.ndarray, dim: int, *convention: str) -> np.ndarray:
+    return compiled(lambda t: sinusoidal_embedding(t, dim, *convention))(t)
 
 
 @pytest.mark.parametrize("dim", [2, 16, 320])
@@ -47,14 +47,21 @@ def test_different_times_are_told_apart() -> None:
 
 
 def test_the_layers_are_two_dense_ones_around_silu() -> None:
-    module = TimeEmbedding(4)
-    assert param_shapes(module, T) == {
+    module, vector = VectorEmbedding(16), random_array(len(T), 4)
+    assert param_shapes(module, vector) == {
         "dense_0/kernel": (4, 16),
         "dense_0/bias": (16,),
         "dense_1/kernel": (16, 16),
         "dense_1/bias": (16,),
     }
-    params = random_params(module, T)
-    h = embed(T, 4).astype(np.float64) @ params["dense_0"]["kernel"] + params["dense_0"]["bias"]
+    params = random_params(module, vector)
+    h = vector.astype(np.float64) @ params["dense_0"]["kernel"] + params["dense_0"]["bias"]
     expected = h / (1 + np.exp(-h)) @ params["dense_1"]["kernel"] + params["dense_1"]["bias"]
-    np.testing.assert_allclose(apply(module, params, T), expected, atol=1e-5)
+    np.testing.assert_allclose(apply(module, params, vector), expected, atol=1e-5)
+
+
+def test_the_other_convention_has_sines_first_and_ends_at_the_lowest_frequency() -> None:
+    ours, theirs = embed(T, 16), embed(T, 16, "half", "sin_cos")
+    np.testing.assert_array_equal(theirs, np.concatenate([ours[:, 8:], ours[:, :8]], axis=-1))
+    last = embed(T, 16, "half_minus_one")[:, 7]
+    np.testing.assert_allclose(last, np.cos(T / 10000), atol=1e-6)

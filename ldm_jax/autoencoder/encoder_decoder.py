@@ -50,7 +50,7 @@ class Level(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *spatial c"], *, train: bool) -> Float[Array, "b *spatial d"]:
         """Apply the blocks."""
-        channels = self.config.base_channels * self.config.channel_mult[self.level]
+        channels = self.config.channels_at(self.level)
         attention = self.level in self.config.attention_levels
         for i in range(self.num_blocks):
             x = Block(self.config, channels, attention, self.dtype, name=f"block_{i}")(x, train=train)
@@ -104,9 +104,7 @@ class Decoder(nn.Module):
         """Decode latents into pictures around [-1, 1], in float32."""
         config, dims = self.config, self.config.spatial_dims
         lowest = len(config.channel_mult) - 1
-        h = Conv(config.base_channels * config.channel_mult[lowest], dtype=self.dtype, name="conv_in")(
-            z.astype(self.dtype)
-        )
+        h = Conv(config.channels_at(lowest), dtype=self.dtype, name="conv_in")(z.astype(self.dtype))
         h = Middle(config, self.dtype, name="mid")(h, train=train)
         for level in reversed(range(lowest + 1)):
             h = Level(config, level, config.num_res_blocks + 1, self.dtype, name=f"up_{level}")(h, train=train)

@@ -21,20 +21,23 @@ class AutoencoderKL(nn.Module):
     def setup(self) -> None:
         """Name the parts."""
         channels = self.config.latent_channels
-        self.encoder = Encoder(self.config, 2 * channels, self.dtype, name="encoder")
-        self.quant_conv = Conv(2 * channels, kernel_size=1, dtype=self.dtype, name="quant_conv")
-        self.post_quant_conv = Conv(channels, kernel_size=1, dtype=self.dtype, name="post_quant_conv")
+        z_channels = self.config.z_channels or channels
+        self.encoder = Encoder(self.config, 2 * z_channels, self.dtype, name="encoder")
+        if self.config.quant_conv:
+            self.quant_conv = Conv(2 * channels, kernel_size=1, dtype=self.dtype, name="quant_conv")
+            self.post_quant_conv = Conv(z_channels, kernel_size=1, dtype=self.dtype, name="post_quant_conv")
         self.decoder = Decoder(self.config, self.image_channels, self.dtype, name="decoder")
 
     def encode(self, image: Float[Array, "b *spatial c"], *, train: bool = False) -> DiagonalGaussian:
         """Posterior of the latents of pictures in [-1, 1]; moments in float32."""
-        moments = self.quant_conv(self.encoder(image, train=train)).astype(jnp.float32)
+        h = self.encoder(image, train=train)
+        moments = (self.quant_conv(h) if self.config.quant_conv else h).astype(jnp.float32)
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return DiagonalGaussian(mean, jnp.clip(logvar, *LOGVAR_RANGE))
 
     def decode(self, z: Float[Array, "b *latent z"], *, train: bool = False) -> Float[Array, "b *spatial c"]:
         """Pictures of latents."""
-        return self.decoder(self.post_quant_conv(z), train=train)
+        return self.decoder(self.post_quant_conv(z) if self.config.quant_conv else z, train=train)
 
     def __call__(
         self, image: Float[Array, "b *spatial c"], keys: Key[Array, " b"], *, train: bool = False

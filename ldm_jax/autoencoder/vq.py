@@ -54,15 +54,18 @@ class AutoencoderVQ(nn.Module):
     def setup(self) -> None:
         """Name the parts."""
         channels = self.config.latent_channels
-        self.encoder = Encoder(self.config, channels, self.dtype, name="encoder")
-        self.quant_conv = Conv(channels, kernel_size=1, dtype=self.dtype, name="quant_conv")
+        z_channels = self.config.z_channels or channels
+        self.encoder = Encoder(self.config, z_channels, self.dtype, name="encoder")
         self.codebook = Codebook(self.config.codebook_size, channels, name="codebook")
-        self.post_quant_conv = Conv(channels, kernel_size=1, dtype=self.dtype, name="post_quant_conv")
+        if self.config.quant_conv:
+            self.quant_conv = Conv(channels, kernel_size=1, dtype=self.dtype, name="quant_conv")
+            self.post_quant_conv = Conv(z_channels, kernel_size=1, dtype=self.dtype, name="post_quant_conv")
         self.decoder = Decoder(self.config, self.image_channels, self.dtype, name="decoder")
 
     def encode(self, image: Float[Array, "b *spatial c"], *, train: bool = False) -> DiagonalGaussian:
         """Latents before the lookup of pictures in [-1, 1], as a posterior without spread; float32."""
-        z = self.quant_conv(self.encoder(image, train=train)).astype(jnp.float32)
+        h = self.encoder(image, train=train)
+        z = (self.quant_conv(h) if self.config.quant_conv else h).astype(jnp.float32)
         return DiagonalGaussian(z, jnp.full_like(z, -jnp.inf))
 
     def quantize(self, z: Float[Array, "b *latent z"]) -> tuple[Float[Array, "b *latent z"], Int[Array, "b *latent"]]:
@@ -76,7 +79,7 @@ class AutoencoderVQ(nn.Module):
 
     def decode_quantized(self, zq: Float[Array, "b *latent z"], *, train: bool = False) -> Float[Array, "b *spatial c"]:
         """Pictures of latents as they are."""
-        return self.decoder(self.post_quant_conv(zq), train=train)
+        return self.decoder(self.post_quant_conv(zq) if self.config.quant_conv else zq, train=train)
 
     def __call__(
         self, image: Float[Array, "b *spatial c"], keys: Key[Array, " b"], *, train: bool = False

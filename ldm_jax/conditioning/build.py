@@ -1,22 +1,56 @@
 """From a conditioner's configuration to its module."""
 
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 import jax.numpy as jnp
 
 from ldm_jax.conditioning.classes import ClassEmbedder
+from ldm_jax.conditioning.clip_text import ClipTextTransformer, SdxlConditioner
+from ldm_jax.conditioning.embeddings import GivenEmbeddings
+from ldm_jax.conditioning.spatial import SpatialRescaler
 from ldm_jax.conditioning.text import TextTransformer
 from ldm_jax.conditioning.unconditional import NoConditioner
-from ldm_jax.config import ClassConditioning, Conditioning, TextConditioning
+from ldm_jax.config import (
+    ClassConditioning,
+    ClipTextConditioning,
+    Conditioning,
+    EmbeddingConditioning,
+    SdxlConditioning,
+    SpatialConditioning,
+    TextConditioning,
+    Unconditional,
+)
 
-Conditioner: TypeAlias = NoConditioner | ClassEmbedder | TextTransformer
+Conditioner: TypeAlias = (
+    NoConditioner
+    | ClassEmbedder
+    | TextTransformer
+    | ClipTextTransformer
+    | SdxlConditioner
+    | SpatialRescaler
+    | GivenEmbeddings
+)
 
 
-def make_conditioner(config: Conditioning, compute_dtype: str) -> Conditioner:
-    """The module for `config`."""
+def make_conditioner(
+    config: Conditioning, compute_dtype: str, *, image_size: int, latent_size: tuple[int, ...]
+) -> Conditioner:
+    """The module for `config`, for pictures of `image_size` pixels with latents of `latent_size` positions."""
     dtype = jnp.dtype(compute_dtype)
-    if isinstance(config, TextConditioning):
-        return TextTransformer(config, dtype)
-    if isinstance(config, ClassConditioning):
-        return ClassEmbedder(config, dtype)
-    return NoConditioner()
+    match config:
+        case Unconditional():
+            return NoConditioner()
+        case ClassConditioning():
+            return ClassEmbedder(config, dtype)
+        case TextConditioning():
+            return TextTransformer(config, dtype)
+        case ClipTextConditioning():
+            return ClipTextTransformer(config, dtype)
+        case SdxlConditioning():
+            return SdxlConditioner(config, image_size, dtype)
+        case SpatialConditioning():
+            return SpatialRescaler(config, latent_size, dtype)
+        case EmbeddingConditioning():
+            return GivenEmbeddings(config)
+        case _:
+            assert_never(config)

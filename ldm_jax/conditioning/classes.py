@@ -22,9 +22,9 @@ class ClassEmbedder(nn.Module):
         """Look the classes up."""
         del train  # nothing here behaves otherwise in training
         labels = inputs["class_labels"]
-        table = nn.Embed(self.config.num_classes + 1, self.config.context_dim, dtype=self.dtype, name="embedding")
+        table = nn.Embed(self.config.num_entries, self.config.context_dim, dtype=self.dtype, name="embedding")
         return Conditions(context=table(labels)[:, None], class_labels=labels)
 
     def null_inputs(self, batch: int) -> Inputs:
-        """The inputs of `batch` samples without a class."""
-        return {"class_labels": jnp.full((batch,), self.config.num_classes, jnp.int32)}
+        """The inputs of `batch` samples without a class: the last entry of the table."""
+        return {"class_labels": jnp.full((batch,), self.config.num_entries - 1, jnp.int32)}

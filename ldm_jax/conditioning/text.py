@@ -5,13 +5,19 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ldm_jax.conditioning.conditions import Conditions, Inputs
-from ldm_jax.conditioning.tokenizer import empty_tokens
-from ldm_jax.config import TextConditioning
+from ldm_jax.config import ClipTextConditioning, TextConditioning
 from ldm_jax.nn.attention import Attention, FeedForward
 from ldm_jax.nn.norm import layer_norm
+
+
+def empty_prompts(config: TextConditioning | ClipTextConditioning, batch: int) -> Int[Array, "b l"]:
+    """The tokens of `batch` empty prompts."""
+    tokens = np.full((batch, config.context_length), config.pad_token, np.int32)
+    tokens[:, 0], tokens[:, 1] = config.begin_token, config.end_token
+    return jnp.asarray(tokens)
 
 
 class TextLayer(nn.Module):
@@ -24,9 +30,10 @@ class TextLayer(nn.Module):
     def __call__(self, x: Float[Array, "b l c"], *, train: bool) -> Float[Array, "b l c"]:
         """Apply the layer."""
         drop = nn.Dropout(self.config.dropout, deterministic=not train, name="dropout")
-        attention = Attention(self.config.num_heads, dtype=self.dtype, name="attention")
+        heads = (self.config.num_heads, self.config.num_head_channels)
+        attention = Attention(heads[0], num_head_channels=heads[1], dtype=self.dtype, name="attention")
         x = x + drop(attention(layer_norm(self.dtype, "norm_0")(x)))
-        feed_forward = FeedForward(gated=False, dtype=self.dtype, name="feed_forward")
+        feed_forward = FeedForward("gelu", dtype=self.dtype, name="feed_forward")
         return x + drop(feed_forward(layer_norm(self.dtype, "norm_1")(x)))
 
 
@@ -50,5 +57,4 @@ class TextTransformer(nn.Module):
 
     def null_inputs(self, batch: int) -> Inputs:
         """The inputs of `batch` empty prompts."""
-        tokens = np.tile(empty_tokens(self.config.context_length), (batch, 1))
-        return {"tokens": jnp.asarray(tokens)}
+        return {"tokens": empty_prompts(self.config, batch)}

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from ldm_jax.config import UNetConfig
 from ldm_jax.nn.attention import SelfAttentionBlock, SpatialTransformer
 from ldm_jax.nn.conv import Conv
-from ldm_jax.nn.embeddings import TimeEmbedding
+from ldm_jax.nn.embeddings import VectorEmbedding, sinusoidal_embedding
 from ldm_jax.nn.norm import GroupNorm
 from ldm_jax.nn.resample import Downsample, Upsample
 from ldm_jax.nn.resnet import ResBlock
@@ -30,7 +30,8 @@ def res_block(
     return ResBlock(
         channels,
         config.num_groups,
-        dropout=config.dropout,
+        config.norm_epsilon,
+        config.dropout,
         scale_shift_norm=config.scale_shift_norm,
         resample=resample,
         zero_init=True,
@@ -39,13 +40,22 @@ def res_block(
     )
 
 
-def attention_block(config: UNetConfig, level: int, dtype: DTypeLike, name: str) -> nn.Module:
+def attention_block(
+    config: UNetConfig, level: int, cross_attention_only: bool, dtype: DTypeLike, name: str
+) -> nn.Module:
     """The attention of a level: plain self-attention, or a spatial transformer that also sees the context."""
     heads = config.heads_at(level)
     if config.attention == "self":
-        return SelfAttentionBlock(heads, config.num_groups, zero_init=True, dtype=dtype, name=name)
-    depth = config.depth_at(level)
-    return SpatialTransformer(heads, depth, config.linear_projection, config.num_groups, dtype, name=name)
+        return SelfAttentionBlock(heads, config.num_groups, config.norm_epsilon, zero_init=True, dtype=dtype, name=name)
+    return SpatialTransformer(
+        heads,
+        config.depth_at(level),
+        config.linear_projection,
+        cross_attention_only,
+        config.num_groups,
+        dtype,
+        name=name,
+    )
 
 
 class Block(nn.Module):
@@ -54,6 +64,7 @@ class Block(nn.Module):
     config: UNetConfig
     level: int
     attention: bool
+    cross_attention_only: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -68,8 +79,14 @@ class Block(nn.Module):
         h = res_block(self.config, self.config.channels_at(self.level), self.dtype, "resnet")(h, embedding, train=train)
         if not self.attention:
             return h
-        attend = attention_block(self.config, self.level, self.dtype, "attention")
+        attend = attention_block(self.config, self.level, self.cross_attention_only, self.dtype, "attention")
         return attend(h) if self.config.attention == "self" else attend(h, context)
+
+
+def level_block(config: UNetConfig, level: int, dtype: DTypeLike, index: int) -> Block:
+    """One of the blocks of a level."""
+    attention, cross_only = level in config.attention_levels, level in config.cross_attention_only_levels
+    return Block(config, level, attention, cross_only, dtype, name=f"block_{index}")
 
 
 class Resample(nn.Module):
@@ -81,15 +98,19 @@ class Resample(nn.Module):
 
     @nn.compact
     def __call__(
-        self, h: Float[Array, "b *spatial c"], embedding: Float[Array, "b e"], train: bool
+        self,
+        h: Float[Array, "b *spatial c"],
+        embedding: Float[Array, "b e"],
+        train: bool,
+        size: tuple[int, ...] | None = None,
     ) -> Float[Array, "b *resampled c"]:
-        """Double or halve the resolution."""
+        """Double or halve the resolution; a plain way up can end at another `size`, for one that was odd before."""
         if self.config.resample_with_res_blocks:
             block = res_block(self.config, h.shape[-1], self.dtype, "resnet", self.direction)
             return block(h, embedding, train=train)
         if self.direction == "down":
             return Downsample(symmetric=True, dtype=self.dtype, name="downsample")(h)
-        return Upsample(self.dtype, name="upsample")(h)
+        return Upsample(self.dtype, name="upsample")(h, size)
 
 
 class DownLevel(nn.Module):
@@ -109,9 +130,8 @@ class DownLevel(nn.Module):
     ) -> list[Float[Array, "b ..."]]:
         """Apply the level."""
         steps = []
-        for i in range(self.config.num_res_blocks):
-            attention = self.level in self.config.attention_levels
-            h = Block(self.config, self.level, attention, self.dtype, name=f"block_{i}")(h, embedding, context, train)
+        for i in range(self.config.res_blocks_at(self.level)):
+            h = level_block(self.config, self.level, self.dtype, i)(h, embedding, context, train)
             steps.append(h)
         if self.level < len(self.config.channel_mult) - 1:
             steps.append(Resample(self.config, "down", self.dtype, name="resample")(h, embedding, train))
@@ -133,14 +153,14 @@ class UpLevel(nn.Module):
         embedding: Float[Array, "b e"],
         context: Float[Array, "b l d"] | None,
         train: bool,
+        size: tuple[int, ...],
     ) -> Float[Array, "b *resampled k"]:
-        """Apply the level to `h`; `steps` holds one tensor for each of its blocks, last first."""
-        for i in range(self.config.num_res_blocks + 1):
-            attention = self.level in self.config.attention_levels
+        """Apply the level to `h`; `steps` holds one tensor for each of its blocks, last first; `size` is the next's."""
+        for i in range(self.config.res_blocks_at(self.level) + 1):
             h = jnp.concatenate([h, steps[-1 - i]], axis=-1)
-            h = Block(self.config, self.level, attention, self.dtype, name=f"block_{i}")(h, embedding, context, train)
+            h = level_block(self.config, self.level, self.dtype, i)(h, embedding, context, train)
         if self.level > 0:
-            h = Resample(self.config, "up", self.dtype, name="resample")(h, embedding, train)
+            h = Resample(self.config, "up", self.dtype, name="resample")(h, embedding, train, size)
         return h
 
 
@@ -160,15 +180,16 @@ class Middle(nn.Module):
     ) -> Float[Array, "b *spatial c"]:
         """Apply the middle."""
         lowest = len(self.config.channel_mult) - 1
-        h = Block(self.config, lowest, True, self.dtype, name="block_0")(h, embedding, context, train)
-        return Block(self.config, lowest, False, self.dtype, name="block_1")(h, embedding, context, train)
+        attention = self.config.mid_attention
+        h = Block(self.config, lowest, attention, dtype=self.dtype, name="block_0")(h, embedding, context, train)
+        return Block(self.config, lowest, False, dtype=self.dtype, name="block_1")(h, embedding, context, train)
 
 
 class UNet(nn.Module):
     """Noisy latent, time and conditions to a prediction of the latent's shape.
 
-    Conditions reach it three ways: `context` tokens by cross-attention, `class_labels` by an embedding added to the
-    time embedding (when `config.num_classes` is set), and `concat` maps as further input channels.
+    Conditions reach it four ways: `context` tokens by cross-attention, `class_labels` and a `vector` by an embedding
+    added to that of the time (labels need `config.num_classes`), `concat` maps as further channels.
     """
 
     config: UNetConfig
@@ -183,31 +204,48 @@ class UNet(nn.Module):
         context: Float[Array, "b l d"] | None = None,
         class_labels: Int[Array, " b"] | None = None,
         concat: Float[Array, "b *spatial k"] | None = None,
+        vector: Float[Array, "b v"] | None = None,
         *,
         train: bool = False,
     ) -> Float[Array, "b *spatial o"]:
-        """Predict in float32; every spatial size must be divisible by 2 for each level after the first."""
+        """Predict in float32, for any spatial size (with `resample_with_res_blocks`, one that can be halved)."""
         config = self.config
         h = zt if concat is None else jnp.concatenate([zt, concat.astype(zt.dtype)], axis=-1)
         context = None if context is None else context.astype(self.dtype)
-        embedding = self._embed(t, class_labels)
+        embedding = self._embed(t, class_labels, vector)
         h = Conv(config.base_channels, dtype=self.dtype, name="conv_in")(h.astype(self.dtype))
         steps = [h]
         for level in range(len(config.channel_mult)):
             steps += DownLevel(config, level, self.dtype, name=f"down_{level}")(steps[-1], embedding, context, train)
         h = Middle(config, self.dtype, name="mid")(steps[-1], embedding, context, train)
         for level in reversed(range(len(config.channel_mult))):
-            keep = len(steps) - (config.num_res_blocks + 1)
-            up = UpLevel(config, level, self.dtype, name=f"up_{level}")
-            h, steps = up(h, steps[keep:], embedding, context, train), steps[:keep]
-        h = jax.nn.silu(GroupNorm(config.num_groups, dtype=self.dtype, name="norm_out")(h))
-        return Conv(self.out_channels, zero_init=True, dtype=self.dtype, name="conv_out")(h).astype(jnp.float32)
+            keep = len(steps) - (config.res_blocks_at(level) + 1)
+            up, size = UpLevel(config, level, self.dtype, name=f"up_{level}"), steps[keep - 1].shape[1:-1]
+            h, steps = up(h, steps[keep:], embedding, context, train, size), steps[:keep]
+        return self._output(h)
 
     def _embed(
-        self, t: Int[Array, " b"] | Float[Array, " b"], class_labels: Int[Array, " b"] | None
+        self,
+        t: Int[Array, " b"] | Float[Array, " b"],
+        class_labels: Int[Array, " b"] | None,
+        vector: Float[Array, "b v"] | None,
     ) -> Float[Array, "b e"]:
-        embedding = TimeEmbedding(self.config.base_channels, self.dtype, name="time")(t)
-        if self.config.num_classes is None:
-            return embedding
-        table = nn.Embed(self.config.num_classes, embedding.shape[-1], dtype=self.dtype, name="class_embedding")
-        return embedding + table(class_labels)
+        config, width = self.config, 4 * self.config.base_channels
+        sinusoid = sinusoidal_embedding(t, config.base_channels, config.time_frequencies, config.time_order)
+        embedding = VectorEmbedding(width, self.dtype, name="time")(sinusoid)
+        if config.num_classes is not None:
+            embedding += nn.Embed(config.num_classes, width, dtype=self.dtype, name="class_embedding")(class_labels)
+        if vector is not None:
+            embedding += VectorEmbedding(width, self.dtype, name="vector")(vector)
+        return embedding
+
+    def _output(self, h: Float[Array, "b *spatial c"]) -> Float[Array, "b *spatial o"]:
+        def norm(name: str) -> GroupNorm:
+            return GroupNorm(self.config.num_groups, self.config.norm_epsilon, self.dtype, name=name)
+
+        out = Conv(self.out_channels, zero_init=True, dtype=self.dtype, name="conv_out")(
+            jax.nn.silu(norm("norm_out")(h))
+        )
+        if self.config.num_codebook_ids is not None:  # the original keeps both heads, and uses this one
+            out = Conv(self.config.num_codebook_ids, 1, dtype=self.dtype, name="conv_ids")(norm("norm_ids")(h))
+        return out.astype(jnp.float32)

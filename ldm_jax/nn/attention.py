@@ -2,7 +2,10 @@
 
 (1) attention(q, k, v) = softmax(q k^T / sqrt(d)) v    Vaswani et al. 2017, arXiv:1706.03762
 (2) geglu(x) = (x W) * gelu(x V)                       Shazeer 2020, arXiv:2002.05202
+(3) quick_gelu(x) = x sigmoid(1.702 x)                 Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2
 """
+
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -15,11 +18,17 @@ from ldm_jax.nn.norm import GroupNorm, layer_norm
 
 
 def dot_product_attention(
-    query: Float[Array, "b q n d"], key: Float[Array, "b k n d"], value: Float[Array, "b k n d"]
+    query: Float[Array, "b q n d"],
+    key: Float[Array, "b k n d"],
+    value: Float[Array, "b k n d"],
+    *,
+    causal: bool = False,
 ) -> Float[Array, "b q n d"]:
-    """Multi-head attention (1): products in the inputs' dtype, softmax in float32."""
-    logits = jnp.einsum("bqnd,bknd->bnqk", query, key, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5, axis=-1).astype(value.dtype)
+    """Multi-head attention (1): products in the inputs' dtype, softmax in float32; `causal` hides what comes later."""
+    logits = jnp.einsum("bqnd,bknd->bnqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    if causal:
+        logits = jnp.where(jnp.tri(*logits.shape[-2:], dtype=bool), logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("bnqk,bknd->bqnd", weights, value)
 
 
@@ -29,21 +38,26 @@ class Attention(nn.Module):
     num_heads: int
     use_bias: bool = False
     zero_init: bool = False
+    causal: bool = False
+    num_head_channels: int | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b q c"], context: Float[Array, "b k e"] | None = None) -> Float[Array, "b q c"]:
         """Attend from the tokens `x` to `context` or, without one, to `x`."""
         channels = x.shape[-1]
+        width = self.num_head_channels or channels // self.num_heads
         source = x if context is None else context
 
         def project(inputs: Float[Array, "b l f"], name: str) -> Float[Array, "b l n d"]:
-            h = nn.Dense(channels, use_bias=self.use_bias, dtype=self.dtype, name=name)(inputs)
-            return h.reshape(*h.shape[:2], self.num_heads, channels // self.num_heads)
+            h = nn.Dense(self.num_heads * width, use_bias=self.use_bias, dtype=self.dtype, name=name)(inputs)
+            return h.reshape(*h.shape[:2], self.num_heads, width)
 
-        h = dot_product_attention(project(x, "query"), project(source, "key"), project(source, "value"))
+        query, key, value = project(x, "query"), project(source, "key"), project(source, "value")
+        h = dot_product_attention(query, key, value, causal=self.causal)
         kernel_init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
-        return nn.Dense(channels, dtype=self.dtype, kernel_init=kernel_init, name="out")(h.reshape(x.shape))
+        h = h.reshape(*x.shape[:2], self.num_heads * width)
+        return nn.Dense(channels, dtype=self.dtype, kernel_init=kernel_init, name="out")(h)
 
 
 class SelfAttentionBlock(nn.Module):
@@ -64,35 +78,47 @@ class SelfAttentionBlock(nn.Module):
         return x + h.reshape(x.shape)
 
 
-class FeedForward(nn.Module):
-    """Two dense layers around GEGLU (2) or GELU, four times as wide inside."""
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The approximation (3) of GELU in OpenAI's CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
 
-    gated: bool = True
+
+class FeedForward(nn.Module):
+    """Two dense layers around GEGLU (2), GELU or its quick approximation (3); four times as wide inside by default."""
+
+    activation: Literal["geglu", "gelu", "quick_gelu"] = "geglu"
+    width: int | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
         """Apply the layers to each token."""
-        channels = x.shape[-1]
-        h = nn.Dense(4 * channels * (2 if self.gated else 1), dtype=self.dtype, name="dense_0")(x)
-        if self.gated:
+        channels, gated = x.shape[-1], self.activation == "geglu"
+        h = nn.Dense((self.width or 4 * channels) * (2 if gated else 1), dtype=self.dtype, name="dense_0")(x)
+        if gated:
             h, gate = jnp.split(h, 2, axis=-1)
             h = h * jax.nn.gelu(gate, approximate=False)
         else:
-            h = jax.nn.gelu(h, approximate=False)
+            h = quick_gelu(h) if self.activation == "quick_gelu" else jax.nn.gelu(h, approximate=False)
         return nn.Dense(channels, dtype=self.dtype, name="dense_1")(h)
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the context, feed-forward, each behind a layer normalisation."""
+    """Self-attention, cross-attention to the context, feed-forward, each behind a layer normalisation.
+
+    With `cross_attention_only` the first attention looks at the context as well.
+    """
 
     num_heads: int
+    cross_attention_only: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"], context: Float[Array, "b k e"] | None = None) -> Float[Array, "b l c"]:
         """Apply the block; without a context the second attention looks at `x` again, as in LDM."""
-        x = x + Attention(self.num_heads, dtype=self.dtype, name="self_attention")(layer_norm(self.dtype, "norm_0")(x))
+        h = layer_norm(self.dtype, "norm_0")(x)
+        attention = Attention(self.num_heads, dtype=self.dtype, name="self_attention")
+        x = x + attention(h, context if self.cross_attention_only else None)
         h = layer_norm(self.dtype, "norm_1")(x)
         x = x + Attention(self.num_heads, dtype=self.dtype, name="cross_attention")(h, context)
         return x + FeedForward(dtype=self.dtype, name="feed_forward")(layer_norm(self.dtype, "norm_2")(x))
@@ -108,6 +134,7 @@ class SpatialTransformer(nn.Module):
     num_heads: int
     depth: int = 1
     linear_projection: bool = False
+    cross_attention_only: bool = False
     num_groups: int = 32
     dtype: DTypeLike = jnp.float32
 
@@ -121,7 +148,8 @@ class SpatialTransformer(nn.Module):
         h = self._projection(channels, "project_in", zero_init=False)(h)
         h = h.reshape(h.shape[0], -1, channels)  # [b, positions, c]
         for i in range(self.depth):
-            h = TransformerBlock(self.num_heads, self.dtype, name=f"block_{i}")(h, context)
+            block = TransformerBlock(self.num_heads, self.cross_attention_only, self.dtype, name=f"block_{i}")
+            h = block(h, context)
         h = self._projection(channels, "project_out", zero_init=True)(h.reshape(x.shape))
         return x + h
 

@@ -2,7 +2,10 @@
 
 (1) embedding(t) = [cos(t w_0), ..., cos(t w_{h-1}), sin(t w_0), ..., sin(t w_{h-1})],  w_i = 10000^(-i / h)
     Vaswani et al. 2017, arXiv:1706.03762, in the order of the original latent-diffusion code: cosines first.
+    The code of Ho et al. 2020, arXiv:2006.11239, has sines first and i / (h - 1).
 """
+
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -11,24 +14,30 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+Frequencies = Literal["half", "half_minus_one"]
+Order = Literal["cos_sin", "sin_cos"]
 
-def sinusoidal_embedding(t: Int[Array, " b"] | Float[Array, " b"], dim: int) -> Float[Array, "b d"]:
+
+def sinusoidal_embedding(
+    t: Int[Array, " b"] | Float[Array, " b"], dim: int, frequencies: Frequencies = "half", order: Order = "cos_sin"
+) -> Float[Array, "b d"]:
     """Embed each time as cosines and sines (1), in float32; an odd `dim` ends with a zero."""
     half = dim // 2
-    frequencies = np.exp(-np.log(10000.0) * np.arange(half) / half).astype(np.float32)
-    angle = t.astype(jnp.float32)[:, None] * frequencies
-    return jnp.pad(jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1), ((0, 0), (0, dim % 2)))
+    steps = half if frequencies == "half" else half - 1
+    w = np.exp(-np.log(10000.0) * np.arange(half) / steps).astype(np.float32)
+    angle = t.astype(jnp.float32)[:, None] * w
+    parts = [jnp.cos(angle), jnp.sin(angle)]
+    return jnp.pad(jnp.concatenate(parts if order == "cos_sin" else parts[::-1], axis=-1), ((0, 0), (0, dim % 2)))
 
 
-class TimeEmbedding(nn.Module):
-    """The sinusoidal embedding passed through two dense layers of 4 * base_channels."""
+class VectorEmbedding(nn.Module):
+    """Two dense layers of `features` around a SiLU: a vector as the network's time embedding."""
 
-    base_channels: int
+    features: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, t: Int[Array, " b"] | Float[Array, " b"]) -> Float[Array, "b e"]:
-        """Embed the times `t`."""
-        h = sinusoidal_embedding(t, self.base_channels).astype(self.dtype)
-        h = nn.Dense(4 * self.base_channels, dtype=self.dtype, name="dense_0")(h)
-        return nn.Dense(4 * self.base_channels, dtype=self.dtype, name="dense_1")(jax.nn.silu(h))
+    def __call__(self, vector: Float[Array, "b d"]) -> Float[Array, "b e"]:
+        """Embed the vectors."""
+        h = nn.Dense(self.features, dtype=self.dtype, name="dense_0")(vector.astype(self.dtype))
+        return nn.Dense(self.features, dtype=self.dtype, name="dense_1")(jax.nn.silu(h))

@@ -32,9 +32,14 @@ class Upsample(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *spatial c"]) -> Float[Array, "b *larger c"]:
-        """Double the resolution of `x`."""
-        return Conv(x.shape[-1], dtype=self.dtype, name="conv")(upsample_nearest(x))
+    def __call__(
+        self, x: Float[Array, "b *spatial c"], size: tuple[int, ...] | None = None
+    ) -> Float[Array, "b *larger c"]:
+        """Double the resolution of `x`, or nearly so: `size` cuts it where halving has rounded up."""
+        x = upsample_nearest(x)
+        if size is not None:
+            x = x[(slice(None), *(slice(n) for n in size))]
+        return Conv(x.shape[-1], dtype=self.dtype, name="conv")(x)
 
 
 class Downsample(nn.Module):

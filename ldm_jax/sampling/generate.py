@@ -26,8 +26,8 @@ Generate = Callable[
 def make_generate(model: LatentDiffusion, *, guided: bool) -> Generate:
     """A function that draws pictures, around [-1, 1]; compiled once for each shape.
 
-    Another prompt, seed, guidance scale or sampler of the same length does not compile again. Without `guided` the
-    negative inputs and the scale are not looked at, and each step costs half as much.
+    Another prompt, seed, guidance scale or sampler of the same length does not compile again. Negative inputs replace
+    those of their names. Without `guided` they and the scale are not looked at, and each step costs half as much.
     """
 
     def generate(
@@ -39,7 +39,7 @@ def make_generate(model: LatentDiffusion, *, guided: bool) -> Generate:
         key: Key[Array, ""],
         index: Int[Array, " b"],
     ) -> Float[Array, "b *spatial c"]:
-        conditions = model.condition(params, pair(inputs, negative) if guided else inputs)
+        conditions = model.condition(params, pair(inputs, {**inputs, **negative}) if guided else inputs)
         denoise_fn = partial(model.denoise, params, conditions=conditions)
         if guided:
             denoise_fn = guide_batched(denoise_fn, scale)

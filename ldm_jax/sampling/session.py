@@ -81,7 +81,7 @@ class Session:
 
     def null_inputs(self, count: int) -> Inputs:
         """The conditioner's inputs for nothing in particular."""
-        return self.model.conditioner.null_inputs(count)
+        return self.model.null_inputs(count)
 
     def draw(
         self, inputs: Inputs, count: int, config: SamplingConfig, seed: int, batch_size: int = 16
@@ -94,7 +94,7 @@ class Session:
         shards = sharding.num_batch_shards(mesh)
         batch_size = -(-min(batch_size, count) // shards) * shards
         params = jax.device_put(self.params, sharding.replicated(mesh))
-        key, null = rng.root_key(seed), self.null_inputs(batch_size)
+        key, null = rng.root_key(seed), self.model.conditioner.null_inputs(batch_size)
         scale = jnp.full(batch_size, config.guidance_scale, jnp.float32)
         for begin in range(0, count, batch_size):
             index = np.arange(begin, begin + batch_size)

@@ -18,12 +18,10 @@ from ldm_jax.diffusion.loss import diffusion_loss
 from ldm_jax.model import LatentDiffusion, Params
 from ldm_jax.training.step import Batch, LossFn, Metrics
 
-CONDITION_KEYS = ("tokens", "class_labels")
-
 
 def condition_inputs(model: LatentDiffusion, batch: Batch) -> Inputs:
-    """What the model's conditioner reads of a batch."""
-    return {name: batch[name] for name in model.conditioner.null_inputs(1)}
+    """What the model's conditions are made of, from a batch."""
+    return {name: batch[name] for name in model.null_inputs(1)}
 
 
 def make_diffusion_loss(model: LatentDiffusion, config: DiffusionConfig) -> LossFn:

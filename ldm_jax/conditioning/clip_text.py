@@ -1,0 +1,128 @@
+"""CLIP's text transformer (Radford et al. 2021, arXiv:2103.00020, section 2.4), and SDXL's pair of them.
+
+Token and position embedding, pre-norm layers of causal self-attention and feed-forward, a final norm. Its context is
+the output of the last layer or of the one before; its pooled text is the normalised output at the end mark, projected
+where the model has a projection. SDXL concatenates the contexts of two, and makes a vector of the second's pooled text
+and of six embedded sizes (Podell et al. 2023, arXiv:2307.01952, sections 2.1 and 2.2).
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from ldm_jax.conditioning.conditions import Conditions, Inputs
+from ldm_jax.conditioning.text import empty_prompts
+from ldm_jax.config import ClipTextConditioning, SdxlConditioning
+from ldm_jax.nn.attention import Attention, FeedForward
+from ldm_jax.nn.embeddings import sinusoidal_embedding
+from ldm_jax.nn.norm import layer_norm
+
+# Height and width of the original, its cropped top and left, height and width of the target.
+NUM_SIZES = 6
+
+
+class ClipText(NamedTuple):
+    """Outputs of the transformer: the last layer's behind the final norm, the one's before it, and the pooled text."""
+
+    last: Float[Array, "b l c"]
+    penultimate: Float[Array, "b l c"]
+    pooled: Float[Array, "b p"]
+
+
+class ClipLayer(nn.Module):
+    """Causal self-attention and feed-forward, each behind a layer normalisation."""
+
+    config: ClipTextConditioning
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
+        """Apply the layer."""
+        config = self.config
+        attention = Attention(config.num_heads, use_bias=True, causal=True, dtype=self.dtype, name="attention")
+        x = x + attention(layer_norm(self.dtype, "norm_0", config.norm_epsilon)(x))
+        feed_forward = FeedForward(config.activation, config.mlp_dim, self.dtype, name="feed_forward")
+        return x + feed_forward(layer_norm(self.dtype, "norm_1", config.norm_epsilon)(x))
+
+
+class ClipTextTransformer(nn.Module):
+    """`tokens` [b, context_length] to a context of as many tokens."""
+
+    config: ClipTextConditioning
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        """Name the parts."""
+        config, init = self.config, nn.initializers.normal(0.02)
+        self.token = nn.Embed(
+            config.vocab_size, config.context_dim, dtype=self.dtype, embedding_init=init, name="token"
+        )
+        self.position = self.param(
+            "position", nn.initializers.normal(0.01), (config.context_length, config.context_dim), jnp.float32
+        )
+        self.layers = [ClipLayer(config, self.dtype, name=f"layer_{i}") for i in range(config.num_layers)]
+        self.norm_out = layer_norm(self.dtype, "norm_out", config.norm_epsilon)
+        if config.projection_dim is not None:
+            self.projection = nn.Dense(config.projection_dim, use_bias=False, dtype=self.dtype, name="projection")
+
+    def encode(self, tokens: Int[Array, "b l"]) -> ClipText:
+        """All outputs for at most context_length tokens."""
+        x = self.token(tokens) + self.position[: tokens.shape[1]].astype(self.dtype)
+        before = x
+        for layer in self.layers:
+            before, x = x, layer(x)
+        last = self.norm_out(x)
+        at = jnp.argmax(tokens == self.config.end_token if self.config.pooled_at == "end" else tokens, axis=-1)
+        pooled = jnp.take_along_axis(last, at[:, None, None], axis=1)[:, 0]
+        if self.config.projection_dim is not None:
+            pooled = self.projection(pooled)
+        return ClipText(last, before, pooled)
+
+    def context(self, outputs: ClipText) -> Float[Array, "b l c"]:
+        """The output that the denoiser sees."""
+        if self.config.context_layer == "penultimate":
+            return self.norm_out(outputs.penultimate) if self.config.context_norm else outputs.penultimate
+        return outputs.last
+
+    def __call__(self, inputs: Inputs, *, train: bool = False) -> Conditions:
+        """Encode the tokens."""
+        del train  # it has no dropout
+        return Conditions(context=self.context(self.encode(inputs["tokens"])))
+
+    def null_inputs(self, batch: int) -> Inputs:
+        """The inputs of `batch` empty prompts."""
+        return {"tokens": empty_prompts(self.config, batch)}
+
+
+class SdxlConditioner(nn.Module):
+    """`tokens` and `tokens_2` [b, context_length] and `sizes` [b, 6] in pixels to a context and a vector."""
+
+    config: SdxlConditioning
+    image_size: int
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        """Name the parts."""
+        self.first = ClipTextTransformer(self.config.first, self.dtype, name="first")
+        self.second = ClipTextTransformer(self.config.second, self.dtype, name="second")
+
+    def __call__(self, inputs: Inputs, *, train: bool = False) -> Conditions:
+        """Encode the tokens with both, and the sizes."""
+        del train  # it has no dropout
+        first, second = self.first.encode(inputs["tokens"]), self.second.encode(inputs["tokens_2"])
+        context = jnp.concatenate([self.first.context(first), self.second.context(second)], axis=-1)
+        sizes = sinusoidal_embedding(inputs["sizes"].reshape(-1), self.config.size_dim)
+        sizes = sizes.reshape(-1, NUM_SIZES * self.config.size_dim)
+        return Conditions(context=context, vector=jnp.concatenate([second.pooled.astype(jnp.float32), sizes], axis=-1))
+
+    def null_inputs(self, batch: int) -> Inputs:
+        """The inputs of `batch` empty prompts for a picture that was neither scaled nor cropped."""
+        side = self.image_size
+        return {
+            "tokens": empty_prompts(self.config.first, batch),
+            "tokens_2": empty_prompts(self.config.second, batch),
+            "sizes": jnp.tile(jnp.asarray([side, side, 0, 0, side, side], jnp.int32), (batch, 1)),
+        }
