@@ -1,0 +1,1 @@
+"""Other systems' model formats, read and written."""
