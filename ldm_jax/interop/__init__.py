@@ -1,0 +1,1 @@
+"""CompVis, diffusers and transformers formats, both ways."""
