@@ -105,8 +105,8 @@ def _check_entry(path: Path, name: str, entry: Any) -> tuple[tuple[np.dtype[Any]
 
 
 def _are_sizes(values: Any) -> bool:
-    """Whether this is a list of whole numbers, none negative; JSON's true is none."""
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    """Whether this is a list of whole numbers of 63 bits; JSON's true is none."""
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
 def _check_cover(path: Path, places: dict[str, tuple[int, int]], size: int) -> None:

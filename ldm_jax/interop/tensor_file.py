@@ -70,7 +70,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorFile:
-    """One open file; see `Tensors`."""
+    """One open file; see `Tensors`. Threads that read at the same time need one each."""
 
     path: Path
     file: BufferedReader

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_jax.errors import UserError
-from ldm_jax.interop.plain_pickle import Vocabulary, read_pickle, refused
+from ldm_jax.interop.plain_pickle import Global, Vocabulary, read_pickle, refused
 from ldm_jax.interop.tensor_file import StoredTensor, TensorFile, damaged, view_extent
 from ldm_jax.interop.torch_pickle import TORCH, Storage, TensorRecord, is_foreign, scalar_value, storage_of
 from ldm_jax.interop.torch_zip import Entry, read_entries
@@ -109,19 +109,24 @@ def _make_file(path: Path, file: BufferedReader, content: Any, storages: Mapping
     inner = content.get("state_dict")
     state = inner if isinstance(inner, dict) else content
     if inner is not None and (foreign := [key for key, value in state.items() if is_foreign(value)]):
-        raise refused(path, f"an object of {state[foreign[0]]!s} as {foreign[0]} of its state dict")
+        raise refused(path, f"an object of {state[foreign[0]]!s} as {_shown(foreign[0])} of its state dict")
     tensors = {
         name: value for name, value in state.items() if isinstance(value, TensorRecord) and isinstance(name, str)
     }
     if not tensors:
-        keys = ", ".join(str(key) for key in list(content)[:10])
+        keys = ", ".join(_shown(key) for key in list(content)[:10])
         raise UserError(f"{path} holds no tensors at its top or in `state_dict`; its keys are: {keys}")
     scalars = {key: scalar_value(value) for key, value in content.items() if isinstance(key, str)}
     metadata = {key: value for key, value in scalars.items() if value is not None}
-    if left_out := [str(key) for key in state if key not in tensors and key not in metadata]:
+    if left_out := [_shown(key) for key in state if key not in tensors and key not in metadata]:
         logger.info("%s: left out what is no tensor: %s", path, ", ".join(left_out))
     located = {name: _locate(path, name, tensor, storages) for name, tensor in tensors.items()}
     return TensorFile(path=path, file=file, tensors=located, metadata=metadata)
+
+
+def _shown(key: Any) -> str:
+    """A key for a message; whole numbers of a pickle may be too long to print."""
+    return str(key)[:100] if isinstance(key, str | Global) else f"(a {type(key).__name__})"
 
 
 def _locate(path: Path, name: str, tensor: TensorRecord, storages: Mapping[str, Entry]) -> StoredTensor:

@@ -61,6 +61,8 @@ def find_weights(folder: Path, stem: str, variant: str | None = None) -> Path:
         logger.warning("%s holds its weights only as variant %s, which is used", folder, other)
         return find_weights(folder, stem, other)
     available = f"; it has the variants {', '.join(others)}, of which one can be chosen" if others else ""
+    if variant is not None and any((folder / name).is_file() for name in _candidates(stem, None)):
+        available += "; it has weights without a variant"
     raise UserError(f"no weights in {folder}: looked for {', '.join(names)}{available}")
 
 
@@ -115,12 +117,16 @@ def _reader(path: Path, head: bytes) -> Callable[[Path, BufferedReader], TensorF
         raise damaged(path, "it is empty")
     if head.startswith(b"PK\3\4"):
         return read_torch_zip
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
+    if head[8:9] == b"{":
         return read_safetensors
     if head.startswith(b"\x80"):
         return read_torch_legacy
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a pointer of Git LFS, not the file itself; get it with `git lfs pull`")
     if head[257:262] == b"ustar":
         raise UserError(f"{path} is a tar archive, as PyTorch 0.1 wrote; load it there and save it as .safetensors")
+    if path.suffix == ".safetensors":  # it will say what is wrong with it
+        return read_safetensors
     raise UserError(f"{path} is no file of tensors; it has to be {_FORMATS}")
 
 
@@ -180,9 +186,8 @@ def _check_shards(path: Path, weights: Mapping[str, str], files: Mapping[str, Te
 
 def _candidates(stem: str, variant: str | None) -> list[str]:
     """Names under which a component's weights are looked for, in the order of preference."""
-    pickled = "pytorch_model" if stem == "model" else stem  # transformers has two stems
     names = []
-    for base, suffix in ((stem, "safetensors"), (pickled, "bin")):
+    for base, suffix in _stems(stem):
         if variant is None:
             names += [f"{base}.{suffix}", f"{base}.{suffix}.index.json"]
         else:
@@ -191,14 +196,18 @@ def _candidates(stem: str, variant: str | None) -> list[str]:
     return names
 
 
+def _stems(stem: str) -> list[tuple[str, str]]:
+    """Stem and suffix of safetensors and of pickles; transformers has another stem for each."""
+    return [(stem, "safetensors"), ("pytorch_model" if stem == "model" else stem, "bin")]
+
+
 def _variants(folder: Path, stem: str) -> list[str]:
     """Variants of which a folder has weights, sorted."""
     if not folder.is_dir():
         return []
-    pickled = "pytorch_model" if stem == "model" else stem
     patterns = [
         re.compile(pattern)
-        for base, suffix in ((re.escape(stem), "safetensors"), (re.escape(pickled), "bin"))
+        for base, suffix in _stems(re.escape(stem))
         for pattern in (rf"{base}\.([\w-]+)\.{suffix}", rf"{base}\.{suffix}\.index\.([\w-]+)\.json")
     ]
     matches = (pattern.fullmatch(path.name) for path in folder.iterdir() for pattern in patterns)
