@@ -466,7 +466,7 @@ class ClipTextConditioning:
     """Token behind every caption."""
     pad_token: int = 49407
     """Token that fills up the context length."""
-    folder: str | None = None
+    folder: str | None = field(default=None, metadata=_HOW)
     """Folder of a transformers CLIPTextModel (and of its tokenizer) whose weights are used."""
     trainable: bool = False
     """Train it with the denoiser."""
@@ -793,6 +793,9 @@ class Experiment:
 
     name: str = "unnamed"
     """Name of the experiment; the default run folder is runs/NAME."""
+    start: str | None = field(default=None, metadata=_HOW)
+    """Model whose weights training starts from: a run, or a model of another system as `ldm convert` reads it; its
+    autoencoder is used as it is."""
     seed: int = 0
     """Root of everything random."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
