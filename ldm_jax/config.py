@@ -152,6 +152,8 @@ class AutoencoderConfig:
     """Residual blocks per level of the encoder; the decoder has one more."""
     attention_levels: tuple[int, ...] = ()
     """Levels (indices into channel_mult) whose residual blocks are each followed by self-attention."""
+    decoder_attention_levels: tuple[int, ...] | None = None
+    """The same of the decoder, where it is no mirror image; None takes attention_levels."""
     mid_attention: bool = True
     """Self-attention between the two residual blocks of the lowest level."""
     latent_channels: int = 4
@@ -160,6 +162,8 @@ class AutoencoderConfig:
     """Channels that the encoder puts out and the decoder takes in, where they differ from those of the latent."""
     quant_conv: bool = True
     """A 1x1 convolution behind the encoder and one before the decoder, as the original has them."""
+    post_quant_conv: bool | None = None
+    """The one before the decoder alone; None takes quant_conv."""
     patch_size: int = 1
     """Space-to-depth factor before the first convolution: levels then work at 1/patch_size of the resolution."""
     num_groups: int = 32
@@ -175,11 +179,16 @@ class AutoencoderConfig:
         if self.z_channels is not None:
             _require_positive(self, "z_channels")
             _require(
-                self.quant_conv or self.z_channels == self.latent_channels,
+                (self.quant_conv and self.has_post_quant_conv) or self.z_channels == self.latent_channels,
                 f"{type(self).__name__}.z_channels={self.z_channels} differs from latent_channels="
                 f"{self.latent_channels}, which needs quant_conv=True",
             )
         _check_levels(self)
+
+    @property
+    def has_post_quant_conv(self) -> bool:
+        """Whether there is a 1x1 convolution before the decoder."""
+        return self.quant_conv if self.post_quant_conv is None else self.post_quant_conv
 
     def channels_at(self, level: int) -> int:
         """Channels of a level."""
@@ -232,6 +241,8 @@ class UNetConfig:
     """Residual blocks on the way down, one number or one for each level; one more on the way up."""
     attention_levels: tuple[int, ...] = (1, 2)
     """Levels (indices into channel_mult) with attention after each residual block."""
+    up_attention_levels: tuple[int, ...] | None = None
+    """The same on the way up, where it differs from the way down; None takes attention_levels."""
     attention: Literal["self", "transformer"] = "transformer"
     """`self`: plain self-attention; `transformer`: spatial transformer with cross-attention to the context."""
     transformer_depth: int | tuple[int, ...] = 1
@@ -240,8 +251,12 @@ class UNetConfig:
     """Attention heads, one number or one for each level; give this or num_head_channels."""
     num_head_channels: int | None = 32
     """Channels of an attention head; give this or num_heads."""
+    mid_res_blocks: Literal[0, 1, 2] = 2
+    """Residual blocks of the middle."""
     mid_attention: bool = True
     """Attention between the two residual blocks of the middle."""
+    mid_attention_groups: int | None = None
+    """Groups of the normalisation before the middle's attention (attention=self); None takes num_groups, 0 has none."""
     cross_attention_only_levels: tuple[int, ...] = ()
     """Levels whose transformer blocks look at the context in their first attention too (SD's x4 upscaler)."""
     num_classes: int | None = None
@@ -255,8 +270,11 @@ class UNetConfig:
     """Project into and out of a spatial transformer by a dense layer (SD 2) instead of a 1x1 convolution (SD 1)."""
     scale_shift_norm: bool = False
     """Let the time embedding scale and shift the normalised activations instead of adding to them."""
-    resample_with_res_blocks: bool = False
-    """Change resolution inside residual blocks (resblock_updown) instead of by a plain convolution."""
+    resample_with_res_blocks: bool | tuple[bool, ...] = False
+    """Change resolution inside residual blocks (resblock_updown) instead of by a plain convolution; one choice, or one
+    for each change on the way down and then for each on the way up, both from the highest resolution."""
+    symmetric_padding: bool = True
+    """Pad a plain convolution that halves the resolution on both sides (LDM) or only behind the end (Ho et al.)."""
     dropout: float = 0.0
     """Dropout rate inside residual blocks."""
     num_groups: int = 32
@@ -267,6 +285,10 @@ class UNetConfig:
     """Number by which the exponents of the time embedding's frequencies are divided: h of its h sines, or h - 1."""
     time_order: Literal["cos_sin", "sin_cos"] = "cos_sin"
     """Order of cosines and sines in the time embedding: LDM's, or that of Ho et al. 2020."""
+    time_embedding_dim: int | None = None
+    """Width of the embedding of time, class and vector; None takes four times base_channels."""
+    center_input: bool = False
+    """Bring an input in [0, 1] to [-1, 1] first."""
     num_codebook_ids: int | None = None
     """Predict the logits of so many codebook entries instead of a latent (the original's n_embed)."""
     spatial_dims: Literal[1, 2, 3] = 2
@@ -274,7 +296,7 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "base_channels", "num_groups", "norm_epsilon")
-        for name in ("num_classes", "vector_dim", "num_codebook_ids"):
+        for name in ("num_classes", "vector_dim", "num_codebook_ids", "time_embedding_dim"):
             if getattr(self, name) is not None:
                 _require_positive(self, name)
         _require_not_negative(self, "concat_channels")
@@ -293,11 +315,39 @@ class UNetConfig:
                     "give one number, or one for each entry of channel_mult",
                 )
         _check_levels(self)
-        for level in range(len(self.channel_mult)):
+        lowest = len(self.channel_mult) - 1
+        for level in range(lowest + 1):
             _require_positive_value(f"UNetConfig.num_res_blocks of level {level}", self.res_blocks_at(level))
-        for level in {*self.attention_levels, *([len(self.channel_mult) - 1] if self.mid_attention else [])}:
+        self._check_middle()
+        choices = self.resample_with_res_blocks
+        _require(
+            isinstance(choices, bool) or len(choices) == 2 * lowest,
+            f"UNetConfig.resample_with_res_blocks={choices} is not one choice for each of the {2 * lowest} changes of "
+            "resolution; give one for each, or one for all",
+        )
+        with_attention = {*self.attention_levels, *(self.up_attention_levels or ())}
+        for level in with_attention | ({lowest} if self.mid_attention else set()):
             self._check_heads(level)
             _require_positive_value(f"UNetConfig.transformer_depth of level {level}", self.depth_at(level))
+
+    def _check_middle(self) -> None:
+        _require(
+            self.mid_res_blocks == 2 or not self.mid_attention,
+            f"UNetConfig.mid_res_blocks={self.mid_res_blocks} leaves no place for mid_attention=True; use 2, or "
+            "mid_attention=False",
+        )
+        groups, channels = self.mid_attention_groups, self.channels_at(-1)
+        if groups is not None and groups != 0:
+            _require_positive(self, "mid_attention_groups")
+            _require(
+                channels % groups == 0,
+                f"UNetConfig.mid_attention_groups={groups} does not divide the {channels} channels of the middle; "
+                f"nearest that does: {nearest_divisor(channels, groups)}",
+            )
+        _require(
+            groups is None or self.attention == "self",
+            f"UNetConfig.mid_attention_groups={groups} needs attention=self: a spatial transformer has num_groups",
+        )
 
     def _check_heads(self, level: int) -> None:
         channels = self.channels_at(level)
@@ -333,6 +383,19 @@ class UNetConfig:
         """Transformer blocks in each spatial transformer of a level."""
         return self.transformer_depth[level] if isinstance(self.transformer_depth, tuple) else self.transformer_depth
 
+    def attends(self, direction: Literal["down", "up"], level: int) -> bool:
+        """Whether the blocks of a level have attention."""
+        up = self.attention_levels if self.up_attention_levels is None else self.up_attention_levels
+        return level in (self.attention_levels if direction == "down" else up)
+
+    def resamples_in_res_block(self, direction: Literal["down", "up"], level: int) -> bool:
+        """Whether the resolution changes inside a residual block behind the blocks of a level."""
+        if not isinstance(self.resample_with_res_blocks, tuple):
+            return self.resample_with_res_blocks
+        # the way up leaves levels 1, 2, ...
+        changes = len(self.channel_mult) - 1
+        return self.resample_with_res_blocks[level if direction == "down" else changes + level - 1]
+
 
 def nearest_divisor(number: int, wanted: int) -> int:
     """The divisor of `number` that lies nearest to `wanted`."""
@@ -346,8 +409,9 @@ def _require_positive_value(name: str, value: int) -> None:
 def _check_levels(config: AutoencoderConfig | UNetConfig) -> None:
     kind, levels = type(config).__name__, len(config.channel_mult)
     _require(levels > 0, f"{kind}.channel_mult=() is empty; give at least one level, such as 1 2 4")
-    for name in ("attention_levels", "cross_attention_only_levels"):
-        for level in getattr(config, name, ()):
+    names = ("attention_levels", "up_attention_levels", "decoder_attention_levels", "cross_attention_only_levels")
+    for name in names:
+        for level in getattr(config, name, None) or ():
             _require(
                 0 <= level < levels,
                 f"{kind}.{name}={getattr(config, name)} names level {level}, but channel_mult="
