@@ -75,9 +75,8 @@ def _betas(config: ScheduleConfig) -> Float32[np.ndarray, " T"]:
 def _linspace(first: float, last: float, count: int) -> Float32[np.ndarray, " T"]:
     """Even steps in float32 from both ends towards the middle, as PyTorch counts them."""
     begin, end, index = np.float32(first), np.float32(last), np.arange(count)
-    step = (end - begin) / np.float32(max(count - 1, 1))
-    rising = begin + step * index.astype(np.float32)
-    falling = end - step * (count - 1 - index).astype(np.float32)
+    step = np.float64((end - begin) / np.float32(max(count - 1, 1)))
+    rising, falling = begin + step * index, end - step * (count - 1 - index)  # rounded once, as by fused operations
     return np.where(index < count // 2, rising, falling).astype(np.float32)
 
 
@@ -105,8 +104,15 @@ class Levels:
         return np.interp(t, np.arange(len(self.s)), self.s)
 
     def time_of(self, s: Host) -> Host:
-        """Time of any noise level, linear in its logarithm between timesteps."""
-        return np.interp(np.log(np.maximum(s, 1e-10)), self.log_s, np.arange(len(self.s)))
+        """Time of any noise level, linear in its logarithm between timesteps, and the nearest one outside.
+
+        Not `np.interp`: where times are cut to integers, the last bit of the weights decides.
+        """
+        log_s = np.log(np.maximum(s, 1e-10))
+        low = np.clip(np.searchsorted(self.log_s, log_s, side="right") - 1, 0, len(self.s) - 2)
+        below, above = self.log_s[low], self.log_s[low + 1]
+        weight = np.clip((below - log_s) / (below - above), 0.0, 1.0)
+        return (1.0 - weight) * low + weight * (low + 1)
 
 
 def ddim_timesteps(options: Options, count: int) -> Num[np.ndarray, " n"]:
@@ -148,7 +154,9 @@ def spaced_timesteps(options: Options, total: int, last: int, count: int, parts:
             return np.arange(last, 0, -total / count).round() - 1.0
 
 
-def sigma_grid(options: Options, count: int, timesteps: Sequence[float] | None, *, round_times: bool = False) -> Grid:
+def sigma_grid(
+    options: Options, count: int, timesteps: Sequence[float | int] | None, *, round_times: bool = False
+) -> Grid:
     """The grid of the Euler family: noise levels spaced between those of the first and the last timestep.
 
     Raises:
@@ -164,7 +172,7 @@ def sigma_grid(options: Options, count: int, timesteps: Sequence[float] | None, 
     s, spacing = levels.at(t), spacing_of(options)
     if options.get("interpolation_type", "linear") != "linear":
         refuse(options, "interpolation_type", "linear", "log_linear")
-        s = np.exp(np.linspace(levels.log_s[-1], levels.log_s[0], len(t) + 1))
+        s = np.exp(_linspace(float(levels.log_s[-1]), float(levels.log_s[0]), len(t) + 1)).astype(np.float64)
     if spacing != "schedule":
         s = respaced_levels(options, spacing, s, len(t))
         t = levels.time_of(s)
@@ -173,7 +181,7 @@ def sigma_grid(options: Options, count: int, timesteps: Sequence[float] | None, 
     return chain(_continuous(options, t, s), ended, "preserving", levels.time_of)
 
 
-def sigma_grid_at(options: Options, sigmas: Sequence[float]) -> Grid:
+def sigma_grid_at(options: Options, sigmas: Sequence[float | int]) -> Grid:
     """The grid of noise levels that are given, the last of them the one to end at."""
     levels, s = Levels(schedule_of(options)), np.asarray(sigmas, np.float32).astype(np.float64)
     return chain(_continuous(options, levels.time_of(s[:-1]), s[:-1]), s, "preserving", levels.time_of)

@@ -1,7 +1,9 @@
 """diffusers' schedulers: from a `scheduler_config.json` to a schedule and samplers, and back.
 
 Every option is supported, at a value that changes nothing, or refused by its name. Each class has one line in the table
-and one small function, which says in which of our samplers its options end.
+and one small function, which says in which of our samplers its options end. Iterates are those of diffusers to about
+1e-6, with one exception: where noise levels are spaced by `use_exponential_sigmas` or `use_beta_sigmas`, the multistep
+solvers cut times to integers, and a first time of 998.9999 or 999 depends on the last bit of PyTorch's square root.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,9 +45,9 @@ class Request(NamedTuple):
     """What a sampling call of diffusers is given besides the configuration."""
 
     num_sample_steps: int
-    timesteps: Sequence[float] | None = None
+    timesteps: Sequence[float | int] | None = None
     """Timesteps given one by one, where the scheduler takes them."""
-    sigmas: Sequence[float] | None = None
+    sigmas: Sequence[float | int] | None = None
     """Noise levels given one by one, where the scheduler takes them."""
     eta: float = 0.0
     """Share of fresh noise (DDIM)."""
@@ -75,8 +77,8 @@ class Scheduler:
         self,
         num_sample_steps: int,
         *,
-        timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None,
+        timesteps: Sequence[float | int] | None = None,
+        sigmas: Sequence[float | int] | None = None,
         eta: float = 0.0,
         mu: float | None = None,
         order: int = 4,

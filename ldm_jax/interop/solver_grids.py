@@ -23,7 +23,7 @@ from ldm_jax.interop.scheduler_options import Options, refuse
 _JUST_BELOW_ONE = 1e-6
 
 
-def solver_grid(options: Options, count: int, timesteps: Sequence[float] | None, mu: float | None) -> Grid:
+def solver_grid(options: Options, count: int, timesteps: Sequence[float | int] | None, mu: float | None) -> Grid:
     """The grid of the multistep solvers: noise levels spaced over the whole schedule, integer timesteps.
 
     Raises:
@@ -126,7 +126,11 @@ def shifted(options: Options, sigma: Host, shift: float, mu: float | None) -> Ho
 
 
 def flow_grid(
-    options: Options, count: int, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None
+    options: Options,
+    count: int,
+    timesteps: Sequence[float | int] | None,
+    sigmas: Sequence[float | int] | None,
+    mu: float | None,
 ) -> Grid:
     """The grid of the flow-matching schedulers: times are T sigma, and the shift is applied once more to sigma's range.
 

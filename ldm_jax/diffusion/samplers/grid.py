@@ -131,16 +131,13 @@ def schedule_times(schedule: NoiseSchedule) -> Callable[[Host], Host]:
 
 def with_signal(kind: PathKind, alpha: Host, sigma: Host) -> tuple[Host, Host]:
     """The same noise levels with a trace of signal where there is none, so that ln(alpha / sigma) is finite."""
-    if kind != "preserving":
-        return np.maximum(alpha, SMALLEST_ALPHA**2), np.minimum(sigma, 1.0 - SMALLEST_ALPHA**2)
-    floored = np.maximum(alpha, SMALLEST_ALPHA)
-    return floored, np.where(alpha < SMALLEST_ALPHA, np.sqrt(1.0 - floored**2), sigma)
+    trace = min(SMALLEST_ALPHA, alpha[alpha > 0.0].min(initial=1.0) / 2.0)
+    sigma_there = 1.0 - trace if kind == "flow" else np.sqrt(1.0 - trace**2)
+    return np.where(alpha == 0.0, trace, alpha), np.where(alpha == 0.0, sigma_there, sigma)
 
 
 def finite_grid(grid: Grid) -> Grid:
     """The grid for a method that divides by alpha or takes the logarithm of the signal-to-noise ratio."""
-    if grid.kind == "edm" or grid.alpha.min() >= (SMALLEST_ALPHA if grid.kind == "preserving" else SMALLEST_ALPHA**2):
-        return grid
     alpha, sigma = with_signal(grid.kind, grid.alpha, grid.sigma)
     return grid._replace(alpha=alpha, sigma=sigma)
 
