@@ -658,24 +658,28 @@ Conditioning: TypeAlias = (
 
 # --- diffusion -------------------------------------------------------------------------------------------------------
 
-PredictionType: TypeAlias = Literal["epsilon", "v", "x0"]
+PredictionType: TypeAlias = Literal["epsilon", "v", "x0", "flow"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """The forward process as arrays over the training timesteps."""
 
-    kind: Literal["linear", "scaled_linear", "cosine", "sqrt"] = "scaled_linear"
+    kind: Literal["linear", "scaled_linear", "cosine", "sqrt", "sigmoid", "exponential", "flow"] = "scaled_linear"
     """`scaled_linear` is linear in the square root of beta (LDM, SD); `linear` is DDPM's; `cosine` is improved DDPM's;
-    `sqrt` takes the square root of a line between beta_start and beta_end (the `sqrt` of the original code)."""
+    `sqrt` takes the square root of a line between beta_start and beta_end (the `sqrt` of the original code); `sigmoid`
+    is a logistic curve between them; `exponential` lets the signal decay evenly; `flow` is the straight path of flow
+    matching, alpha = 1 - sigma, with sigma = (t + 1) / T before `shift`."""
     num_train_timesteps: int = 1000
     """Number of timesteps T."""
     beta_start: float = 0.00085
-    """First beta (ignored by cosine)."""
+    """First beta (ignored by cosine, exponential and flow)."""
     beta_end: float = 0.012
-    """Last beta (ignored by cosine)."""
+    """Last beta (ignored by cosine, exponential and flow)."""
     zero_terminal_snr: bool = False
     """Rescale so that the last timestep is pure noise (Lin et al. 2023, algorithm 1)."""
+    shift: float = 1.0
+    """Time shift of `flow` towards noise, for large pictures (Esser et al. 2024: 3 at 1024 pixels); 1 is none."""
 
     def __post_init__(self) -> None:
         _require(
@@ -687,6 +691,16 @@ class ScheduleConfig:
             f"ScheduleConfig.beta_start={self.beta_start} and beta_end={self.beta_end} must satisfy "
             "0 < beta_start <= beta_end < 1",
         )
+        _require_positive(self, "shift")
+        _require(
+            self.kind == "flow" or self.shift == 1.0,
+            f"ScheduleConfig.shift={self.shift} is for kind=flow, not for kind={self.kind}; use 1",
+        )
+        _require(
+            not (self.kind == "flow" and self.zero_terminal_snr),
+            "ScheduleConfig.zero_terminal_snr=True is not for kind=flow, whose last timestep is pure noise already; "
+            "use False",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -695,7 +709,7 @@ class DiffusionConfig:
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     prediction_type: PredictionType = "epsilon"
-    """epsilon: the noise; v: alpha * epsilon - sigma * z0; x0: the clean latent."""
+    """epsilon: the noise; v: alpha * epsilon - sigma * z0; x0: the clean latent; flow: epsilon - z0."""
     loss: Literal["l2", "l1", "huber"] = "l2"
     """Distance between prediction and target."""
     huber_delta: float = 1.0
@@ -714,6 +728,11 @@ class DiffusionConfig:
             not (self.schedule.zero_terminal_snr and self.prediction_type == "epsilon"),
             "DiffusionConfig.prediction_type=epsilon cannot be used with schedule.zero_terminal_snr=True: at the last "
             "timestep z_t is the noise itself; use v or x0",
+        )
+        _require(
+            not (self.schedule.kind == "flow" and self.prediction_type in ("epsilon", "v")),
+            f"DiffusionConfig.prediction_type={self.prediction_type} cannot be used with schedule.kind=flow, whose "
+            "last timestep is pure noise and whose alpha^2 + sigma^2 is not 1; use flow or x0",
         )
 
 
@@ -807,16 +826,60 @@ class FirstStageConfig:
     """Folder of a finished run whose autoencoder is used instead of training one."""
 
 
+SamplerName: TypeAlias = Literal[
+    "ddim",
+    "ddpm",
+    "plms",
+    "pndm",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "kdpm2",
+    "kdpm2_ancestral",
+    "lms",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_3s",
+    "unipc",
+    "unipc_3",
+    "deis",
+    "rk4",
+    "adaptive",
+]
+Spacing: TypeAlias = Literal["trailing", "leading", "linspace"]
+SigmaSpacing: TypeAlias = Literal["schedule", "karras", "exponential", "beta"]
+ClippingKind: TypeAlias = Literal["none", "static", "dynamic"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """How pictures are drawn, for the grids during training and as the default of `sample.py`."""
 
-    sampler: Literal["ddim", "ddpm"] = "ddim"
-    """Which solver runs the denoiser backwards."""
+    sampler: SamplerName = "ddim"
+    """Which solver runs the denoiser backwards: `unipc`, `dpmpp_2m`, `dpmpp_3m` need the fewest steps; `ddpm`,
+    `euler_ancestral`, `kdpm2_ancestral`, `dpmpp_2m_sde` add fresh noise on the way."""
     num_sample_steps: int = 50
-    """Denoiser calls from noise to latent."""
+    """Steps from noise to latent, each one denoiser call; heun and kdpm2 make two a step, rk4 four, pndm and plms a few
+    more in all, and adaptive as many as its tolerance needs."""
+    spacing: Spacing = "trailing"
+    """Timesteps visited: from the last one (trailing), down to the first one (leading), or both (linspace)."""
+    sigmas: SigmaSpacing = "schedule"
+    """Noise levels between the first and the last call: the schedule's own at the timesteps, or spaced as in Karras et
+    al. 2022, evenly in their logarithm (exponential), or by quantiles of a beta distribution."""
     eta: float = 0.0
     """Share of fresh noise in each DDIM step: 0 deterministic, 1 as DDPM."""
+    churn: float = 0.0
+    """Noise put back before each step of heun (S_churn of Karras et al. 2022, 40 there for 256 steps); 0 is none."""
+    tolerance: float = 1e-3
+    """Relative and absolute error that a step of adaptive may make."""
+    clipping: ClippingKind = "none"
+    """Bounds of the estimated clean latent: none, [-clip_range, clip_range], or a percentile of each sample."""
+    clip_range: float = 1.0
+    """Bound of static clipping, and the largest one of dynamic clipping."""
+    clip_percentile: float = 0.995
+    """Share of a sample's values that dynamic clipping leaves as they are."""
     guidance_scale: float = 5.0
     """Strength of classifier-free guidance; 1 is none."""
     prompts: tuple[str, ...] = ()
@@ -825,9 +888,9 @@ class SamplingConfig:
     """Pictures for each prompt or class of the grid."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "num_sample_steps", "samples_per_prompt")
-        _require_fraction(self, "eta")
-        _require_not_negative(self, "guidance_scale")
+        _require_positive(self, "num_sample_steps", "samples_per_prompt", "tolerance", "clip_range", "clip_percentile")
+        _require_fraction(self, "eta", "clip_percentile")
+        _require_not_negative(self, "guidance_scale", "churn")
 
 
 @dataclass(frozen=True, kw_only=True)
