@@ -474,8 +474,10 @@ class TextConditioning:
     """Attention heads."""
     num_head_channels: int | None = None
     """Channels of an attention head; None divides context_dim among the heads."""
+    mlp_dim: int | None = None
+    """Width inside the feed-forward layers; None takes four times context_dim."""
     dropout: float = 0.0
-    """Dropout rate of the text transformer."""
+    """Dropout rate of the text transformer, on its embeddings and on the output of each sublayer."""
     begin_token: int = 1
     """Token before every caption."""
     end_token: int = 2
@@ -487,8 +489,9 @@ class TextConditioning:
         _require_positive(self, "vocab_size", "context_dim", "num_heads", "num_layers")
         _check_tokens(self)
         _require_fraction(self, "dropout")
-        if self.num_head_channels is not None:
-            _require_positive(self, "num_head_channels")
+        for name in ("num_head_channels", "mlp_dim"):
+            if getattr(self, name) is not None:
+                _require_positive(self, name)
         _require(
             self.num_head_channels is not None or self.context_dim % self.num_heads == 0,
             f"TextConditioning.num_heads={self.num_heads} does not divide context_dim={self.context_dim}; "
@@ -519,7 +522,7 @@ class ClipTextConditioning:
     context_layer: Literal["last", "penultimate"] = "last"
     """Layer whose output is the context."""
     context_norm: bool = True
-    """Apply the final normalisation to the context (SD 1 and 2) or leave it out (SDXL)."""
+    """Apply the final normalisation to the context, whichever its layer (SD 1 and 2), or leave it out (SDXL)."""
     projection_dim: int | None = None
     """Width of the projected embedding of the whole caption; None has no projection."""
     pooled_at: Literal["end", "largest"] = "end"
@@ -643,6 +646,49 @@ class EmbeddingConditioning:
 
     def __post_init__(self) -> None:
         _require_positive(self, "context_dim", "context_length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipVisionConfig:
+    """CLIP's vision transformer, trained elsewhere and kept as it is."""
+
+    image_size: int = 224
+    """Side of a picture in pixels."""
+    image_channels: int = 3
+    """Channels of a picture."""
+    patch_size: int = 14
+    """Side of a patch in pixels, which becomes one token; what is left at the edges is not seen."""
+    width: int = 1024
+    """Width of a token."""
+    num_layers: int = 24
+    """Transformer layers."""
+    num_heads: int = 16
+    """Attention heads."""
+    mlp_dim: int | None = None
+    """Width inside the feed-forward layers; None takes four times the width."""
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    """`quick_gelu` in OpenAI's models, `gelu` in most of OpenCLIP's."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance by the layer normalisation."""
+    projection_dim: int | None = 768
+    """Width of the embedding that is compared with that of a caption; None has no projection."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "image_size", "image_channels", "patch_size", "width", "num_layers", "num_heads")
+        _require_positive(self, "norm_epsilon")
+        for name in ("mlp_dim", "projection_dim"):
+            if getattr(self, name) is not None:
+                _require_positive(self, name)
+        _require(
+            self.patch_size <= self.image_size,
+            f"ClipVisionConfig.patch_size={self.patch_size} is larger than image_size={self.image_size}; "
+            f"use at most {self.image_size}",
+        )
+        _require(
+            self.width % self.num_heads == 0,
+            f"ClipVisionConfig.num_heads={self.num_heads} does not divide width={self.width}; "
+            f"nearest that does: {nearest_divisor(self.width, self.num_heads)}",
+        )
 
 
 Conditioning: TypeAlias = (
