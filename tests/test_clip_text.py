@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from module_trials import abstract_call, apply, compiled, param_shapes, random_params, replaced
+from module_trials import abstract_call, apply, compiled, num_params, param_shapes, random_params, replaced
 
 from ldm_jax.conditioning.build import make_conditioner
 from ldm_jax.conditioning.clip_text import ClipTextTransformer, SdxlConditioner
@@ -106,6 +106,11 @@ def test_the_parameter_tree() -> None:
     assert shapes["token/embedding"] == (20, 8) and shapes["position"] == (6, 8)
     assert shapes["layer_1/attention/query/bias"] == (8,)
     assert shapes["layer_0/feed_forward/dense_0/kernel"] == (8, 12)
+
+
+def test_stable_diffusion_s_text_encoder_has_the_published_number_of_parameters() -> None:
+    tokens = {"tokens": np.zeros((1, 77), np.int32)}
+    assert num_params(ClipTextTransformer(ClipTextConditioning()), tokens) == 123_060_480
 
 
 SDXL = SdxlConditioning(

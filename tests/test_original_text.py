@@ -19,6 +19,7 @@ from ldm_jax.interop.original_text import (
     write_text_stage_params,
 )
 from ldm_jax.interop.original_text_options import TextStage, TextStageKind
+from ldm_jax.interop.transformers_text import write_clip_text_config
 
 CLIP = ClipTextConditioning(
     vocab_size=20,
@@ -160,3 +161,29 @@ def test_the_references_depend_on_every_tensor(kind: TextStageKind, before: str)
     for name, value in tensors.items():
         changed = Tensors({**tensors, name: value + 0.3 * numbers.normal(size=value.shape)})
         assert np.abs(outputs(changed) - expected).max() > 1e-6, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_diffusers_converts_what_is_written_to_a_model_with_the_same_outputs(seed: int) -> None:
+    """SDXL's second half, by the conversion that diffusers applies to single files."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
+    stage = STAGES["sdxl"]
+    tensors = random_tensors(abstract_text_stage(stage), text_stage_slot("sdxl"), seed)
+    params = read_text_stage_params(tensors, stage, "file")
+    written = {f"conditioner.{name}": torch.from_numpy(x) for name, x in write_text_stage_params(params, stage)}
+
+    values = write_clip_text_config(SDXL.second)
+    theirs = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**values)).eval()
+    converted = single_file.convert_open_clip_checkpoint(theirs, written, prefix="conditioner.embedders.1.model.")
+    theirs.load_state_dict(converted, strict=True)
+    tokens = np.random.default_rng(seed).integers(0, 20, (3, 6))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens), output_hidden_states=True)
+
+    inputs = {"tokens": tokens, "tokens_2": tokens, "sizes": np.zeros((3, 6), np.int32)}
+    conditions = apply(SdxlConditioner(SDXL, image_size=8), params, inputs)
+    assert_close(conditions.context[..., 8:], expected.hidden_states[-2])
+    assert_close(conditions.vector[:, :8], expected.text_embeds)
