@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ldm_jax.conditioning.conditions import Conditions, Inputs
+from ldm_jax.conditioning.tokenizer import empty_tokens
 from ldm_jax.config import ClipTextConditioning, TextConditioning
 from ldm_jax.nn.attention import Attention, FeedForward
 from ldm_jax.nn.norm import layer_norm
@@ -15,9 +16,8 @@ from ldm_jax.nn.norm import layer_norm
 
 def empty_prompts(config: TextConditioning | ClipTextConditioning, batch: int) -> Int[Array, "b l"]:
     """The tokens of `batch` empty prompts."""
-    tokens = np.full((batch, config.context_length), config.pad_token, np.int32)
-    tokens[:, 0], tokens[:, 1] = config.begin_token, config.end_token
-    return jnp.asarray(tokens)
+    marks = (config.begin_token, config.end_token, config.pad_token)
+    return jnp.asarray(np.tile(empty_tokens(config.context_length, *marks), (batch, 1)))
 
 
 class TextLayer(nn.Module):
