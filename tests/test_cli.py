@@ -167,6 +167,16 @@ def test_sampling_takes_flags(drawn: list[Any], run_dir: Path, tmp_path: Path):
     assert config.prompts == load_experiment("smoke").sampling.prompts
 
 
+def test_sampling_takes_the_solvers_options(drawn: list[Any], run_dir: Path):
+    solver = ["--sampler", "heun", "--spacing", "linspace", "--sigmas", "karras", "--churn", "3", "--tolerance", "0.01"]
+    clipping = ["--clipping", "dynamic", "--clip-range", "2", "--clip-percentile", "0.9"]
+    assert cli.run(cli.sample, [str(run_dir), *solver, *clipping]) == 0
+    config: SamplingConfig = drawn[0]["config"]
+    assert (config.sampler, config.spacing, config.sigmas) == ("heun", "linspace", "karras")
+    assert (config.churn, config.tolerance) == (3.0, 0.01)
+    assert (config.clipping, config.clip_range, config.clip_percentile) == ("dynamic", 2.0, 0.9)
+
+
 def test_classes_may_be_repeated(drawn: list[Any], run_dir: Path):
     assert cli.run(cli.sample, [str(run_dir), "--class-label", "3", "--class-label", "star"]) == 0
     assert drawn[0]["class_labels"] == ("3", "star")

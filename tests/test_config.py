@@ -85,6 +85,25 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "DiffusionConfig.prediction_type=epsilon cannot be used with schedule.zero_terminal_snr=True: at the last "
         "timestep z_t is the noise itself; use v or x0",
     ),
+    "epsilon on the straight path": (
+        lambda: c.DiffusionConfig(schedule=c.ScheduleConfig(kind="flow")),
+        "DiffusionConfig.prediction_type=epsilon cannot be used with schedule.kind=flow, whose last timestep is pure "
+        "noise and whose alpha^2 + sigma^2 is not 1; use flow or x0",
+    ),
+    "shift without flow": (
+        lambda: c.ScheduleConfig(kind="cosine", shift=3.0),
+        "ScheduleConfig.shift=3.0 is for kind=flow, not for kind=cosine; use 1",
+    ),
+    "zero SNR of flow": (
+        lambda: c.ScheduleConfig(kind="flow", zero_terminal_snr=True),
+        "ScheduleConfig.zero_terminal_snr=True is not for kind=flow, whose last timestep is pure noise already; "
+        "use False",
+    ),
+    "churn": (lambda: c.SamplingConfig(churn=-1.0), "SamplingConfig.churn=-1.0 must not be negative"),
+    "percentile": (
+        lambda: c.SamplingConfig(clip_percentile=1.5),
+        "SamplingConfig.clip_percentile=1.5 must lie between 0 and 1",
+    ),
     "negative warm-up": (
         lambda: c.OptimizerConfig(warmup_steps=-1),
         "OptimizerConfig.warmup_steps=-1 must not be negative",

@@ -10,7 +10,7 @@ from ldm_jax.diffusion.loss import diffusion_loss, distance, min_snr_weight
 from ldm_jax.diffusion.prediction import convert, target_for
 from ldm_jax.diffusion.schedule import make_schedule
 
-TYPES = ("epsilon", "v", "x0")
+TYPES = ("epsilon", "v", "x0", "flow")
 SCHEDULE = make_schedule(ScheduleConfig())
 Z0, EPSILON, OTHER = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 5, 5, 2)), jnp.float32)
 T = jnp.array([0, 100, 500, 999])
@@ -66,7 +66,12 @@ def test_the_loss_is_a_mean_over_each_latent() -> None:
 def test_min_snr_weights_are_the_papers() -> None:
     snr, gamma = jnp.array([0.01, 1.0, 5.0, 400.0]), 5.0
     clipped = np.minimum(snr, gamma)
-    expected = {"x0": clipped, "epsilon": clipped / snr, "v": clipped / (snr + 1)}
+    expected = {
+        "x0": clipped,
+        "epsilon": clipped / snr,
+        "v": clipped / (snr + 1),
+        "flow": clipped / (snr**0.5 + 1) ** 2,
+    }
     for kind, weight in expected.items():
         config = DiffusionConfig(prediction_type=kind, weighting="min_snr", min_snr_gamma=gamma)
         np.testing.assert_allclose(min_snr_weight(config, snr), weight, rtol=1e-6)
@@ -74,7 +79,7 @@ def test_min_snr_weights_are_the_papers() -> None:
 
 def test_min_snr_weights_are_finite_at_zero_snr() -> None:
     weights = [float(min_snr_weight(DiffusionConfig(prediction_type=k), jnp.zeros(1))[0]) for k in TYPES]
-    assert weights == [1.0, 0.0, 0.0]
+    assert weights == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_min_snr_loss_of_one_denoiser_is_the_same_in_every_prediction_type() -> None:
@@ -89,6 +94,7 @@ def test_min_snr_loss_of_one_denoiser_is_the_same_in_every_prediction_type() -> 
         losses.append(diffusion_loss(denoise, SCHEDULE, config, Z0, EPSILON, T))
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
     np.testing.assert_allclose(losses[2], losses[1], rtol=1e-3)
+    np.testing.assert_allclose(losses[3], losses[1], rtol=1e-3)
 
 
 def test_a_bfloat16_prediction_is_counted_in_float32() -> None:

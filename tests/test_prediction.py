@@ -13,7 +13,7 @@ from ldm_jax.diffusion.prediction import convert, target_for, to_epsilon, to_x0
 from ldm_jax.diffusion.process import add_noise
 from ldm_jax.diffusion.schedule import make_schedule
 
-TYPES = ("epsilon", "v", "x0")
+TYPES = ("epsilon", "v", "x0", "flow")
 LAST = 999
 PLAIN = make_schedule(ScheduleConfig(kind="scaled_linear"))
 ZERO = make_schedule(ScheduleConfig(kind="scaled_linear", zero_terminal_snr=True))
@@ -77,6 +77,14 @@ def test_targets_are_what_they_are_called() -> None:
     np.testing.assert_array_equal(target_for("epsilon", Z0, EPSILON, alpha, sigma), EPSILON)
     np.testing.assert_array_equal(target_for("x0", Z0, EPSILON, alpha, sigma), Z0)
     np.testing.assert_allclose(target_for("v", Z0, EPSILON, alpha, sigma), 0.8 * EPSILON - 0.6 * Z0, atol=1e-6)
+    np.testing.assert_array_equal(target_for("flow", Z0, EPSILON, alpha, sigma), EPSILON - Z0)
+
+
+@pytest.mark.parametrize(("source", "target"), [*itertools.product(("flow", "x0", "epsilon"), repeat=2)])
+def test_conversion_on_the_straight_path(source: str, target: str) -> None:
+    zt, alpha, sigma = at(make_schedule(ScheduleConfig(kind="flow")), 600)
+    converted = convert(target_for(source, Z0, EPSILON, alpha, sigma), source, target, zt, alpha, sigma)
+    np.testing.assert_allclose(converted, target_for(target, Z0, EPSILON, alpha, sigma), atol=2e-5)
 
 
 def test_scalar_and_per_sample_noise_levels_agree() -> None:

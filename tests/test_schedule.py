@@ -13,7 +13,7 @@ from ldm_jax.diffusion.schedule import CLEAN, NoiseSchedule, make_schedule, per_
 from ldm_jax.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "samplers"
-KINDS = ("linear", "scaled_linear", "cosine", "sqrt")
+KINDS = ("linear", "scaled_linear", "cosine", "sqrt", "sigmoid", "exponential")
 EVERY = [
     ScheduleConfig(kind=kind, num_train_timesteps=count, zero_terminal_snr=zero)
     for kind, count, zero in itertools.product(KINDS, (2, 50, 1000), (False, True))
@@ -84,6 +84,25 @@ def test_betas_are_the_published_ones() -> None:
     assert cosine.beta[-1] == np.float32(0.999)
     middle = np.cos((0.5 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
     np.testing.assert_allclose(cosine.alpha_bar[499], middle, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_is_the_straight_path(shift: float) -> None:
+    schedule = make_schedule(ScheduleConfig(kind="flow", num_train_timesteps=100, shift=shift))
+    np.testing.assert_allclose(schedule.alpha + schedule.sigma, 1.0, atol=1e-7)
+    u = np.arange(1, 101) / 100
+    np.testing.assert_allclose(schedule.sigma, shift * u / (1 + (shift - 1) * u), rtol=1e-6)
+    assert schedule.alpha[-1] == 0.0 and schedule.sigma[-1] == 1.0
+    assert np.all(np.diff(np.asarray(schedule.sigma)) > 0)
+    assert all(np.all(np.isfinite(array)) for array in schedule)
+
+
+def test_sigmoid_and_exponential_are_what_they_are_called() -> None:
+    sigmoid = make_schedule(ScheduleConfig(kind="sigmoid", beta_start=1e-4, beta_end=0.02)).beta
+    np.testing.assert_allclose(sigmoid[0] + sigmoid[-1], 0.0201, rtol=1e-5)
+    np.testing.assert_allclose(sigmoid[0], 1e-4 + 0.0199 / (1 + np.exp(6.0)), rtol=1e-5)
+    exponential = make_schedule(ScheduleConfig(kind="exponential"))
+    np.testing.assert_allclose(exponential.alpha_bar[jnp.array([499, 999])], np.exp([-6.0, -12.0]), rtol=1e-4)
 
 
 def test_scaled_linear_is_stable_diffusions() -> None:

@@ -96,11 +96,11 @@ def _write_sigmas(sampling: SamplingConfig, name: str) -> dict[str, Any]:
 
 
 def _write_flow(diffusion: DiffusionConfig, sampling: SamplingConfig) -> dict[str, Any]:
-    """Flow matching; diffusers counts its times from 1 to T where ours run from 0 to T - 1."""
+    """Flow matching; diffusers spaces its noise levels evenly from 1 to 1 / T, and its times are T sigma."""
     if sampling.sampler not in _FLOW_CLASSES or diffusion.prediction_type != "flow" or sampling.sigmas != "schedule":
         raise UserError(
             f"sampling.sampler={sampling.sampler} with prediction_type={diffusion.prediction_type} and sampling.sigmas="
-            f"{sampling.sigmas} cannot be written for diffusers on schedule.kind=flow; use euler or heun"
+            f"{sampling.sigmas} cannot be written for diffusers on schedule.kind=flow; use euler, flow and schedule"
         )
     schedule = diffusion.schedule
     return {

@@ -178,7 +178,7 @@ def sigma_grid(
         t = levels.time_of(s)
         t = t.round() if round_times and spacing == "karras" else t
     ended = ended_levels(options, s, levels)[: len(t) + 1]  # log_linear has one level more, and ends there
-    return chain(_continuous(options, t, s), ended, "preserving", levels.time_of)
+    return chain(_continuous(options, t, s[: len(t)]), ended, "preserving", levels.time_of)
 
 
 def sigma_grid_at(options: Options, sigmas: Sequence[float | int]) -> Grid:

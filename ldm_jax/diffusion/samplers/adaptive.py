@@ -75,7 +75,7 @@ def adaptive(
         raise UserError(f"rtol={rtol} and atol={atol} must be greater than 0")
     check_clipping(clipping)
     require_signal(prediction_type, grid.alpha)
-    finite = finite_grid(grid)
+    finite = finite_grid(grid, scaled=True)
     u = np.log(finite.s)
     table = np.linspace(u[-1], u[0], TABLE_SIZE)
     each = (np.array([value]) for value in (float(grid.t[0]), u[0], u[-1], rtol, atol))
@@ -112,7 +112,8 @@ def _walk(slope: Callable[[Latent, Float[Array, " b"]], Latent], y: Latent, row:
         h = jnp.where(last, row.u_end - walk.u, walk.h)
         y, k, e = _bogacki_shampine(slope, walk, h, row)
         accepted = (e <= 1.0) & (walk.u > row.u_end)
-        y, k = (jnp.where(per_sample(accepted, new), new, old) for new, old in ((y, walk.y), (k, walk.k)))
+        taken = accepted.reshape(-1, *(1,) * (y.ndim - 1))
+        y, k = jnp.where(taken, y, walk.y), jnp.where(taken, k, walk.k)
         u = jnp.where(accepted, jnp.where(last, row.u_end, walk.u + h), walk.u)
         return _Walk(y, u, k, h * jnp.clip(0.9 * jnp.maximum(e, 1e-8) ** (-1 / 3), 0.2, 5.0), walk.trials + 1)
 

@@ -42,6 +42,8 @@ class Grid(NamedTuple):
     time_of: Callable[[Host], Host]
     """Time of any noise level s (1), (2) of the path."""
     kind: PathKind = "preserving"
+    trace: float = SMALLEST_ALPHA
+    """The alpha that a level without signal gets where a method needs its logarithm."""
 
     @property
     def s(self) -> Host:
@@ -111,7 +113,14 @@ def schedule_grid(schedule: NoiseSchedule, times: Times) -> Grid:
     """The grid of training timesteps."""
     alpha, sigma = levels(schedule, times.t)
     alpha_next, sigma_next = levels(schedule, times.t_next)
-    return Grid(times.t, alpha, sigma, alpha_next, sigma_next, schedule_times(schedule), schedule_kind(schedule))
+    kind, time_of = schedule_kind(schedule), schedule_times(schedule)
+    return Grid(times.t, alpha, sigma, alpha_next, sigma_next, time_of, kind, _trace(schedule))
+
+
+def _trace(schedule: NoiseSchedule) -> float:
+    """An alpha below all others of the schedule."""
+    alpha = np.asarray(schedule.alpha, np.float64)
+    return min(SMALLEST_ALPHA, float(alpha[alpha > 0.0].min()) / 2.0)
 
 
 def schedule_kind(schedule: NoiseSchedule) -> PathKind:
@@ -124,21 +133,22 @@ def schedule_times(schedule: NoiseSchedule) -> Callable[[Host], Host]:
     """From noise level to training timestep, linear in ln(s) between timesteps, and the nearest one outside."""
     kind = schedule_kind(schedule)
     every = levels(schedule, np.arange(schedule.num_train_timesteps))
-    alpha, sigma = with_signal(kind, *every)
+    alpha, sigma = with_signal(kind, *every, _trace(schedule))
     log_s = np.log(noise_level(kind, alpha, sigma))
     return lambda s: np.interp(np.log(s), log_s, np.arange(len(log_s), dtype=np.float64))
 
 
-def with_signal(kind: PathKind, alpha: Host, sigma: Host) -> tuple[Host, Host]:
+def with_signal(kind: PathKind, alpha: Host, sigma: Host, trace: float) -> tuple[Host, Host]:
     """The same noise levels with a trace of signal where there is none, so that ln(alpha / sigma) is finite."""
-    trace = min(SMALLEST_ALPHA, alpha[alpha > 0.0].min(initial=1.0) / 2.0)
     sigma_there = 1.0 - trace if kind == "flow" else np.sqrt(1.0 - trace**2)
     return np.where(alpha == 0.0, trace, alpha), np.where(alpha == 0.0, sigma_there, sigma)
 
 
-def finite_grid(grid: Grid) -> Grid:
-    """The grid for a method that divides by alpha or takes the logarithm of the signal-to-noise ratio."""
-    alpha, sigma = with_signal(grid.kind, grid.alpha, grid.sigma)
+def finite_grid(grid: Grid, *, scaled: bool) -> Grid:
+    """The grid for a method that takes ln(alpha / sigma), or s where it moves y (`scaled`): both made finite."""
+    if scaled and grid.kind == "flow":  # s is finite there as it is
+        return grid
+    alpha, sigma = with_signal(grid.kind, grid.alpha, grid.sigma, grid.trace)
     return grid._replace(alpha=alpha, sigma=sigma)
 
 

@@ -35,7 +35,7 @@ def kdpm2_ancestral(grid: Grid, prediction: Prediction, *, clipping: Clipping = 
 
 
 def _midpoint(grid: Grid, prediction: Prediction, clipping: Clipping, *, ancestral: bool) -> Sampler:
-    n, finite = grid.num_steps, finite_grid(grid)
+    n, finite = grid.num_steps, finite_grid(grid, scaled=True)
     s, target, up = finite.s, finite.s_next, np.zeros(grid.num_steps)
     if ancestral:
         target, up = ancestral_levels(s, finite.s_next)

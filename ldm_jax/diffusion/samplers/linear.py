@@ -91,7 +91,7 @@ class Reader:
         check_clipping(clipping)
         if not isinstance(prediction, Preconditioned):
             require_signal(prediction, grid.alpha)
-        self.grid = grid = finite_grid(grid)
+        self.grid = grid = finite_grid(grid, scaled=scaled)
         self.clipping = clipping
         self._is_flow = prediction == "flow"
         self.z, *self.memory, self.prediction, self._x0, self.noise = np.eye(memory + 4)

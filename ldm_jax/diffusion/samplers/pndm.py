@@ -65,6 +65,11 @@ class _Transfers:
     def __init__(
         self, calls: Grid, prediction_type: PredictionType, combine: Combine, own: tuple[np.ndarray, np.ndarray] | None
     ) -> None:
+        if not calls.alpha.all():
+            raise UserError(
+                "sampler=pndm and plms combine epsilons of several timesteps, which says nothing about z_0 at one with "
+                "zero SNR; use spacing=leading, or another sampler"
+            )
         self.read = Reader(calls, prediction_type, NO_CLIPPING, memory=5)
         self.base, self.sum, *self.past = self.read.memory
         self._late = combine == "prediction"
@@ -120,7 +125,7 @@ def plms(calls: Grid, prediction_type: PredictionType, *, combine: Combine = "ep
             step's start; the same where epsilon is predicted.
 
     Raises:
-        UserError: epsilon is predicted where there is no signal.
+        UserError: a step starts where there is no signal.
     """
     own = _own_levels(calls, [1]) if calls.num_steps > 1 else None
     steps = _Transfers(calls, prediction_type, combine, own)

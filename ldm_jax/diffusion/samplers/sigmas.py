@@ -49,6 +49,6 @@ def respaced(grid: Grid, spacing: SigmaSpacing) -> Grid:
     """The grid with the same first and last call and its noise levels in between spaced otherwise."""
     if spacing == "schedule":
         return grid
-    finite = finite_grid(grid)
+    finite = finite_grid(grid, scaled=True)
     s = spaced_sigmas(spacing, finite.s[0], finite.s[-1], grid.num_steps)
     return chain(grid.time_of(s), np.append(s, grid.s_next[-1]), grid.kind, grid.time_of)
