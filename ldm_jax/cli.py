@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -90,6 +90,38 @@ class SampleCommand:
     """Print the files written as JSON."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvertCommand:
+    """Read a model of one system and write it for another; nothing that is there is overwritten."""
+
+    source: tyro.conf.Positional[str]
+    """A run, a pipeline folder of diffusers, or a .ckpt or .safetensors of the original repositories with its YAML."""
+    destination: tyro.conf.Positional[str]
+    """Where to write: a new folder."""
+    to: Literal["run", "diffusers", "original"] = "run"
+    """Format to write: a run of this project, a pipeline of diffusers, or a single file with its YAML."""
+    config: str | None = None
+    """YAML of a single file, where it does not lie beside it."""
+    variant: str | None = None
+    """Variant of a pipeline's weights to read, such as fp16."""
+    weights: Literal["auto", "ema", "raw"] = "auto"
+    """Weights of a single file to read: its moving averages, the others, or the averages where it has them."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Numbers to write for another system."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityCommand:
+    """Compute what another system has computed, from the same weights and inputs, and tell how close it comes."""
+
+    case: tyro.conf.Positional[str]
+    """A folder with io.npz in the format of diffusers, transformers or the original, or an .npz of a sampler."""
+    tolerance: float | None = None
+    """Largest error relative to max(1, largest reference); default: 1e-4 for one pass, 2e-3 for a whole run."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
 def train(arguments: Sequence[str]) -> None:
     """`ldm train [NAME] [flags]`."""
     name, flags = DEFAULT_EXPERIMENT, list(arguments)
@@ -159,7 +191,39 @@ def sampling_config(command: SampleCommand, default: SamplingConfig) -> Sampling
     return dataclasses.replace(default, **given)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"train": train, "sample": sample}
+def convert(arguments: Sequence[str]) -> None:
+    """`ldm convert SRC DST [flags]`."""
+    command = tyro.cli(ConvertCommand, prog="ldm convert", args=list(arguments))
+    start_jax(1)
+    from ldm_jax.interop.model_files import open_model, save_model
+
+    config = Path(command.config) if command.config else None
+    session = open_model(Path(command.source), config=config, variant=command.variant, weights=command.weights)
+    dtype = None if command.dtype == "float32" else command.dtype
+    save_model(session, Path(command.destination), command.to, dtype)
+    logger.info("%s is written as %s", command.destination, command.to)
+
+
+def parity(arguments: Sequence[str]) -> int:
+    """`ldm parity CASE [flags]`; 1 if an output is further off than the tolerance."""
+    command = tyro.cli(ParityCommand, prog="ldm parity", args=list(arguments))
+    if command.tolerance is not None and command.tolerance < 0:
+        raise UserError(f"--tolerance={command.tolerance} must not be negative")
+    start_jax(1)
+    from ldm_jax.interop.comparison import as_json, as_table
+    from ldm_jax.interop.parity import run_case
+
+    rows = run_case(Path(command.case), command.tolerance)
+    sys.stdout.write((as_json if command.json else as_table)(rows) + "\n")
+    return 0 if all(row.passed for row in rows) else 1
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
+    "train": train,
+    "sample": sample,
+    "convert": convert,
+    "parity": parity,
+}
 
 
 def start_jax(cpu_devices: int) -> None:
@@ -194,19 +258,18 @@ def _cpu_devices_of(run_dir: Path) -> int | None:
     return len(devices) if devices and all(device.startswith("cpu:") for device in devices) else None
 
 
-def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
+def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]) -> int:
     """Run a command and return its exit status; a user's error is one line, not a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logger.setLevel(logging.INFO)
     try:
-        command(arguments)
+        return command(arguments) or 0
     except UserError as error:
         logger.error("error: %s", error)
         return error.exit_code
     except KeyboardInterrupt:
         logger.error("error: interrupted")
         return 130
-    return 0
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ their tokenizers. What does not draw (safety checker, feature extractor, waterma
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -43,7 +43,7 @@ from ldm_jax.interop.tokenizer_files import read_tokenizer
 from ldm_jax.interop.transformers_text import read_clip_text, read_clip_text_config, sdxl_conditioning
 from ldm_jax.interop.weight_files import find_weights, open_tensors
 from ldm_jax.model import Params, make_model
-from ldm_jax.sampling.session import Session
+from ldm_jax.sampling.session import ImportedSampler, Session
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def read_pipeline(folder: Path, variant: str | None = None) -> Session:
     pipeline = _check_index(folder, index)
     unet = read_unet_config(*_config(folder / "unet"))
     autoencoder = read_autoencoder_config(*_config(folder / pipeline.autoencoder))
-    scheduler = read_scheduler(read_json(folder / "scheduler" / "scheduler_config.json"))
+    scheduler, sampler = imported_sampler(read_json(folder / "scheduler" / "scheduler_config.json"))
     conditioning, tokenizers = _read_conditioning(folder, index, pipeline, unet)
     experiment = _experiment(folder, pipeline, unet, autoencoder, scheduler, conditioning)
     params = {
@@ -113,17 +113,18 @@ def read_pipeline(folder: Path, variant: str | None = None) -> Session:
         "denoiser": _weights(folder / "unet", variant, read_unet_params, unet),
     }
     encoder = PromptEncoder(tokenizers, warn=True) if tokenizers else None
-    return Session(experiment, make_model(experiment), params, encoder, imported_sampler=sampler_of(scheduler))
+    return Session(experiment, make_model(experiment), params, encoder, imported_sampler=sampler)
 
 
-def sampler_of(scheduler: Scheduler) -> Callable[[SamplingConfig], Sampler]:
-    """The sampler of an imported scheduler, as `Session` takes it: from the steps and eta of a configuration."""
+def imported_sampler(options: Mapping[str, Any]) -> tuple[Scheduler, ImportedSampler]:
+    """A scheduler from its `scheduler_config.json`, and the same as a session takes it."""
+    scheduler = read_scheduler(options)
 
     def make(config: SamplingConfig) -> Sampler:
         eta = config.eta if scheduler.name == "DDIMScheduler" else 0.0
         return scheduler.make_sampler(config.num_sample_steps, eta=eta)
 
-    return make
+    return scheduler, ImportedSampler(options, make)
 
 
 def _check_index(folder: Path, index: Mapping[str, Any]) -> Pipeline:

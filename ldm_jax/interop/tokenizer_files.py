@@ -145,6 +145,35 @@ def write_clip_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
         (path / name).write_bytes(f"{text}\n".encode())
 
 
+def is_clip(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer is CLIP's in all but its vocabulary."""
+    try:
+        _clip_model(tokenizer)
+    except UserError:
+        return False
+    return True
+
+
+def write_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Write a tokenizer as a folder for transformers: CLIP's for CLIPTokenizer, others for PreTrainedTokenizerFast.
+
+    Raises:
+        UserError: its empty prompt is not `begin, end, pad...`.
+    """
+    if is_clip(tokenizer):
+        return write_clip_tokenizer(tokenizer, path)
+    marks = read_marks(tokenizer)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": fixed_length(tokenizer),
+        **{f"{role}_token": tokenizer.id_to_token(number) for role, number in
+           (("bos", marks.begin), ("eos", marks.end), ("pad", marks.pad))},
+    }  # fmt: skip
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    (path / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
 def _clip_model(tokenizer: Tokenizer) -> dict[str, Any]:
     """The model of a tokenizer that is CLIP's in all but its vocabulary."""
     content = json.loads(tokenizer.to_str())

@@ -1,10 +1,10 @@
 """A trained model, ready to draw: what was asked for (prompts or classes) in, 8-bit pictures out."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,16 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class ImportedSampler:
+    """The scheduler that came with a model of another system."""
+
+    options: Mapping[str, Any]
+    """As the other system writes it."""
+    make: Callable[[SamplingConfig], Sampler]
+    """The sampler with the number of steps (and eta) of a configuration."""
+
+
+@dataclass(frozen=True)
 class Session:
     """A model with its parameters and what it takes to talk to it."""
 
@@ -37,7 +47,7 @@ class Session:
     encode_caption: PromptEncoder | None = None
     class_names: tuple[str, ...] = ()
     credit: str = ""
-    imported_sampler: Callable[[SamplingConfig], Sampler] | None = None
+    imported_sampler: ImportedSampler | None = None
     """The sampler that came with a model of another system: `imported` in a configuration."""
 
     @property
@@ -116,7 +126,7 @@ class Session:
     def sampler(self, config: SamplingConfig) -> Sampler:
         """The sampler that a configuration names; raises UserError where `make_sampler` does."""
         if config.sampler == "imported" and self.imported_sampler is not None:
-            return self.imported_sampler(config)
+            return self.imported_sampler.make(config)
         return make_sampler(config, self.model.schedule, self.experiment.diffusion.prediction_type)
 
 
