@@ -471,7 +471,9 @@ class ClipTextConditioning:
     pad_token: int = 49407
     """Token that fills up the context length."""
     folder: str | None = None
-    """Folder of a transformers CLIPTextModel with its tokenizer, which training starts from."""
+    """Folder of a transformers CLIPTextModel (and of its tokenizer) whose weights are used."""
+    trainable: bool = False
+    """Train it with the denoiser."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "vocab_size", "context_dim", "num_heads", "num_layers", "norm_epsilon")
@@ -510,6 +512,10 @@ class SdxlConditioning:
     size_dim: int = 256
     """Width of the sinusoidal embedding of each of the six sizes (height and width of the original, its cropped top
     and left, height and width of the target)."""
+    no_prompt: Literal["zeros", "empty"] = "zeros"
+    """What stands for no prompt: zeros (SDXL base), or the outputs for the empty text."""
+    trainable: bool = False
+    """Train both with the denoiser."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "size_dim")
@@ -698,7 +704,9 @@ class TrainingConfig:
     gradient_accumulation: int = 1
     """Micro-batches in one optimizer step; divides batch_size."""
     ema_decay: float = 0.9999
-    """Decay of the moving average of the parameters; warmed up as min(ema_decay, (1 + n) / (10 + n)) at step n."""
+    """Decay of the moving average of the parameters."""
+    ema_warmup: bool = True
+    """Let the decay rise as (1 + n) / (10 + n) at step n until it reaches ema_decay, as LDM does."""
     log_every: int = field(default=20, metadata=_HOW)
     """Steps between two lines of metrics."""
     eval_every: int = field(default=200, metadata=_HOW)

@@ -54,20 +54,22 @@ class Toy:
     config: TrainingConfig = CONFIG
     change: Callable[[int, dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda step, batch: batch
     """Called with the number of a step (from 1) and its batch when the batch is read."""
+    initial: dict[str, Any] = dataclasses.field(default_factory=dict)
     drawn: list[int] = dataclasses.field(default_factory=list)
     evaluated: list[int] = dataclasses.field(default_factory=list)
 
     def stage(self) -> Stage:
         optimizer = optax.adam(optax.cosine_decay_schedule(0.1, self.config.num_steps))
 
-        def init(root: Any, frozen: Any) -> TrainState:
+        def init(root: Any, frozen: Any, initial: Any) -> TrainState:
             params = {"layer": {"b": jnp.zeros(()), "w": jax.random.normal(root, (3,))}}
-            return TrainState.create(params, frozen, optimizer)
+            return TrainState.create({**params, **initial}, frozen, optimizer)
 
         return Stage(
             name="toy",
             training=self.config,
             frozen=jax.device_put({"scale": jnp.float32(0.1)}, sharding.replicated(self.mesh)),
+            initial=self.initial,
             init=init,
             step=make_step(loss_fn, optimizer, self.config),
             batches=self._batches,

@@ -32,7 +32,7 @@ def make_session(data_cache: Path, conditioning: Conditioning | None = None) -> 
     if conditioning is not None:
         experiment = dataclasses.replace(experiment, conditioning=conditioning)
     model = make_model(experiment)
-    encoder = None if conditioning is not None else CaptionEncoder(train_tokenizer(CAPTIONS, 300), 8, warn=True)
+    encoder = None if conditioning is not None else CaptionEncoder(train_tokenizer(CAPTIONS, 300, 8), warn=True)
     return Session(experiment, model, random_params(model), encoder, NAMES, "by nobody")
 
 
@@ -170,7 +170,7 @@ def run(text: Session, tmp_path: Path) -> Iterator[RunFolder]:
     run = RunFolder(tmp_path / "run")
     run.open(text.experiment)
     run.write_manifest(text.experiment, {"class_names": list(NAMES), "credit": "by somebody"})
-    run.tokenizer_file.write_text(train_tokenizer(CAPTIONS, 300).to_str())
+    run.tokenizer_file.write_text(train_tokenizer(CAPTIONS, 300, text.experiment.conditioning.context_length).to_str())
     save(run, "diffusion", 5, text.params)
     yield run
 

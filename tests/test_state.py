@@ -33,10 +33,11 @@ def test_the_model_is_the_average_and_what_is_fixed():
     np.testing.assert_array_equal(state.model_params["denoiser"]["w"], np.full(3, 9.0))
 
 
-@given(st.integers(0, 10**6), st.floats(0.0, 1.0), st.floats(-5, 5), st.floats(-5, 5))
-def test_the_average_follows_its_formula(step: int, ema_decay: float, average: float, value: float):
-    moved = update_average({"w": jnp.float32(average)}, {"w": jnp.float32(value)}, jnp.int32(step), ema_decay)["w"]
-    decay = min(ema_decay, (2 + step) / (11 + step))
+@given(st.integers(0, 10**6), st.floats(0.0, 1.0), st.floats(-5, 5), st.floats(-5, 5), st.booleans())
+def test_the_average_follows_its_formula(step: int, ema_decay: float, average: float, value: float, warmup: bool):
+    old, new = {"w": jnp.float32(average)}, {"w": jnp.float32(value)}
+    moved = update_average(old, new, jnp.int32(step), ema_decay, warmup=warmup)["w"]
+    decay = min(ema_decay, (2 + step) / (11 + step)) if warmup else ema_decay
     np.testing.assert_allclose(float(moved), decay * average + (1 - decay) * value, rtol=1e-4, atol=1e-5)
 
 

@@ -22,6 +22,8 @@ from ldm_jax.nn.norm import layer_norm
 
 # Height and width of the original, its cropped top and left, height and width of the target.
 NUM_SIZES = 6
+# A token that no text has: a sample without a prompt, whose context and pooled text are zeros.
+NO_PROMPT = -1
 
 
 class ClipText(NamedTuple):
@@ -114,15 +116,22 @@ class SdxlConditioner(nn.Module):
         del train  # it has no dropout
         first, second = self.first.encode(inputs["tokens"]), self.second.encode(inputs["tokens_2"])
         context = jnp.concatenate([self.first.context(first), self.second.context(second)], axis=-1)
+        given = inputs["tokens"][:, :1] != NO_PROMPT
+        context, pooled = jnp.where(given[..., None], context, 0), jnp.where(given, second.pooled, 0)
         sizes = sinusoidal_embedding(inputs["sizes"].reshape(-1), self.config.size_dim)
         sizes = sizes.reshape(-1, NUM_SIZES * self.config.size_dim)
-        return Conditions(context=context, vector=jnp.concatenate([second.pooled.astype(jnp.float32), sizes], axis=-1))
+        return Conditions(context=context, vector=jnp.concatenate([pooled.astype(jnp.float32), sizes], axis=-1))
 
     def null_inputs(self, batch: int) -> Inputs:
-        """The inputs of `batch` empty prompts for a picture that was neither scaled nor cropped."""
+        """The inputs of `batch` samples without a prompt, for pictures that are neither scaled nor cropped."""
         side = self.image_size
-        return {
+        tokens = {
             "tokens": empty_prompts(self.config.first, batch),
             "tokens_2": empty_prompts(self.config.second, batch),
+        }
+        if self.config.no_prompt == "zeros":
+            tokens = {name: jnp.full_like(x, NO_PROMPT) for name, x in tokens.items()}
+        return {
+            **tokens,
             "sizes": jnp.tile(jnp.asarray([side, side, 0, 0, side, side], jnp.int32), (batch, 1)),
         }

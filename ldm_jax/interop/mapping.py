@@ -113,7 +113,8 @@ def read_params(
     Raises:
         UserError: tensors are missing, unexpected or of another shape; every one is named.
     """
-    shapes = {path: tuple(leaf.shape) for path, leaf in flatten_dict(abstract, sep="/").items()}
+    leaves: dict[str, Any] = flatten_dict(abstract, sep="/")
+    shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
     slots = {path: slot_of(path) for path in shapes}
     parts = _parts(slots)
     _require_fit(source, parts, slots, shapes, where, ignore)

@@ -126,7 +126,7 @@ def load_session(run_dir: Path, stage: Literal["autoencoder", "diffusion"] = "di
     logger.info("%s: checkpoint of step %d", run_dir, restored[0])
     config, encoder = experiment.conditioning, None
     if stage == "diffusion" and isinstance(config, TextConditioning):
-        encoder = CaptionEncoder(load_tokenizer(run.tokenizer_file), config.context_length, warn=True)
+        encoder = CaptionEncoder(load_tokenizer(run.tokenizer_file, config.context_length), warn=True)
     data = run.read_manifest().get("data", {})
     names, credit = tuple(data.get("class_names", ())), data.get("credit", "")
     return Session(experiment, model, restored[1]["model"], encoder, names, credit)

@@ -25,8 +25,9 @@ def make_autoencoder_stage(work: Workspace) -> Stage:
     config = work.experiment.first_stage
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
 
-    def init(root: Key[Array, ""], frozen: Params) -> TrainState:
-        return TrainState.create(work.model.init_autoencoder(rng.named_key(root, "init")), frozen, optimizer)
+    def init(root: Key[Array, ""], frozen: Params, initial: Params) -> TrainState:
+        params = {**work.model.init_autoencoder(rng.named_key(root, "init")), **initial}
+        return TrainState.create(params, frozen, optimizer)
 
     reconstruct = jax.jit(lambda params, image: _reconstruct(work.model, params, image))
 
@@ -54,6 +55,7 @@ def make_autoencoder_stage(work: Workspace) -> Stage:
         name="autoencoder",
         training=config.training,
         frozen={},
+        initial={},
         init=init,
         step=make_step(make_autoencoder_loss(work.model, config), optimizer, config.training),
         batches=lambda start: work.train_batches(work.train, config.training, "autoencoder", start),

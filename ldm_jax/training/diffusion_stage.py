@@ -20,14 +20,23 @@ MAX_HELDOUT = 2048  # pictures of the test split in one held-out loss
 
 
 def make_diffusion_stage(
-    work: Workspace, latents: LatentReader, frozen: Params, draw: Callable[[TrainState, int], None]
+    work: Workspace,
+    latents: LatentReader,
+    frozen: Params,
+    draw: Callable[[TrainState, int], None],
+    initial: Params | None = None,
 ) -> Stage:
-    """The stage that trains denoiser and conditioner on latents; `frozen` holds `autoencoder` and `latent`."""
+    """The stage that trains denoiser and conditioner on latents, from `initial` parameters where there are some.
+
+    `frozen` holds `autoencoder` and `latent`, and `conditioner` where that is not trained.
+    """
     experiment = work.experiment
     optimizer = make_optimizer(experiment.optimizer, experiment.training.num_steps)
 
-    def init(root: Key[Array, ""], frozen: Params) -> TrainState:
-        return TrainState.create(work.model.init_denoiser(rng.named_key(root, "init")), frozen, optimizer)
+    def init(root: Key[Array, ""], frozen: Params, initial: Params) -> TrainState:
+        params = {**work.model.init_denoiser(rng.named_key(root, "init")), **initial}
+        trained = {name: value for name, value in params.items() if name not in frozen}
+        return TrainState.create(trained, frozen, optimizer)
 
     loss_of = jax.jit(lambda params, batch: heldout_loss(work.model, experiment.diffusion, params, batch, work.root))
 
@@ -45,6 +54,7 @@ def make_diffusion_stage(
         name="diffusion",
         training=experiment.training,
         frozen=frozen,
+        initial=initial or {},
         init=init,
         step=make_step(make_diffusion_loss(work.model, experiment.diffusion), optimizer, experiment.training),
         batches=latents.train_batches,

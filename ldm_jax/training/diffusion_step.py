@@ -34,12 +34,13 @@ def make_diffusion_loss(model: LatentDiffusion, config: DiffusionConfig) -> Loss
             return rng.sample_keys(rng.named_key(root, name), batch["sample_index"])
 
         posterior = DiagonalGaussian.from_moments(batch["moments"])
-        z0 = model.normalize(frozen, posterior.sample(keys("posterior")))
+        everything = {**frozen, **params}
+        z0 = model.normalize(everything, posterior.sample(keys("posterior")))
         t = rng.integers(keys("timestep"), model.schedule.num_train_timesteps)
         epsilon = rng.normal(keys("noise"), z0.shape[1:])
         drop = rng.uniform(keys("condition_drop")) < config.cond_drop_prob
         inputs = drop_inputs(condition_inputs(model, batch), model.conditioner.null_inputs(len(t)), drop)
-        loss = _loss(model, config, params, z0, epsilon, t, inputs, rng.named_key(root, "dropout", step))
+        loss = _loss(model, config, everything, z0, epsilon, t, inputs, rng.named_key(root, "dropout", step))
         return jnp.mean(loss), {}
 
     return loss_fn

@@ -52,8 +52,10 @@ class Stage:
     training: TrainingConfig
     frozen: Params
     """Parameters that the stage uses and does not train."""
-    init: Callable[[Key[Array, ""], Params], TrainState]
-    """Root key and frozen parameters to the first state; traced."""
+    initial: Params
+    """Parameters that training starts from; what is not among them is drawn."""
+    init: Callable[[Key[Array, ""], Params, Params], TrainState]
+    """Root key, frozen and initial parameters to the first state; traced."""
     step: Step
     batches: Callable[[int], Iterator[Batch]]
     """Global batches on the devices, from the given step on."""
@@ -98,13 +100,14 @@ def run_stage(stage: Stage, run: RunFolder, mesh: Mesh, root: Key[Array, ""]) ->
 
 def _start(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, root: Key[Array, ""]) -> tuple[TrainState, TrainState]:
     """The state to go on from, and its shardings; it is created and restored in shards, never gathered."""
-    abstract = jax.eval_shape(stage.init, root, stage.frozen)
+    abstract = jax.eval_shape(stage.init, root, stage.frozen, stage.initial)
     shardings = sharding.state_shardings(mesh, abstract)
     wanted = to_items(abstract)
     items = abstract_like(wanted, sharding.state_shardings(mesh, wanted))
     restored = checkpoints.restore_newest(items)
     if restored is None:
-        return jax.jit(stage.init, out_shardings=shardings, compiler_options=_quick())(root, stage.frozen), shardings
+        init = jax.jit(stage.init, out_shardings=shardings, compiler_options=_quick())
+        return init(root, stage.frozen, stage.initial), shardings
     logger.info("%s: going on from the checkpoint of step %d", stage.name, restored[0])
     return from_items(restored[1], abstract), shardings
 
@@ -256,5 +259,5 @@ class _Loop:
         )
 
     def _leaves_with_path(self) -> list[tuple[Any, Any]]:
-        abstract = jax.eval_shape(self.stage.init, self.root, self.stage.frozen)
+        abstract = jax.eval_shape(self.stage.init, self.root, self.stage.frozen, self.stage.initial)
         return jax.tree_util.tree_leaves_with_path(abstract.params)

@@ -1,6 +1,7 @@
 """The state of a training run: everything that decides what the next step does.
 
-(1) ema <- d ema + (1 - d) params,  d = min(ema_decay, (1 + n) / (10 + n)) at the n-th step, from 1    as LDM's LitEma
+(1) ema <- d ema + (1 - d) params,  d = ema_decay, or min(ema_decay, (1 + n) / (10 + n)) at the n-th step, from 1, while
+    it is warmed up, as in LDM's LitEma
 """
 
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from ldm_jax.model import Params
 
@@ -34,7 +35,9 @@ class TrainState(NamedTuple):
         return {**self.ema_params, **self.frozen}
 
 
-def update_average(average: Params, params: Params, step: Int[Array, ""], ema_decay: float) -> Params:
+def update_average(
+    average: Params, params: Params, step: Int[Array, ""], ema_decay: float, *, warmup: bool = True
+) -> Params:
     """Move the average towards the parameters (1); `step` counts the steps done before this one."""
-    decay: Float[Array, ""] = jnp.minimum(ema_decay, (2.0 + step) / (11.0 + step))
+    decay = jnp.minimum(ema_decay, (2.0 + step) / (11.0 + step)) if warmup else jnp.float32(ema_decay)
     return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)

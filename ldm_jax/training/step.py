@@ -38,7 +38,7 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, config: 
         gradients, metrics = accumulate_gradients(loss_of, state.params, batch, config.gradient_accumulation)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Params = optax.apply_updates(state.params, updates)  # pyright: ignore[reportAssignmentType]
-        average = update_average(state.ema_params, params, state.step, config.ema_decay)
+        average = update_average(state.ema_params, params, state.step, config.ema_decay, warmup=config.ema_warmup)
         leaf_norms = jnp.stack([jnp.linalg.norm(g.reshape(-1)) for g in jax.tree.leaves(gradients)])
         metrics = {**metrics, "grad_norm": jnp.linalg.norm(leaf_norms), "leaf_norms": leaf_norms}
         return TrainState(state.step + 1, params, average, opt_state, state.frozen), metrics

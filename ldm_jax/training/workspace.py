@@ -94,10 +94,7 @@ def open_workspace(experiment: Experiment, run_dir: Path) -> Workspace:
     logger.info(
         "%s: %d training and %d held-out pictures; run folder %s", train.info.name, len(train), len(test), run_dir
     )
-    config = experiment.conditioning
-    encode_caption = None
-    if tokenizer is not None and isinstance(config, TextConditioning):
-        encode_caption = CaptionEncoder(tokenizer, config.context_length)
+    encode_caption = None if tokenizer is None else CaptionEncoder(tokenizer)
     return Workspace(experiment, run, mesh, model, train, test, encode_caption, rng.root_key(experiment.seed))
 
 
@@ -136,5 +133,5 @@ def _tokenizer(experiment: Experiment, run: RunFolder, source: Source) -> Tokeni
     if not isinstance(config, TextConditioning):
         return None
     if run.tokenizer_file.exists():
-        return load_tokenizer(run.tokenizer_file)
-    return train_tokenizer(training_texts(source), config.vocab_size)
+        return load_tokenizer(run.tokenizer_file, config.context_length)
+    return train_tokenizer(training_texts(source), config.vocab_size, config.context_length)
