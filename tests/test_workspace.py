@@ -11,7 +11,18 @@ import pytest
 from data_fakes import PictureSource
 from tiny import CLASSES, TEXT, tiny_experiment
 
-from ldm_jax.config import ClassConditioning, DiffusionConfig, Experiment, MeshConfig, ScheduleConfig, Unconditional
+from ldm_jax.config import (
+    ClassConditioning,
+    ClipTextConditioning,
+    DiffusionConfig,
+    EmbeddingConditioning,
+    Experiment,
+    MeshConfig,
+    ScheduleConfig,
+    SdxlConditioning,
+    SpatialConditioning,
+    Unconditional,
+)
 from ldm_jax.errors import UserError
 from ldm_jax.training import workspace
 from ldm_jax.training.workspace import open_workspace
@@ -79,6 +90,56 @@ def test_captions_of_data_without(experiment: Experiment, tmp_path: Path, monkey
     refused(experiment, tmp_path / "run", message)
 
 
+def test_marks_on_one_number(experiment: Experiment, tmp_path: Path):
+    other = dataclasses.replace(experiment, conditioning=dataclasses.replace(TEXT, pad_token=2))
+    message = "the marks of a trained tokenizer need three different numbers, not Marks(begin=1, end=2, pad=2)"
+    refused(other, tmp_path / "run", message)
+
+
+UNDELIVERED = {
+    "maps": (
+        {"conditioning": SpatialConditioning(), "denoiser": {"concat_channels": 3}},
+        "the data set Shapes has no maps beside its pictures, which this model is told in training "
+        "(conditioning=SpatialConditioning), nor has any other here yet; train another model",
+    ),
+    "concatenated": (
+        {"conditioning": Unconditional(), "denoiser": {"concat_channels": 4}},
+        "the data set Shapes has no maps of denoiser.concat_channels=4 channels, which",
+    ),
+    "embeddings": (
+        {"conditioning": EmbeddingConditioning(context_dim=8)},
+        "the data set Shapes has no embeddings for its pictures, which",
+    ),
+    "boxes": (
+        {"conditioning": dataclasses.replace(TEXT, tokens="boxes")},
+        "the data set Shapes has no boxes of the objects in its pictures, which",
+    ),
+    "weights": (
+        {"conditioning": ClipTextConditioning()},
+        "conditioning.folder=None: CLIP's text transformer comes with weights and a tokenizer of its own; give the "
+        "folder of a transformers CLIPTextModel: --conditioning.folder FOLDER",
+    ),
+    "weights of two": (
+        {
+            "conditioning": SdxlConditioning(first=ClipTextConditioning(folder="/clip")),
+            "denoiser": {"vector_dim": 2816},
+        },
+        "conditioning.second.folder=None: CLIP's text transformer",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNDELIVERED)
+def test_conditions_that_no_data_deliver(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    changes, message = UNDELIVERED[name]
+    monkeypatch.setattr(workspace, "load_source", None)  # nor is a data set prepared
+    denoiser = dataclasses.replace(experiment.denoiser, **changes.get("denoiser", {}))
+    other = dataclasses.replace(experiment, conditioning=changes["conditioning"], denoiser=denoiser)
+    refused(other, tmp_path / "run", message)
+
+
 def test_a_vocabulary_that_cannot_hold_the_bytes(experiment: Experiment, tmp_path: Path):
     other = dataclasses.replace(experiment, conditioning=dataclasses.replace(TEXT, vocab_size=100))
     refused(other, tmp_path / "run", "conditioning.vocab_size=100 cannot hold the bytes; use at least 259")
@@ -121,6 +182,13 @@ def test_the_tokenizer_of_a_run_is_trained_once(experiment: Experiment, tmp_path
     assert one.encode_caption is not None
     assert other.encode_caption is not None
     np.testing.assert_array_equal(one.encode_caption("a red circle"), other.encode_caption("a red circle"))
+
+
+def test_the_tokenizer_writes_the_marks_of_the_configuration(experiment: Experiment, tmp_path: Path):
+    text = dataclasses.replace(TEXT, begin_token=5, end_token=6, vocab_size=400)
+    work = open_workspace(dataclasses.replace(experiment, conditioning=text), tmp_path / "run")
+    assert work.encode_caption is not None
+    np.testing.assert_array_equal(work.encode_caption(""), work.model.conditioner.null_inputs(1)["tokens"][0])
 
 
 def test_only_text_needs_a_tokenizer(experiment: Experiment, tmp_path: Path):

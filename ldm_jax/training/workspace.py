@@ -12,8 +12,17 @@ from jaxtyping import Array, Key
 from tokenizers import Tokenizer
 
 from ldm_jax import rng, sharding
-from ldm_jax.conditioning.tokenizer import CaptionEncoder, load_tokenizer, train_tokenizer
-from ldm_jax.config import ClassConditioning, Experiment, TextConditioning, TrainingConfig
+from ldm_jax.conditioning.tokenizer import CaptionEncoder, Marks, load_tokenizer, train_tokenizer
+from ldm_jax.config import (
+    ClassConditioning,
+    ClipTextConditioning,
+    EmbeddingConditioning,
+    Experiment,
+    SdxlConditioning,
+    SpatialConditioning,
+    TextConditioning,
+    TrainingConfig,
+)
 from ldm_jax.data.pipeline import batches, epoch
 from ldm_jax.data.source import Source, training_texts
 from ldm_jax.data.sources import load_source
@@ -80,6 +89,7 @@ def open_workspace(experiment: Experiment, run_dir: Path) -> Workspace:
         sharding.check_batch_size(name, training.batch_size, training.gradient_accumulation, mesh)
     run = RunFolder(run_dir)
     run.check(experiment)
+    _check_inputs(experiment)
     train, test = load_source(experiment.data, "train"), load_source(experiment.data, "test")
     for name, training in trainings.items():
         _check_batch(name, training, train)
@@ -111,6 +121,38 @@ def _describe(source: Source) -> dict[str, object]:
     return {"name": source.info.name, "num_pictures": len(source), "fingerprint": source.info.fingerprint}
 
 
+def _check_inputs(experiment: Experiment) -> None:
+    """Refuse conditions that no data set delivers yet, before one is prepared."""
+    conditioning, wanted = experiment.conditioning, None
+    match conditioning:
+        case SpatialConditioning():
+            wanted = "maps beside its pictures"
+        case EmbeddingConditioning():
+            wanted = "embeddings for its pictures"
+        case TextConditioning(tokens="boxes"):
+            wanted = "boxes of the objects in its pictures"
+        case ClipTextConditioning():
+            _check_weights("conditioning", conditioning)
+        case SdxlConditioning():
+            _check_weights("conditioning.first", conditioning.first)
+            _check_weights("conditioning.second", conditioning.second)
+    if wanted is None and experiment.denoiser.concat_channels > 0:
+        wanted = f"maps of denoiser.concat_channels={experiment.denoiser.concat_channels} channels"
+    if wanted is not None:
+        raise UserError(
+            f"the data set {type(experiment.data.source).__name__} has no {wanted}, which this model is told in "
+            f"training (conditioning={type(conditioning).__name__}), nor has any other here yet; train another model"
+        )
+
+
+def _check_weights(name: str, conditioning: ClipTextConditioning) -> None:
+    if conditioning.folder is None:
+        raise UserError(
+            f"{name}.folder=None: CLIP's text transformer comes with weights and a tokenizer of its own; give the "
+            f"folder of a transformers CLIPTextModel: --{name}.folder FOLDER"
+        )
+
+
 def _check_conditioning(experiment: Experiment, source: Source) -> None:
     conditioning = experiment.conditioning
     if isinstance(conditioning, ClassConditioning):
@@ -132,6 +174,7 @@ def _tokenizer(experiment: Experiment, run: RunFolder, source: Source) -> Tokeni
     config = experiment.conditioning
     if not isinstance(config, TextConditioning):
         return None
+    marks = Marks(config.begin_token, config.end_token, config.pad_token)
     if run.tokenizer_file.exists():
         return load_tokenizer(run.tokenizer_file, config.context_length)
-    return train_tokenizer(training_texts(source), config.vocab_size, config.context_length)
+    return train_tokenizer(training_texts(source), config.vocab_size, config.context_length, marks)
