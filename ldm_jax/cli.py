@@ -11,14 +11,18 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from ldm_jax.config import (
+    ClippingKind,
     Experiment,
     MeshConfig,
+    SamplerName,
     SamplingConfig,
+    SigmaSpacing,
+    Spacing,
     describe_experiment,
     experiment_names,
     load_experiment,
@@ -55,14 +59,28 @@ class SampleCommand:
     """Pictures for each prompt or class."""
     seed: int = 0
     """Root of the noise; picture i of a seed is the same whatever is drawn with it."""
-    sampler: Literal["ddim", "ddpm"] | None = None
+    sampler: SamplerName | None = None
     """Solver; default: that of the run's configuration, as for the flags below."""
     num_sample_steps: int | None = None
-    """Denoiser calls from noise to latent."""
+    """Steps from noise to latent."""
+    spacing: Spacing | None = None
+    """Timesteps visited."""
+    sigmas: SigmaSpacing | None = None
+    """Noise levels between the first and the last call."""
     guidance_scale: float | None = None
     """Strength of classifier-free guidance; 1 is none."""
     eta: float | None = None
     """Share of fresh noise in each DDIM step."""
+    churn: float | None = None
+    """Noise put back before each step of heun."""
+    tolerance: float | None = None
+    """Error that a step of adaptive may make."""
+    clipping: ClippingKind | None = None
+    """Bounds of the estimated clean latent."""
+    clip_range: float | None = None
+    """Bound of static clipping, and the largest one of dynamic clipping."""
+    clip_percentile: float | None = None
+    """Share of a sample's values that dynamic clipping leaves as they are."""
     batch_size: int = 16
     """Pictures drawn at once; decides speed and memory, not the pictures."""
     out: str | None = None
@@ -131,7 +149,7 @@ def sampling_config(command: SampleCommand, default: SamplingConfig) -> Sampling
             raise UserError(f"--{name.replace('_', '-')}={getattr(command, name)} must be at least 1")
     if command.seed < 0:
         raise UserError(f"--seed={command.seed} must not be negative")
-    names = ("sampler", "num_sample_steps", "guidance_scale", "eta")
+    names = {f.name for f in dataclasses.fields(default)} & {f.name for f in dataclasses.fields(command)}
     given = {name: getattr(command, name) for name in names if getattr(command, name) is not None}
     return dataclasses.replace(default, **given)
 

@@ -154,6 +154,8 @@ class AutoencoderConfig:
     """Residual blocks per level of the encoder; the decoder has one more."""
     attention_levels: tuple[int, ...] = ()
     """Levels (indices into channel_mult) whose residual blocks are each followed by self-attention."""
+    decoder_attention_levels: tuple[int, ...] | None = None
+    """The same of the decoder, where it is no mirror image; None takes attention_levels."""
     mid_attention: bool = True
     """Self-attention between the two residual blocks of the lowest level."""
     latent_channels: int = 4
@@ -162,6 +164,8 @@ class AutoencoderConfig:
     """Channels that the encoder puts out and the decoder takes in, where they differ from those of the latent."""
     quant_conv: bool = True
     """A 1x1 convolution behind the encoder and one before the decoder, as the original has them."""
+    post_quant_conv: bool | None = None
+    """The one before the decoder alone; None takes quant_conv."""
     patch_size: int = 1
     """Space-to-depth factor before the first convolution: levels then work at 1/patch_size of the resolution."""
     num_groups: int = 32
@@ -177,11 +181,16 @@ class AutoencoderConfig:
         if self.z_channels is not None:
             _require_positive(self, "z_channels")
             _require(
-                self.quant_conv or self.z_channels == self.latent_channels,
+                (self.quant_conv and self.has_post_quant_conv) or self.z_channels == self.latent_channels,
                 f"{type(self).__name__}.z_channels={self.z_channels} differs from latent_channels="
                 f"{self.latent_channels}, which needs quant_conv=True",
             )
         _check_levels(self)
+
+    @property
+    def has_post_quant_conv(self) -> bool:
+        """Whether there is a 1x1 convolution before the decoder."""
+        return self.quant_conv if self.post_quant_conv is None else self.post_quant_conv
 
     def channels_at(self, level: int) -> int:
         """Channels of a level."""
@@ -234,6 +243,8 @@ class UNetConfig:
     """Residual blocks on the way down, one number or one for each level; one more on the way up."""
     attention_levels: tuple[int, ...] = (1, 2)
     """Levels (indices into channel_mult) with attention after each residual block."""
+    up_attention_levels: tuple[int, ...] | None = None
+    """The same on the way up, where it differs from the way down; None takes attention_levels."""
     attention: Literal["self", "transformer"] = "transformer"
     """`self`: plain self-attention; `transformer`: spatial transformer with cross-attention to the context."""
     transformer_depth: int | tuple[int, ...] = 1
@@ -242,8 +253,12 @@ class UNetConfig:
     """Attention heads, one number or one for each level; give this or num_head_channels."""
     num_head_channels: int | None = 32
     """Channels of an attention head; give this or num_heads."""
+    mid_res_blocks: Literal[0, 1, 2] = 2
+    """Residual blocks of the middle."""
     mid_attention: bool = True
     """Attention between the two residual blocks of the middle."""
+    mid_attention_groups: int | None = None
+    """Groups of the normalisation before the middle's attention (attention=self); None takes num_groups, 0 has none."""
     cross_attention_only_levels: tuple[int, ...] = ()
     """Levels whose transformer blocks look at the context in their first attention too (SD's x4 upscaler)."""
     num_classes: int | None = None
@@ -257,8 +272,11 @@ class UNetConfig:
     """Project into and out of a spatial transformer by a dense layer (SD 2) instead of a 1x1 convolution (SD 1)."""
     scale_shift_norm: bool = False
     """Let the time embedding scale and shift the normalised activations instead of adding to them."""
-    resample_with_res_blocks: bool = False
-    """Change resolution inside residual blocks (resblock_updown) instead of by a plain convolution."""
+    resample_with_res_blocks: bool | tuple[bool, ...] = False
+    """Change resolution inside residual blocks (resblock_updown) instead of by a plain convolution; one choice, or one
+    for each change on the way down and then for each on the way up, both from the highest resolution."""
+    symmetric_padding: bool = True
+    """Pad a plain convolution that halves the resolution on both sides (LDM) or only behind the end (Ho et al.)."""
     dropout: float = 0.0
     """Dropout rate inside residual blocks."""
     num_groups: int = 32
@@ -269,6 +287,10 @@ class UNetConfig:
     """Number by which the exponents of the time embedding's frequencies are divided: h of its h sines, or h - 1."""
     time_order: Literal["cos_sin", "sin_cos"] = "cos_sin"
     """Order of cosines and sines in the time embedding: LDM's, or that of Ho et al. 2020."""
+    time_embedding_dim: int | None = None
+    """Width of the embedding of time, class and vector; None takes four times base_channels."""
+    center_input: bool = False
+    """Bring an input in [0, 1] to [-1, 1] first."""
     num_codebook_ids: int | None = None
     """Predict the logits of so many codebook entries instead of a latent (the original's n_embed)."""
     spatial_dims: Literal[1, 2, 3] = 2
@@ -276,7 +298,7 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "base_channels", "num_groups", "norm_epsilon")
-        for name in ("num_classes", "vector_dim", "num_codebook_ids"):
+        for name in ("num_classes", "vector_dim", "num_codebook_ids", "time_embedding_dim"):
             if getattr(self, name) is not None:
                 _require_positive(self, name)
         _require_not_negative(self, "concat_channels")
@@ -295,11 +317,39 @@ class UNetConfig:
                     "give one number, or one for each entry of channel_mult",
                 )
         _check_levels(self)
-        for level in range(len(self.channel_mult)):
+        lowest = len(self.channel_mult) - 1
+        for level in range(lowest + 1):
             _require_positive_value(f"UNetConfig.num_res_blocks of level {level}", self.res_blocks_at(level))
-        for level in {*self.attention_levels, *([len(self.channel_mult) - 1] if self.mid_attention else [])}:
+        self._check_middle()
+        choices = self.resample_with_res_blocks
+        _require(
+            isinstance(choices, bool) or len(choices) == 2 * lowest,
+            f"UNetConfig.resample_with_res_blocks={choices} is not one choice for each of the {2 * lowest} changes of "
+            "resolution; give one for each, or one for all",
+        )
+        with_attention = {*self.attention_levels, *(self.up_attention_levels or ())}
+        for level in with_attention | ({lowest} if self.mid_attention else set()):
             self._check_heads(level)
             _require_positive_value(f"UNetConfig.transformer_depth of level {level}", self.depth_at(level))
+
+    def _check_middle(self) -> None:
+        _require(
+            self.mid_res_blocks == 2 or not self.mid_attention,
+            f"UNetConfig.mid_res_blocks={self.mid_res_blocks} leaves no place for mid_attention=True; use 2, or "
+            "mid_attention=False",
+        )
+        groups, channels = self.mid_attention_groups, self.channels_at(-1)
+        if groups is not None and groups != 0:
+            _require_positive(self, "mid_attention_groups")
+            _require(
+                channels % groups == 0,
+                f"UNetConfig.mid_attention_groups={groups} does not divide the {channels} channels of the middle; "
+                f"nearest that does: {nearest_divisor(channels, groups)}",
+            )
+        _require(
+            groups is None or self.attention == "self",
+            f"UNetConfig.mid_attention_groups={groups} needs attention=self: a spatial transformer has num_groups",
+        )
 
     def _check_heads(self, level: int) -> None:
         channels = self.channels_at(level)
@@ -335,6 +385,19 @@ class UNetConfig:
         """Transformer blocks in each spatial transformer of a level."""
         return self.transformer_depth[level] if isinstance(self.transformer_depth, tuple) else self.transformer_depth
 
+    def attends(self, direction: Literal["down", "up"], level: int) -> bool:
+        """Whether the blocks of a level have attention."""
+        up = self.attention_levels if self.up_attention_levels is None else self.up_attention_levels
+        return level in (self.attention_levels if direction == "down" else up)
+
+    def resamples_in_res_block(self, direction: Literal["down", "up"], level: int) -> bool:
+        """Whether the resolution changes inside a residual block behind the blocks of a level."""
+        if not isinstance(self.resample_with_res_blocks, tuple):
+            return self.resample_with_res_blocks
+        # the way up leaves levels 1, 2, ...
+        changes = len(self.channel_mult) - 1
+        return self.resample_with_res_blocks[level if direction == "down" else changes + level - 1]
+
 
 def nearest_divisor(number: int, wanted: int) -> int:
     """The divisor of `number` that lies nearest to `wanted`."""
@@ -348,8 +411,9 @@ def _require_positive_value(name: str, value: int) -> None:
 def _check_levels(config: AutoencoderConfig | UNetConfig) -> None:
     kind, levels = type(config).__name__, len(config.channel_mult)
     _require(levels > 0, f"{kind}.channel_mult=() is empty; give at least one level, such as 1 2 4")
-    for name in ("attention_levels", "cross_attention_only_levels"):
-        for level in getattr(config, name, ()):
+    names = ("attention_levels", "up_attention_levels", "decoder_attention_levels", "cross_attention_only_levels")
+    for name in names:
+        for level in getattr(config, name, None) or ():
             _require(
                 0 <= level < levels,
                 f"{kind}.{name}={getattr(config, name)} names level {level}, but channel_mult="
@@ -414,8 +478,10 @@ class TextConditioning:
     """Attention heads."""
     num_head_channels: int | None = None
     """Channels of an attention head; None divides context_dim among the heads."""
+    mlp_dim: int | None = None
+    """Width inside the feed-forward layers; None takes four times context_dim."""
     dropout: float = 0.0
-    """Dropout rate of the text transformer."""
+    """Dropout rate of the text transformer, on its embeddings and on the output of each sublayer."""
     begin_token: int = 1
     """Token before every caption."""
     end_token: int = 2
@@ -427,8 +493,9 @@ class TextConditioning:
         _require_positive(self, "vocab_size", "context_dim", "num_heads", "num_layers")
         _check_tokens(self)
         _require_fraction(self, "dropout")
-        if self.num_head_channels is not None:
-            _require_positive(self, "num_head_channels")
+        for name in ("num_head_channels", "mlp_dim"):
+            if getattr(self, name) is not None:
+                _require_positive(self, name)
         _require(
             self.num_head_channels is not None or self.context_dim % self.num_heads == 0,
             f"TextConditioning.num_heads={self.num_heads} does not divide context_dim={self.context_dim}; "
@@ -459,7 +526,7 @@ class ClipTextConditioning:
     context_layer: Literal["last", "penultimate"] = "last"
     """Layer whose output is the context."""
     context_norm: bool = True
-    """Apply the final normalisation to the context (SD 1 and 2) or leave it out (SDXL)."""
+    """Apply the final normalisation to the context, whichever its layer (SD 1 and 2), or leave it out (SDXL)."""
     projection_dim: int | None = None
     """Width of the projected embedding of the whole caption; None has no projection."""
     pooled_at: Literal["end", "largest"] = "end"
@@ -470,7 +537,7 @@ class ClipTextConditioning:
     """Token behind every caption."""
     pad_token: int = 49407
     """Token that fills up the context length."""
-    folder: str | None = None
+    folder: str | None = field(default=None, metadata=_HOW)
     """Folder of a transformers CLIPTextModel (and of its tokenizer) whose weights are used."""
     trainable: bool = False
     """Train it with the denoiser."""
@@ -585,6 +652,49 @@ class EmbeddingConditioning:
         _require_positive(self, "context_dim", "context_length")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClipVisionConfig:
+    """CLIP's vision transformer, trained elsewhere and kept as it is."""
+
+    image_size: int = 224
+    """Side of a picture in pixels."""
+    image_channels: int = 3
+    """Channels of a picture."""
+    patch_size: int = 14
+    """Side of a patch in pixels, which becomes one token; what is left at the edges is not seen."""
+    width: int = 1024
+    """Width of a token."""
+    num_layers: int = 24
+    """Transformer layers."""
+    num_heads: int = 16
+    """Attention heads."""
+    mlp_dim: int | None = None
+    """Width inside the feed-forward layers; None takes four times the width."""
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    """`quick_gelu` in OpenAI's models, `gelu` in most of OpenCLIP's."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance by the layer normalisation."""
+    projection_dim: int | None = 768
+    """Width of the embedding that is compared with that of a caption; None has no projection."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "image_size", "image_channels", "patch_size", "width", "num_layers", "num_heads")
+        _require_positive(self, "norm_epsilon")
+        for name in ("mlp_dim", "projection_dim"):
+            if getattr(self, name) is not None:
+                _require_positive(self, name)
+        _require(
+            self.patch_size <= self.image_size,
+            f"ClipVisionConfig.patch_size={self.patch_size} is larger than image_size={self.image_size}; "
+            f"use at most {self.image_size}",
+        )
+        _require(
+            self.width % self.num_heads == 0,
+            f"ClipVisionConfig.num_heads={self.num_heads} does not divide width={self.width}; "
+            f"nearest that does: {nearest_divisor(self.width, self.num_heads)}",
+        )
+
+
 Conditioning: TypeAlias = (
     Unconditional
     | ClassConditioning
@@ -598,24 +708,28 @@ Conditioning: TypeAlias = (
 
 # --- diffusion -------------------------------------------------------------------------------------------------------
 
-PredictionType: TypeAlias = Literal["epsilon", "v", "x0"]
+PredictionType: TypeAlias = Literal["epsilon", "v", "x0", "flow"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """The forward process as arrays over the training timesteps."""
 
-    kind: Literal["linear", "scaled_linear", "cosine", "sqrt"] = "scaled_linear"
+    kind: Literal["linear", "scaled_linear", "cosine", "sqrt", "sigmoid", "exponential", "flow"] = "scaled_linear"
     """`scaled_linear` is linear in the square root of beta (LDM, SD); `linear` is DDPM's; `cosine` is improved DDPM's;
-    `sqrt` takes the square root of a line between beta_start and beta_end (the `sqrt` of the original code)."""
+    `sqrt` takes the square root of a line between beta_start and beta_end (the `sqrt` of the original code); `sigmoid`
+    is a logistic curve between them; `exponential` lets the signal decay evenly; `flow` is the straight path of flow
+    matching, alpha = 1 - sigma, with sigma = (t + 1) / T before `shift`."""
     num_train_timesteps: int = 1000
     """Number of timesteps T."""
     beta_start: float = 0.00085
-    """First beta (ignored by cosine)."""
+    """First beta (ignored by cosine, exponential and flow)."""
     beta_end: float = 0.012
-    """Last beta (ignored by cosine)."""
+    """Last beta (ignored by cosine, exponential and flow)."""
     zero_terminal_snr: bool = False
     """Rescale so that the last timestep is pure noise (Lin et al. 2023, algorithm 1)."""
+    shift: float = 1.0
+    """Time shift of `flow` towards noise, for large pictures (Esser et al. 2024: 3 at 1024 pixels); 1 is none."""
 
     def __post_init__(self) -> None:
         _require(
@@ -627,6 +741,16 @@ class ScheduleConfig:
             f"ScheduleConfig.beta_start={self.beta_start} and beta_end={self.beta_end} must satisfy "
             "0 < beta_start <= beta_end < 1",
         )
+        _require_positive(self, "shift")
+        _require(
+            self.kind == "flow" or self.shift == 1.0,
+            f"ScheduleConfig.shift={self.shift} is for kind=flow, not for kind={self.kind}; use 1",
+        )
+        _require(
+            not (self.kind == "flow" and self.zero_terminal_snr),
+            "ScheduleConfig.zero_terminal_snr=True is not for kind=flow, whose last timestep is pure noise already; "
+            "use False",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -635,7 +759,7 @@ class DiffusionConfig:
 
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     prediction_type: PredictionType = "epsilon"
-    """epsilon: the noise; v: alpha * epsilon - sigma * z0; x0: the clean latent."""
+    """epsilon: the noise; v: alpha * epsilon - sigma * z0; x0: the clean latent; flow: epsilon - z0."""
     loss: Literal["l2", "l1", "huber"] = "l2"
     """Distance between prediction and target."""
     huber_delta: float = 1.0
@@ -654,6 +778,11 @@ class DiffusionConfig:
             not (self.schedule.zero_terminal_snr and self.prediction_type == "epsilon"),
             "DiffusionConfig.prediction_type=epsilon cannot be used with schedule.zero_terminal_snr=True: at the last "
             "timestep z_t is the noise itself; use v or x0",
+        )
+        _require(
+            not (self.schedule.kind == "flow" and self.prediction_type in ("epsilon", "v")),
+            f"DiffusionConfig.prediction_type={self.prediction_type} cannot be used with schedule.kind=flow, whose "
+            "last timestep is pure noise and whose alpha^2 + sigma^2 is not 1; use flow or x0",
         )
 
 
@@ -747,16 +876,60 @@ class FirstStageConfig:
     """Folder of a finished run whose autoencoder is used instead of training one."""
 
 
+SamplerName: TypeAlias = Literal[
+    "ddim",
+    "ddpm",
+    "plms",
+    "pndm",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "kdpm2",
+    "kdpm2_ancestral",
+    "lms",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_3s",
+    "unipc",
+    "unipc_3",
+    "deis",
+    "rk4",
+    "adaptive",
+]
+Spacing: TypeAlias = Literal["trailing", "leading", "linspace"]
+SigmaSpacing: TypeAlias = Literal["schedule", "karras", "exponential", "beta"]
+ClippingKind: TypeAlias = Literal["none", "static", "dynamic"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """How pictures are drawn, for the grids during training and as the default of `sample.py`."""
 
-    sampler: Literal["ddim", "ddpm"] = "ddim"
-    """Which solver runs the denoiser backwards."""
+    sampler: SamplerName = "ddim"
+    """Which solver runs the denoiser backwards: `unipc`, `dpmpp_2m`, `dpmpp_3m` need the fewest steps; `ddpm`,
+    `euler_ancestral`, `kdpm2_ancestral`, `dpmpp_2m_sde` add fresh noise on the way."""
     num_sample_steps: int = 50
-    """Denoiser calls from noise to latent."""
+    """Steps from noise to latent, each one denoiser call; heun and kdpm2 make two a step, rk4 four, pndm and plms a few
+    more in all, and adaptive as many as its tolerance needs."""
+    spacing: Spacing = "trailing"
+    """Timesteps visited: from the last one (trailing), down to the first one (leading), or both (linspace)."""
+    sigmas: SigmaSpacing = "schedule"
+    """Noise levels between the first and the last call: the schedule's own at the timesteps, or spaced as in Karras et
+    al. 2022, evenly in their logarithm (exponential), or by quantiles of a beta distribution."""
     eta: float = 0.0
     """Share of fresh noise in each DDIM step: 0 deterministic, 1 as DDPM."""
+    churn: float = 0.0
+    """Noise put back before each step of heun (S_churn of Karras et al. 2022, 40 there for 256 steps); 0 is none."""
+    tolerance: float = 1e-3
+    """Relative and absolute error that a step of adaptive may make."""
+    clipping: ClippingKind = "none"
+    """Bounds of the estimated clean latent: none, [-clip_range, clip_range], or a percentile of each sample."""
+    clip_range: float = 1.0
+    """Bound of static clipping, and the largest one of dynamic clipping."""
+    clip_percentile: float = 0.995
+    """Share of a sample's values that dynamic clipping leaves as they are."""
     guidance_scale: float = 5.0
     """Strength of classifier-free guidance; 1 is none."""
     prompts: tuple[str, ...] = ()
@@ -765,9 +938,9 @@ class SamplingConfig:
     """Pictures for each prompt or class of the grid."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "num_sample_steps", "samples_per_prompt")
-        _require_fraction(self, "eta")
-        _require_not_negative(self, "guidance_scale")
+        _require_positive(self, "num_sample_steps", "samples_per_prompt", "tolerance", "clip_range", "clip_percentile")
+        _require_fraction(self, "eta", "clip_percentile")
+        _require_not_negative(self, "guidance_scale", "churn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -797,6 +970,9 @@ class Experiment:
 
     name: str = "unnamed"
     """Name of the experiment; the default run folder is runs/NAME."""
+    start: str | None = field(default=None, metadata=_HOW)
+    """Model whose weights training starts from: a run, or a model of another system as `ldm convert` reads it; its
+    autoencoder is used as it is."""
     seed: int = 0
     """Root of everything random."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"

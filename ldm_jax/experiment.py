@@ -1,22 +1,27 @@
 """One experiment from data to pictures: autoencoder, latents, denoiser, and the grids that show what they can do."""
 
+import dataclasses
+import functools
 import logging
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from ldm_jax import sharding
-from ldm_jax.config import ClassConditioning, Experiment, TextConditioning, differences
+from ldm_jax.conditioning.tokenizer import token_inputs
+from ldm_jax.config import ClassConditioning, Experiment, differences
 from ldm_jax.data.transforms import evaluation_transforms
 from ldm_jax.errors import UserError
+from ldm_jax.interop.model_files import open_model
 from ldm_jax.model import Params
 from ldm_jax.pictures import draw_grid, to_uint8
 from ldm_jax.sampling.session import Session, load_session
 from ldm_jax.training.autoencoder_stage import make_autoencoder_stage
 from ldm_jax.training.diffusion_stage import make_diffusion_stage
 from ldm_jax.training.latents import LatentReader
-from ldm_jax.training.loop import run_stage
+from ldm_jax.training.loop import Stage, run_stage
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.workspace import Workspace, open_workspace
@@ -35,21 +40,57 @@ def train_experiment(experiment: Experiment, run_dir: Path) -> None:
     """
     run = RunFolder(run_dir)
     run.check(experiment)
-    wanted = [HELDOUT_GRID] if isinstance(experiment.conditioning, TextConditioning) else []
+    wanted = [HELDOUT_GRID] if token_inputs(experiment.conditioning) else []
     if run.is_finished(experiment) and all((run.samples / name).exists() for name in wanted):
         logger.info(
             "%s is finished: trained for %d steps, pictures in %s", run_dir, experiment.training.num_steps, run.samples
         )
         return
-    _check_first_stage(experiment)
-    work = open_workspace(experiment, run_dir)
-    autoencoder = _first_stage(work)
-    latents = LatentReader(work, autoencoder)
-    frozen = jax.device_put({**autoencoder, **latents.statistics()}, sharding.replicated(work.mesh))
-    stage = make_diffusion_stage(work, latents, frozen, lambda state, step: _draw_samples(work, state, step))
-    state = run_stage(stage, work.run, work.mesh, work.root)
+    start = _start(experiment)
+    if start is None:
+        _check_first_stage(experiment)
+    work = open_workspace(experiment, run_dir, start.tokenizers if start else None)
+    state = run_stage(_diffusion_stage(work, start), work.run, work.mesh, work.root)
     _draw_heldout(work, state)
     logger.info("pictures are in %s", work.run.samples)
+
+
+def _diffusion_stage(work: Workspace, start: Session | None) -> Stage:
+    """The second stage, behind the first: latents of a trained autoencoder, or all of the model that it starts from."""
+    frozen = {"autoencoder": start.params["autoencoder"]} if start else _first_stage(work)
+    latents = LatentReader(work, frozen)
+    frozen |= {"latent": start.params["latent"]} if start else latents.statistics()
+    initial = {name: start.params[name] for name in ("conditioner", "denoiser")} if start else {}
+    if not getattr(work.experiment.conditioning, "trainable", True):
+        frozen["conditioner"] = initial.pop("conditioner")
+    frozen = jax.device_put(frozen, sharding.replicated(work.mesh))
+    return make_diffusion_stage(work, latents, frozen, lambda state, step: _draw_samples(work, state, step), initial)
+
+
+def _start(experiment: Experiment) -> Session | None:
+    """The model that training starts from, if any.
+
+    Raises:
+        UserError: it is no model, or another model than this experiment trains.
+    """
+    if experiment.start is None:
+        return None
+    session = open_model(Path(experiment.start))
+    changed = [
+        line
+        for name in ("first_stage.autoencoder", "data.image_channels", "conditioning", "denoiser")
+        for line in differences(_model_part(session.experiment, name), _model_part(experiment, name), name)
+    ]
+    if changed:
+        listing = "\n  ".join(changed)
+        raise UserError(f"start={experiment.start} is another model:\n  {listing}\ngive this experiment the same one")
+    return session
+
+
+def _model_part(experiment: Experiment, name: str) -> Any:
+    """A part of the configuration by its dotted name, without what training may choose anew."""
+    part = functools.reduce(getattr, name.split("."), experiment)
+    return dataclasses.replace(part, trainable=True) if hasattr(part, "trainable") else part
 
 
 def _first_stage(work: Workspace) -> Params:
@@ -101,7 +142,7 @@ def _draw_samples(work: Workspace, state: TrainState, step: int) -> None:
     session, config = _session(work, state), work.experiment.sampling
     per_row = config.samples_per_prompt
     conditioning = work.experiment.conditioning
-    if isinstance(conditioning, TextConditioning) and config.prompts:
+    if token_inputs(conditioning) and config.prompts:
         labels = list(config.prompts)
         inputs = session.prompt_inputs([prompt for prompt in labels for _ in range(per_row)])
     elif isinstance(conditioning, ClassConditioning):
@@ -118,7 +159,7 @@ def _draw_samples(work: Workspace, state: TrainState, step: int) -> None:
 
 def _draw_heldout(work: Workspace, state: TrainState) -> None:
     """Held-out captions: the picture that belongs to each, which was never trained on, before what the model draws."""
-    if not isinstance(work.experiment.conditioning, TextConditioning):
+    if not token_inputs(work.experiment.conditioning):
         return
     session, config = _session(work, state), work.experiment.sampling
     chosen = np.linspace(0, len(work.test) - 1, min(_HELDOUT_ROWS, len(work.test))).astype(int)

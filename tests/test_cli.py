@@ -190,8 +190,8 @@ SAMPLE_REFUSED = {
     "negative guidance": (["--guidance-scale", "-1"], "error: SamplingConfig.guidance_scale=-1.0 must not be negative"),
     "no steps": (["--num-sample-steps", "0"], "error: SamplingConfig.num_sample_steps=0 must be greater than 0"),
     "unknown sampler": (  # tyro tells the choices in any order
-        ["--sampler", "euler"],
-        r"invalid choice 'euler' for argument '--sampler'\. Expected one of (?=.*'ddim')(?=.*'ddpm')",
+        ["--sampler", "leapfrog"],
+        r"invalid choice 'leapfrog' for argument '--sampler'\. Expected one of (?=.*'ddim')(?=.*'ddpm')",
     ),
     "unknown flag": (["--promt", "x"], "Unrecognized options: --promt, x .*Perhaps you meant: -p, --prompt STR"),
 }

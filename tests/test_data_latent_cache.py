@@ -43,7 +43,7 @@ def test_latent_batches_equal_encoded_picture_batches(tmp_path):
     source, encode = PictureSource(10), Encoder()
     latents = cached(tmp_path, source, encode)
     options = {"transforms": training_transforms(CONFIG, source.info, 3), "batch_size": 5, "seed": 1}
-    options["encode_caption"] = lambda caption: np.full(3, len(caption))
+    options["encode_caption"] = lambda caption: {"tokens": np.full(3, len(caption), np.int32)}
     pictures, moments = (itertools.islice(batches(s, **options), 6) for s in (source, latents))
     for a, b in zip(pictures, moments, strict=True):
         np.testing.assert_array_equal(encode(a.pop("image")), b.pop("moments"))

@@ -18,8 +18,8 @@ from ldm_jax.errors import UserError
 CONFIG = DataConfig(image_size=4, horizontal_flip=True)
 
 
-def encode(caption: str) -> np.ndarray:
-    return np.frombuffer(caption.ljust(40).encode(), np.uint8).astype(np.int32)
+def encode(caption: str) -> dict[str, np.ndarray]:
+    return {"tokens": np.frombuffer(caption.ljust(40).encode(), np.uint8).astype(np.int32)}
 
 
 def take(source, count, **options):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_weights import assert_close_to_torch, golden_arrays, golden_params
+from golden_weights import assert_close_to_torch, golden_arrays, golden_autoencoder
 from module_trials import abstract_call, compiled, num_params, random_array, random_params
 
 from ldm_jax import rng
@@ -15,9 +15,6 @@ from ldm_jax.autoencoder.kl import AutoencoderKL
 from ldm_jax.autoencoder.posterior import LOGVAR_RANGE
 from ldm_jax.config import AutoencoderKLConfig
 
-GOLDEN_CONFIG = AutoencoderKLConfig(
-    base_channels=16, channel_mult=(1, 2), num_res_blocks=1, num_groups=8, latent_channels=4
-)
 TINY = AutoencoderKLConfig(
     base_channels=4,
     channel_mult=(1,),
@@ -47,8 +44,8 @@ def test_parameter_counts_are_those_published(changes: dict, count: int) -> None
 
 
 def test_it_computes_what_pytorch_computes() -> None:
-    golden, params = golden_arrays("autoencoder_kl"), golden_params("autoencoder_kl", num_levels=2)
-    module = AutoencoderKL(GOLDEN_CONFIG)
+    golden, (record, params) = golden_arrays("autoencoder_kl"), golden_autoencoder("autoencoder_kl")
+    module = make_autoencoder(record.config, record.out_channels, "float32")
 
     def call(method: str, x: np.ndarray):
         return compiled(lambda p, x: module.apply({"params": p}, x, method=method))(params, x)

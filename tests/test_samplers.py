@@ -1,7 +1,6 @@
 """Samplers: the right distribution from an exact denoiser, PyTorch's trajectory, and noise that knows its sample."""
 
 import functools
-import json
 import typing
 from functools import partial
 from pathlib import Path
@@ -20,22 +19,32 @@ from ldm_jax.diffusion.prediction import convert, to_x0
 from ldm_jax.diffusion.process import posterior
 from ldm_jax.diffusion.samplers import (
     SAMPLERS,
-    ddim,
-    ddpm,
     initial_noise,
     make_sampler,
     sample,
     sample_trajectory,
+    schedule_grid,
     spaced_times,
 )
+from ldm_jax.diffusion.samplers.ddim import ddim
+from ldm_jax.diffusion.samplers.ddpm import ddpm
+from ldm_jax.diffusion.samplers.estimate import Clipping
 from ldm_jax.diffusion.schedule import make_schedule, per_sample
 from ldm_jax.errors import UserError
+from ldm_jax.interop.sampler_cases import run_sampler_case
 
 GOLDEN = Path(__file__).parent / "golden" / "samplers"
 PLAIN = make_schedule(ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02))
 ZERO = make_schedule(ScheduleConfig(kind="scaled_linear", zero_terminal_snr=True))
 KEY = jax.random.key(7)
-TEN = spaced_times(1000, 10)
+TIMES = spaced_times(1000, 10)
+
+
+def grid(steps, schedule=ZERO, spacing="trailing"):
+    return schedule_grid(schedule, spaced_times(1000, steps, spacing))
+
+
+TEN, PLAIN_TEN = grid(10), grid(10, PLAIN)
 MEAN, STD = 1.5, 0.5  # the Gaussian that exact denoisers are made for
 
 run = jax.jit(sample, static_argnums=1)
@@ -79,7 +88,7 @@ Z, INDEX = noise_for(range(2)), jnp.arange(2)
 )
 def test_exact_denoiser_of_a_gaussian_gives_its_mean_and_variance(factory, zero_terminal_snr, prediction_type) -> None:
     schedule = ZERO if zero_terminal_snr else PLAIN
-    sampler = factory(schedule, prediction_type, spaced_times(1000, 1000))  # the variance's error is of order 1 / steps
+    sampler = factory(grid(1000, schedule), prediction_type)  # the variance's error is of order 1 / steps
     which = jnp.arange(120)
     z0 = sample(sampler, exact(prediction_type, zero_terminal_snr), noise_for(which, (8, 8, 2)), KEY, which)
     np.testing.assert_allclose(z0.mean(), MEAN, atol=0.02)  # PLAIN leaves some signal in its last z_t
@@ -90,7 +99,7 @@ def test_ddim_is_a_solver_of_first_order() -> None:
     """With a linear denoiser the run is an affine map, so two inputs tell its whole error without any statistics."""
     errors = []
     for steps in (25, 50, 100, 200):
-        sampler = ddim(ZERO, "v", spaced_times(1000, steps))
+        sampler = ddim(grid(steps), "v")
         ends = sample(sampler, exact("v"), jnp.array([-1.0, 1.0])[:, None, None], KEY, INDEX)
         errors.append(abs(float(ends[1, 0, 0] - ends[0, 0, 0]) / 2 - STD))
     ratios = np.divide(errors[:-1], errors[1:])
@@ -98,9 +107,9 @@ def test_ddim_is_a_solver_of_first_order() -> None:
 
 
 def test_every_step_of_ddpm_draws_from_the_posterior_with_fresh_noise() -> None:
-    iterates = run_trajectory(ddpm(ZERO, "v", TEN), exact("v"), Z, KEY, INDEX)
+    iterates = run_trajectory(ddpm(TEN, "v"), exact("v"), Z, KEY, INDEX)
     noises = []
-    for i, (t, t_next) in enumerate(zip(*TEN, strict=True)):
+    for i, (t, t_next) in enumerate(zip(*TIMES, strict=True)):
         t, t_next = jnp.full(2, t), jnp.full(2, t_next)
         x0 = to_x0("v", exact("v")(iterates[i], t), iterates[i], *ZERO.at(t))
         mean, variance = posterior(ZERO, x0, iterates[i], t, t_next)
@@ -113,9 +122,9 @@ def test_every_step_of_ddpm_draws_from_the_posterior_with_fresh_noise() -> None:
     np.testing.assert_allclose(np.mean(noises), 0.0, atol=0.15)
 
 
-@pytest.mark.parametrize("clip_x0", [None, 1.0])
-def test_ddim_with_eta_one_is_ddpm(clip_x0) -> None:
-    samplers = ddim(ZERO, "v", TEN, eta=1.0, clip_x0=clip_x0), ddpm(ZERO, "v", TEN, clip_x0=clip_x0)
+@pytest.mark.parametrize("clipping", [Clipping(), Clipping("static")])
+def test_ddim_with_eta_one_is_ddpm(clipping) -> None:
+    samplers = ddim(TEN, "v", eta=1.0, clipping=clipping), ddpm(TEN, "v", clipping=clipping)
     np.testing.assert_allclose(samplers[0].rows.std, samplers[1].rows.std, atol=1e-7)
     first, second = (run_trajectory(s.replace(stochastic=False), exact("v"), Z, KEY, INDEX) for s in samplers)
     np.testing.assert_allclose(first, second, atol=2e-5)
@@ -125,7 +134,7 @@ def test_ddim_with_eta_one_is_ddpm(clip_x0) -> None:
 def test_the_prediction_type_does_not_change_the_result(factory) -> None:
     ends = []
     for kind in ("epsilon", "v", "x0"):
-        sampler = factory(PLAIN, kind, TEN).replace(stochastic=False)  # the noise is no prediction's business
+        sampler = factory(PLAIN_TEN, kind).replace(stochastic=False)  # the noise is no prediction's business
         ends.append(run(sampler, exact(kind, False), Z, KEY, INDEX))
     np.testing.assert_allclose(ends[0], ends[1], atol=1e-4)
     np.testing.assert_allclose(ends[2], ends[1], atol=1e-4)
@@ -135,40 +144,24 @@ def test_the_prediction_type_does_not_change_the_result(factory) -> None:
 def test_a_single_step_gives_the_estimate_itself(factory) -> None:
     t = jnp.full(2, 999)
     expected = to_x0("v", exact("v")(Z, t), Z, *ZERO.at(t))
-    sampler = factory(ZERO, "v", spaced_times(1000, 1)).replace(stochastic=False)  # there is no noise to add
+    sampler = factory(grid(1), "v").replace(stochastic=False)  # there is no noise to add
     np.testing.assert_allclose(run(sampler, exact("v"), Z, KEY, INDEX), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("factory", [ddim, ddpm])
 def test_clipping_bounds_the_result(factory) -> None:
-    sampler = factory(ZERO, "v", TEN, clip_x0=0.25).replace(stochastic=False)
+    sampler = factory(TEN, "v", clipping=Clipping("static", 0.25)).replace(stochastic=False)
     assert float(jnp.abs(run(sampler, exact("v"), Z, KEY, INDEX)).max()) <= 0.25
 
 
 # --- PyTorch's numbers -----------------------------------------------------------------------------------------------
 
 
-def test_ddim_follows_pytorchs_trajectory() -> None:
-    golden = np.load(GOLDEN / "ddim_20.npz")
-    config = json.loads(str(golden["config"]))
-    schedule = make_schedule(ScheduleConfig(kind=config["beta_schedule"]))
-    times = spaced_times(
-        config["num_train_timesteps"],
-        config["steps"],
-        "leading",
-        steps_offset=config["steps_offset"],
-        end_clean=config["set_alpha_to_one"],
-    )
-    np.testing.assert_array_equal(times.t, golden["timesteps"])
-
-    def denoise(x, t):
-        t = t[:, None, None, None]
-        return 0.4 * x * jnp.cos(t / 700) + 0.1 * jnp.sin(t / 90 + x)
-
-    z_init = jnp.asarray(golden["x_init"], jnp.float32)
-    iterates = sample_trajectory(ddim(schedule, "epsilon", times), denoise, z_init, KEY, jnp.arange(1))
-    assert iterates.shape == golden["iterates"].shape
-    np.testing.assert_allclose(iterates, golden["iterates"], atol=1e-5 * np.abs(golden["iterates"]).max())
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*_20.npz")), ids=lambda path: path.stem)
+def test_the_trajectory_is_pytorchs(path: Path) -> None:
+    for name, (ours, reference) in run_sampler_case(path).items():
+        assert ours.shape == reference.shape
+        np.testing.assert_allclose(ours, reference, atol=1e-6 * max(1.0, np.abs(reference).max()), err_msg=name)
 
 
 # --- randomness ------------------------------------------------------------------------------------------------------
@@ -176,19 +169,19 @@ def test_ddim_follows_pytorchs_trajectory() -> None:
 
 @pytest.mark.parametrize("factory", [ddim, ddpm])
 def test_a_sample_is_the_same_in_any_batch(factory) -> None:
-    sampler, few, all_eight = factory(ZERO, "v", TEN), jnp.array([5, 3]), jnp.arange(8)
+    sampler, few, all_eight = factory(TEN, "v"), jnp.array([5, 3]), jnp.arange(8)
     whole = run(sampler, exact("v"), noise_for(all_eight), KEY, all_eight)
     np.testing.assert_allclose(run(sampler, exact("v"), noise_for(few), KEY, few), whole[few], atol=1e-6)
     assert float(jnp.abs(whole[5] - whole[3]).max()) > 0.1
 
 
 def test_another_key_draws_other_noise_from_the_same_start() -> None:
-    first, second = (run(ddpm(ZERO, "v", TEN), exact("v"), Z, jax.random.key(s), INDEX) for s in (1, 2))
+    first, second = (run(ddpm(TEN, "v"), exact("v"), Z, jax.random.key(s), INDEX) for s in (1, 2))
     assert float(jnp.abs(first - second).max()) > 0.1
 
 
 def test_ddim_without_eta_draws_nothing() -> None:
-    sampler = ddim(ZERO, "v", TEN)
+    sampler = ddim(TEN, "v")
     assert not sampler.stochastic
     first = run(sampler, exact("v"), Z, KEY, INDEX)
     np.testing.assert_array_equal(first, run(sampler, exact("v"), Z, jax.random.key(99), INDEX + 5))
@@ -213,7 +206,7 @@ def test_another_scale_seed_or_eta_is_not_traced_again() -> None:
 
 def test_the_denoiser_is_called_once_for_each_step_with_its_timesteps() -> None:
     seen = []
-    sampler = ddim(ZERO, "v", spaced_times(1000, 4))
+    sampler = ddim(grid(4), "v")
 
     def denoise(z, t):
         jax.debug.callback(seen.append, t, ordered=True)
@@ -227,7 +220,7 @@ def test_the_denoiser_is_called_once_for_each_step_with_its_timesteps() -> None:
 
 
 def test_trajectory_starts_at_the_noise_and_ends_at_the_sample() -> None:
-    sampler = ddpm(ZERO, "v", TEN)
+    sampler = ddpm(TEN, "v")
     iterates = run_trajectory(sampler, exact("v"), Z, KEY, INDEX)
     assert iterates.shape == (11, *Z.shape)
     np.testing.assert_array_equal(iterates[0], Z)
@@ -236,12 +229,12 @@ def test_trajectory_starts_at_the_noise_and_ends_at_the_sample() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 6, 3), (2, 3, 3, 3, 1)])
 def test_sequences_and_volumes_are_sampled_too(shape) -> None:
-    assert run(ddim(ZERO, "v", TEN), exact("v"), jnp.ones(shape), KEY, INDEX).shape == shape
+    assert run(ddim(TEN, "v"), exact("v"), jnp.ones(shape), KEY, INDEX).shape == shape
 
 
 def test_a_bfloat16_denoiser_is_integrated_in_float32() -> None:
     z_init = jnp.zeros((2, 2, 2, 1), jnp.bfloat16)
-    assert sample(ddim(ZERO, "v", TEN), lambda z, t: z.astype(jnp.bfloat16), z_init, KEY, INDEX).dtype == jnp.float32
+    assert sample(ddim(TEN, "v"), lambda z, t: z.astype(jnp.bfloat16), z_init, KEY, INDEX).dtype == jnp.float32
 
 
 def test_every_sampler_of_the_configuration_exists_and_no_other() -> None:
@@ -249,8 +242,7 @@ def test_every_sampler_of_the_configuration_exists_and_no_other() -> None:
     assert set(names) == set(SAMPLERS)
     for name in names:
         sampler = make_sampler(SamplingConfig(sampler=name, num_sample_steps=7, eta=0.5), ZERO, "v")
-        assert sampler.num_steps == 7
-        assert sampler.stochastic
+        assert all(np.all(np.isfinite(np.asarray(column))) for column in sampler.rows)
         assert int(sampler.timesteps[0]) == 999  # zero terminal SNR must be sampled from its last timestep
 
 
@@ -288,9 +280,10 @@ def test_spacings(spacing: str, offset: int, expected: list[int]) -> None:
 @given(st.integers(1, 1000), st.floats(0, 1), st.booleans())
 def test_coefficients_are_finite_and_keep_the_noise_level(steps: int, eta: float, end_clean: bool) -> None:
     times = spaced_times(1000, steps, end_clean=end_clean)
-    for sampler in (ddim(ZERO, "v", times, eta=eta), ddpm(ZERO, "v", times)):
+    way = schedule_grid(ZERO, times)
+    for sampler in (ddim(way, "v", eta=eta), ddpm(way, "v")):
         assert all(np.all(np.isfinite(np.asarray(column))) for column in sampler.rows)
-    *_, alpha, direction, std = map(np.asarray, ddim(ZERO, "v", times, eta=eta).rows)
+    *_, alpha, direction, std = map(np.asarray, ddim(way, "v", eta=eta).rows)
     np.testing.assert_allclose(alpha**2 + direction**2 + std**2, 1.0, atol=1e-6)
 
 
@@ -316,11 +309,11 @@ def test_offsets_out_of_range_are_refused(offset: int) -> None:
 @pytest.mark.parametrize("eta", [-0.1, 1.5])
 def test_eta_out_of_range_is_refused(eta: float) -> None:
     with pytest.raises(UserError, match=rf"eta={eta} must lie between 0 \(deterministic\) and 1 \(ancestral\)"):
-        ddim(ZERO, "v", spaced_times(1000, 5), eta=eta)
+        ddim(grid(5), "v", eta=eta)
 
 
 @pytest.mark.parametrize("factory", [ddim, ddpm])
 def test_epsilon_without_signal_is_refused(factory) -> None:
     with pytest.raises(UserError, match="prediction_type=epsilon cannot be sampled from a timestep with zero SNR"):
-        factory(ZERO, "epsilon", spaced_times(1000, 5))
-    factory(ZERO, "epsilon", spaced_times(1000, 5, "leading"))  # never visits the last timestep
+        factory(grid(5), "epsilon")
+    factory(grid(5, spacing="leading"), "epsilon")  # never visits the last timestep

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny import CLASSES, random_params, tiny_experiment
 
-from ldm_jax.conditioning.tokenizer import CaptionEncoder, train_tokenizer
+from ldm_jax.conditioning.tokenizer import PromptEncoder, train_tokenizer
 from ldm_jax.config import Conditioning, Experiment, SamplingConfig, Unconditional
 from ldm_jax.errors import UserError
 from ldm_jax.model import make_model
@@ -32,7 +32,8 @@ def make_session(data_cache: Path, conditioning: Conditioning | None = None) -> 
     if conditioning is not None:
         experiment = dataclasses.replace(experiment, conditioning=conditioning)
     model = make_model(experiment)
-    encoder = None if conditioning is not None else CaptionEncoder(train_tokenizer(CAPTIONS, 300, 8), warn=True)
+    tokenizers = {"tokens": train_tokenizer(CAPTIONS, 300, 8)} if conditioning is None else {}
+    encoder = PromptEncoder(tokenizers, warn=True) if tokenizers else None
     return Session(experiment, model, random_params(model), encoder, NAMES, "by nobody")
 
 
@@ -170,7 +171,7 @@ def run(text: Session, tmp_path: Path) -> Iterator[RunFolder]:
     run = RunFolder(tmp_path / "run")
     run.open(text.experiment)
     run.write_manifest(text.experiment, {"class_names": list(NAMES), "credit": "by somebody"})
-    run.tokenizer_file.write_text(train_tokenizer(CAPTIONS, 300, text.experiment.conditioning.context_length).to_str())
+    run.save_tokenizers(text.tokenizers)
     save(run, "diffusion", 5, text.params)
     yield run
 
@@ -221,7 +222,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged(run: RunFolder, text: Session,
 
 
 def test_a_text_run_without_its_tokenizer(run: RunFolder):
-    run.tokenizer_file.unlink()
+    run.tokenizer_file().unlink()
     with pytest.raises(UserError, match=r"tokenizer\.json is missing: a text-conditional run cannot be used without"):
         load_session(run.path)
 

@@ -21,8 +21,10 @@ from ldm_jax.conditioning.tokenizer import (
     frame,
     load_tokenizer,
     read_marks,
+    token_inputs,
     train_tokenizer,
 )
+from ldm_jax.config import TextConditioning
 from ldm_jax.errors import UserError
 
 CAPTIONS = ["red apple", "green apple, fruit", "angry cat face", "grinning face with big eyes", "flag: Germany"] * 5
@@ -242,3 +244,8 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"tokenizer\.json is damaged \(.+\); restore it from a copy of the run"):
         load_tokenizer(path, 16)
+
+
+def test_boxes_are_tokens_without_a_tokenizer() -> None:
+    assert token_inputs(TextConditioning(context_length=9)) == {"tokens": 9}
+    assert token_inputs(TextConditioning(context_length=9, tokens="boxes")) == {}

@@ -2,45 +2,17 @@
 
 import functools
 
+import golden_weights
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_weights import assert_close_to_torch, golden_arrays, golden_params
 from module_trials import abstract_call, compiled, num_params, param_shapes, random_array, random_params, replaced
 
 from ldm_jax.config import UNetConfig
 from ldm_jax.denoiser.unet import UNet
 
-GOLDEN_CONFIGS = {
-    "unet_sd1": UNetConfig(
-        base_channels=16,
-        channel_mult=(1, 2),
-        num_res_blocks=1,
-        num_groups=8,
-        attention_levels=(0,),
-        num_heads=4,
-        num_head_channels=None,
-    ),
-    "unet_sd2": UNetConfig(
-        base_channels=16,
-        channel_mult=(1, 2),
-        num_res_blocks=1,
-        num_groups=8,
-        attention_levels=(0,),
-        num_heads=(2, 4),
-        num_head_channels=None,
-        linear_projection=True,
-    ),
-    "unet_ldm_uncond": UNetConfig(
-        base_channels=16,
-        channel_mult=(1, 2),
-        num_groups=8,
-        attention_levels=(1,),
-        num_head_channels=8,
-        attention="self",
-    ),
-}
+GOLDEN_CASES = ("unet_sd1", "unet_sd2", "unet_ldm_uncond")
 T = np.array([3, 500, 999])
 CONTEXT, LABELS = jax.ShapeDtypeStruct((2, 5, 6), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32)
 
@@ -67,8 +39,8 @@ def golden_unet():
 
     def load(case: str):
         if case not in cases:
-            golden, params = golden_arrays(case), golden_params(case, num_levels=2)
-            unet = UNet(GOLDEN_CONFIGS[case], golden["sample"].shape[-1])
+            golden, (record, params) = golden_weights.golden_arrays(case), golden_weights.golden_unet(case)
+            unet = UNet(record.config, record.out_channels)
             inputs = [golden[k] for k in ("sample", "timestep", "encoder_hidden_states") if k in golden]
             call = compiled(lambda params, *inputs: unet.apply({"params": params}, *inputs))
             cases[case] = functools.partial(call, params), inputs, golden["out"]
@@ -77,10 +49,10 @@ def golden_unet():
     return load
 
 
-@pytest.mark.parametrize("case", GOLDEN_CONFIGS)
+@pytest.mark.parametrize("case", GOLDEN_CASES)
 def test_it_computes_what_pytorch_computes(golden_unet, case: str) -> None:
     unet, inputs, out = golden_unet(case)
-    assert_close_to_torch(unet(*inputs), out)
+    golden_weights.assert_close_to_torch(unet(*inputs), out)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +120,7 @@ def test_parameter_counts_are_those_published(
 def test_it_starts_by_predicting_zero(golden_unet) -> None:
     """Its last convolution is zero at first; nothing behind it could change that."""
     unet, inputs, out = golden_unet("unet_sd1")
-    module = UNet(GOLDEN_CONFIGS["unet_sd1"], 4)
+    module = UNet(golden_weights.golden_unet("unet_sd1")[0].config, 4)
     init = compiled(lambda key, *inputs: module.init(key, *inputs)["params"]["conv_out"])
     first = init(jax.random.key(0), *inputs)
     params = {**unet.args[0], "conv_out": first}

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_weights import assert_close_to_torch, golden_arrays, golden_params
+from golden_weights import assert_close_to_torch, golden_arrays, golden_autoencoder
 from module_trials import apply, compiled, num_params, random_array, random_params
 
 from ldm_jax import rng
@@ -12,9 +12,6 @@ from ldm_jax.autoencoder.build import make_autoencoder
 from ldm_jax.autoencoder.vq import AutoencoderVQ, Codebook, perplexity
 from ldm_jax.config import AutoencoderVQConfig
 
-GOLDEN_CONFIG = AutoencoderVQConfig(
-    base_channels=16, channel_mult=(1, 2), num_res_blocks=1, num_groups=8, latent_channels=3, codebook_size=64
-)
 TINY = AutoencoderVQConfig(
     base_channels=4,
     channel_mult=(1,),
@@ -48,8 +45,8 @@ def test_parameter_counts_are_those_published(changes: dict, count: int) -> None
 
 
 def test_it_computes_what_pytorch_computes() -> None:
-    golden, params = golden_arrays("autoencoder_vq"), golden_params("autoencoder_vq", num_levels=2)
-    module = AutoencoderVQ(GOLDEN_CONFIG)
+    golden, (record, params) = golden_arrays("autoencoder_vq"), golden_autoencoder("autoencoder_vq")
+    module = make_autoencoder(record.config, record.out_channels, "float32")
 
     def call(method: str, x: np.ndarray):
         return compiled(lambda p, x: module.apply({"params": p}, x, method=method))(params, x)

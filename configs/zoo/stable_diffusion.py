@@ -9,9 +9,9 @@ AdamW (0.9, 0.999) with weight decay 0.01, learning rate 1e-4 after 10,000 steps
 0.9999, batch 2048, 10 % of the captions dropped (published for SD 1 alone), float32. The scale of latents is measured
 (published: 0.18215, and 0.13025 for SDXL's first stage, which is a kl-f8 trained again). Not measured.
 
-The text transformers are frozen and come with weights: `conditioning.folder` names a transformers folder. That of SD 2
-is OpenCLIP ViT-H/14, of whose 24 layers the model sees the last but one, behind the final norm: here as in diffusers 23
-layers, so that no layer is kept for nothing.
+The text transformers are frozen and come with weights and tokenizers: `--start MODEL`, or `--conditioning.folder` with
+a transformers folder. That of SD 2 is OpenCLIP ViT-H/14, of whose 24 layers the model sees the last but one, behind the
+final norm: here as in diffusers 23 layers, so that no layer is kept for nothing.
 """
 
 from dataclasses import dataclass

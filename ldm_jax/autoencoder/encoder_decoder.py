@@ -45,15 +45,15 @@ class Level(nn.Module):
     config: AutoencoderConfig
     level: int
     num_blocks: int
+    attention: bool
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *spatial c"], *, train: bool) -> Float[Array, "b *spatial d"]:
         """Apply the blocks."""
         channels = self.config.channels_at(self.level)
-        attention = self.level in self.config.attention_levels
         for i in range(self.num_blocks):
-            x = Block(self.config, channels, attention, self.dtype, name=f"block_{i}")(x, train=train)
+            x = Block(self.config, channels, self.attention, self.dtype, name=f"block_{i}")(x, train=train)
         return x
 
 
@@ -86,14 +86,15 @@ class Encoder(nn.Module):
         for level in range(len(config.channel_mult)):
             if level > 0:
                 h = Downsample(symmetric=False, dtype=self.dtype, name=f"downsample_{level - 1}")(h)
-            h = Level(config, level, config.num_res_blocks, self.dtype, name=f"down_{level}")(h, train=train)
+            attention = level in config.attention_levels
+            h = Level(config, level, config.num_res_blocks, attention, self.dtype, name=f"down_{level}")(h, train=train)
         h = Middle(config, self.dtype, name="mid")(h, train=train)
         h = jax.nn.silu(GroupNorm(config.num_groups, NORM_EPSILON, self.dtype, name="norm_out")(h))
         return Conv(self.out_channels, dtype=self.dtype, name="conv_out")(h)
 
 
 class Decoder(nn.Module):
-    """Latent to picture: the encoder's mirror image, with one more block in each level."""
+    """Latent to picture: the encoder's mirror image (but for attention, if so told), with one more block a level."""
 
     config: AutoencoderConfig
     image_channels: int
@@ -106,8 +107,10 @@ class Decoder(nn.Module):
         lowest = len(config.channel_mult) - 1
         h = Conv(config.channels_at(lowest), dtype=self.dtype, name="conv_in")(z.astype(self.dtype))
         h = Middle(config, self.dtype, name="mid")(h, train=train)
+        levels, blocks = config.decoder_attention_levels, config.num_res_blocks + 1
         for level in reversed(range(lowest + 1)):
-            h = Level(config, level, config.num_res_blocks + 1, self.dtype, name=f"up_{level}")(h, train=train)
+            attention = level in (config.attention_levels if levels is None else levels)
+            h = Level(config, level, blocks, attention, self.dtype, name=f"up_{level}")(h, train=train)
             if level > 0:
                 h = Upsample(self.dtype, name=f"upsample_{level}")(h)
         h = jax.nn.silu(GroupNorm(config.num_groups, NORM_EPSILON, self.dtype, name="norm_out")(h))

@@ -25,6 +25,7 @@ class AutoencoderKL(nn.Module):
         self.encoder = Encoder(self.config, 2 * z_channels, self.dtype, name="encoder")
         if self.config.quant_conv:
             self.quant_conv = Conv(2 * channels, kernel_size=1, dtype=self.dtype, name="quant_conv")
+        if self.config.has_post_quant_conv:
             self.post_quant_conv = Conv(z_channels, kernel_size=1, dtype=self.dtype, name="post_quant_conv")
         self.decoder = Decoder(self.config, self.image_channels, self.dtype, name="decoder")
 
@@ -37,7 +38,7 @@ class AutoencoderKL(nn.Module):
 
     def decode(self, z: Float[Array, "b *latent z"], *, train: bool = False) -> Float[Array, "b *spatial c"]:
         """Pictures of latents."""
-        return self.decoder(self.post_quant_conv(z) if self.config.quant_conv else z, train=train)
+        return self.decoder(self.post_quant_conv(z) if self.config.has_post_quant_conv else z, train=train)
 
     def __call__(
         self, image: Float[Array, "b *spatial c"], keys: Key[Array, " b"], *, train: bool = False

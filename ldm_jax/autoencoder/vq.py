@@ -59,6 +59,7 @@ class AutoencoderVQ(nn.Module):
         self.codebook = Codebook(self.config.codebook_size, channels, name="codebook")
         if self.config.quant_conv:
             self.quant_conv = Conv(channels, kernel_size=1, dtype=self.dtype, name="quant_conv")
+        if self.config.has_post_quant_conv:
             self.post_quant_conv = Conv(z_channels, kernel_size=1, dtype=self.dtype, name="post_quant_conv")
         self.decoder = Decoder(self.config, self.image_channels, self.dtype, name="decoder")
 
@@ -79,7 +80,7 @@ class AutoencoderVQ(nn.Module):
 
     def decode_quantized(self, zq: Float[Array, "b *latent z"], *, train: bool = False) -> Float[Array, "b *spatial c"]:
         """Pictures of latents as they are."""
-        return self.decoder(self.post_quant_conv(zq) if self.config.quant_conv else zq, train=train)
+        return self.decoder(self.post_quant_conv(zq) if self.config.has_post_quant_conv else zq, train=train)
 
     def __call__(
         self, image: Float[Array, "b *spatial c"], keys: Key[Array, " b"], *, train: bool = False

@@ -1,9 +1,10 @@
 """CLIP's text transformer (Radford et al. 2021, arXiv:2103.00020, section 2.4), and SDXL's pair of them.
 
 Token and position embedding, pre-norm layers of causal self-attention and feed-forward, a final norm. Its context is
-the output of the last layer or of the one before; its pooled text is the normalised output at the end mark, projected
-where the model has a projection. SDXL concatenates the contexts of two, and makes a vector of the second's pooled text
-and of six embedded sizes (Podell et al. 2023, arXiv:2307.01952, sections 2.1 and 2.2).
+the output of the last layer or of the one before, behind the final norm or not; its pooled text is the normalised
+output at the end mark, projected where the model has a projection. SDXL concatenates the contexts of two, and makes a
+vector of the second's pooled text and of six embedded sizes (Podell et al. 2023, arXiv:2307.01952, sections 2.1 and
+2.2).
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from ldm_jax.conditioning.conditions import Conditions, Inputs
 from ldm_jax.conditioning.text import empty_prompts
-from ldm_jax.config import ClipTextConditioning, SdxlConditioning
+from ldm_jax.config import ClipTextConditioning, ClipVisionConfig, SdxlConditioning
 from ldm_jax.nn.attention import Attention, FeedForward
 from ldm_jax.nn.embeddings import sinusoidal_embedding
 from ldm_jax.nn.norm import layer_norm
@@ -27,24 +28,30 @@ NO_PROMPT = -1
 
 
 class ClipText(NamedTuple):
-    """Outputs of the transformer: the last layer's behind the final norm, the one's before it, and the pooled text."""
+    """Outputs of the transformer."""
 
+    hidden: tuple[Float[Array, "b l c"], ...]
+    """The embedded tokens and the output of each layer."""
     last: Float[Array, "b l c"]
-    penultimate: Float[Array, "b l c"]
+    """The last of them behind the final norm."""
+    unprojected: Float[Array, "b c"]
+    """Its value at the end mark."""
     pooled: Float[Array, "b p"]
+    """The same projected, where the model has a projection."""
 
 
 class ClipLayer(nn.Module):
-    """Causal self-attention and feed-forward, each behind a layer normalisation."""
+    """Self-attention, causal for text, and feed-forward, each behind a layer normalisation."""
 
-    config: ClipTextConditioning
+    config: ClipTextConditioning | ClipVisionConfig
+    causal: bool
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
         """Apply the layer."""
         config = self.config
-        attention = Attention(config.num_heads, use_bias=True, causal=True, dtype=self.dtype, name="attention")
+        attention = Attention(config.num_heads, use_bias=True, causal=self.causal, dtype=self.dtype, name="attention")
         x = x + attention(layer_norm(self.dtype, "norm_0", config.norm_epsilon)(x))
         feed_forward = FeedForward(config.activation, config.mlp_dim, self.dtype, name="feed_forward")
         return x + feed_forward(layer_norm(self.dtype, "norm_1", config.norm_epsilon)(x))
@@ -65,29 +72,27 @@ class ClipTextTransformer(nn.Module):
         self.position = self.param(
             "position", nn.initializers.normal(0.01), (config.context_length, config.context_dim), jnp.float32
         )
-        self.layers = [ClipLayer(config, self.dtype, name=f"layer_{i}") for i in range(config.num_layers)]
+        self.layers = [ClipLayer(config, True, self.dtype, name=f"layer_{i}") for i in range(config.num_layers)]
         self.norm_out = layer_norm(self.dtype, "norm_out", config.norm_epsilon)
         if config.projection_dim is not None:
             self.projection = nn.Dense(config.projection_dim, use_bias=False, dtype=self.dtype, name="projection")
 
     def encode(self, tokens: Int[Array, "b l"]) -> ClipText:
         """All outputs for at most context_length tokens."""
-        x = self.token(tokens) + self.position[: tokens.shape[1]].astype(self.dtype)
-        before = x
+        hidden = [self.token(tokens) + self.position[: tokens.shape[1]].astype(self.dtype)]
         for layer in self.layers:
-            before, x = x, layer(x)
-        last = self.norm_out(x)
+            hidden.append(layer(hidden[-1]))
+        last = self.norm_out(hidden[-1])
         at = jnp.argmax(tokens == self.config.end_token if self.config.pooled_at == "end" else tokens, axis=-1)
         pooled = jnp.take_along_axis(last, at[:, None, None], axis=1)[:, 0]
-        if self.config.projection_dim is not None:
-            pooled = self.projection(pooled)
-        return ClipText(last, before, pooled)
+        projected = pooled if self.config.projection_dim is None else self.projection(pooled)
+        return ClipText(tuple(hidden), last, pooled, projected)
 
     def context(self, outputs: ClipText) -> Float[Array, "b l c"]:
         """The output that the denoiser sees."""
-        if self.config.context_layer == "penultimate":
-            return self.norm_out(outputs.penultimate) if self.config.context_norm else outputs.penultimate
-        return outputs.last
+        if self.config.context_layer == "last":
+            return outputs.last if self.config.context_norm else outputs.hidden[-1]
+        return self.norm_out(outputs.hidden[-2]) if self.config.context_norm else outputs.hidden[-2]
 
     def __call__(self, inputs: Inputs, *, train: bool = False) -> Conditions:
         """Encode the tokens."""

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ldm_jax.conditioning.conditions import Conditions, Inputs
+from ldm_jax.conditioning.tokenizer import empty_tokens
 from ldm_jax.config import ClipTextConditioning, TextConditioning
 from ldm_jax.nn.attention import Attention, FeedForward
 from ldm_jax.nn.norm import layer_norm
@@ -15,9 +16,8 @@ from ldm_jax.nn.norm import layer_norm
 
 def empty_prompts(config: TextConditioning | ClipTextConditioning, batch: int) -> Int[Array, "b l"]:
     """The tokens of `batch` empty prompts."""
-    tokens = np.full((batch, config.context_length), config.pad_token, np.int32)
-    tokens[:, 0], tokens[:, 1] = config.begin_token, config.end_token
-    return jnp.asarray(tokens)
+    marks = (config.begin_token, config.end_token, config.pad_token)
+    return jnp.asarray(np.tile(empty_tokens(config.context_length, *marks), (batch, 1)))
 
 
 class TextLayer(nn.Module):
@@ -33,7 +33,7 @@ class TextLayer(nn.Module):
         heads = (self.config.num_heads, self.config.num_head_channels)
         attention = Attention(heads[0], num_head_channels=heads[1], dtype=self.dtype, name="attention")
         x = x + drop(attention(layer_norm(self.dtype, "norm_0")(x)))
-        feed_forward = FeedForward("gelu", dtype=self.dtype, name="feed_forward")
+        feed_forward = FeedForward("gelu", self.config.mlp_dim, self.dtype, name="feed_forward")
         return x + drop(feed_forward(layer_norm(self.dtype, "norm_1")(x)))
 
 
@@ -51,6 +51,7 @@ class TextTransformer(nn.Module):
         embed = nn.Embed(config.vocab_size, config.context_dim, dtype=self.dtype, embedding_init=init, name="token")
         position = self.param("position", init, (config.context_length, config.context_dim), jnp.float32)
         x = embed(inputs["tokens"]) + position.astype(self.dtype)
+        x = nn.Dropout(config.dropout, deterministic=not train, name="dropout")(x)
         for i in range(config.num_layers):
             x = TextLayer(config, self.dtype, name=f"layer_{i}")(x, train=train)
         return Conditions(context=layer_norm(self.dtype, "norm_out")(x))

@@ -9,7 +9,7 @@ regard to case and spaces, and with marks that stay text when a caption spells t
 import html
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int32
 from tokenizers import Encoding, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from ldm_jax.config import ClipTextConditioning, Conditioning, SdxlConditioning, TextConditioning
 from ldm_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -221,6 +222,30 @@ class CaptionEncoder:
             "the prompt has %d tokens and %d fit; it was cut after: %s",
             *(len(kept) + sum(map(len, rest)), len(kept), caption[:end].strip()),
         )
+
+
+class PromptEncoder:
+    """Captions to the inputs of a conditioner: an array of tokens for each of its tokenizers."""
+
+    def __init__(self, tokenizers: Mapping[str, Tokenizer], *, warn: bool = False) -> None:
+        """Use `tokenizers`, by the name of the input that each makes; `warn` tells where a caption was cut."""
+        self.tokenizers = dict(tokenizers)
+        self._encoders = {name: CaptionEncoder(tokenizer, warn=warn) for name, tokenizer in self.tokenizers.items()}
+
+    def __call__(self, caption: str) -> dict[str, Int32[np.ndarray, " l"]]:
+        """Tokens of one caption; raises what `CaptionEncoder` raises."""
+        return {name: encoder(caption) for name, encoder in self._encoders.items()}
+
+
+def token_inputs(config: Conditioning) -> dict[str, int]:
+    """The inputs of a conditioner that a tokenizer makes, with their context lengths."""
+    match config:
+        case TextConditioning(tokens="captions") | ClipTextConditioning():
+            return {"tokens": config.context_length}
+        case SdxlConditioning():
+            return {"tokens": config.first.context_length, "tokens_2": config.second.context_length}
+        case _:
+            return {}
 
 
 def _places(encoding: Encoding) -> list[tuple[int, int]]:

@@ -25,8 +25,8 @@ Batch: TypeAlias = dict[str, np.ndarray]
 """`image` float32 [b, h, w, c] (or `moments` float32 [b, h, w, c]), `sample_index` int32 [b], and where they apply
 `tokens` int32 [b, l], `class_labels` int32 [b], `valid` bool [b]."""
 
-EncodeCaption: TypeAlias = Callable[[str], np.ndarray]
-"""Maps a caption to its token ids, int32 [l]."""
+EncodeCaption: TypeAlias = Callable[[str], dict[str, np.ndarray]]
+"""Maps a caption to token ids, int32 [l], by the name under which batches carry them."""
 
 
 def batches(
@@ -172,7 +172,7 @@ class _Rows:
             if key in example:
                 arrays[key] = example[key]
         if self.encode_caption is not None:
-            arrays["tokens"] = np.asarray(self.encode_caption(example["caption"]), np.int32)
+            arrays |= self.encode_caption(example["caption"])
         if self.source.info.has_labels:
             arrays["class_labels"] = np.int32(example["label"])
         if self.num_valid is not None:

@@ -41,29 +41,30 @@ def res_block(
 
 
 def attention_block(
-    config: UNetConfig, level: int, cross_attention_only: bool, dtype: DTypeLike, name: str
+    config: UNetConfig, level: int, groups: int, cross_attention_only: bool, dtype: DTypeLike, name: str
 ) -> nn.Module:
     """The attention of a level: plain self-attention, or a spatial transformer that also sees the context."""
     heads = config.heads_at(level)
     if config.attention == "self":
-        return SelfAttentionBlock(heads, config.num_groups, config.norm_epsilon, zero_init=True, dtype=dtype, name=name)
+        return SelfAttentionBlock(heads, groups, config.norm_epsilon, zero_init=True, dtype=dtype, name=name)
     return SpatialTransformer(
         heads,
         config.depth_at(level),
         config.linear_projection,
         cross_attention_only,
-        config.num_groups,
+        groups,
         dtype,
         name=name,
     )
 
 
 class Block(nn.Module):
-    """A residual block, then attention where the level has it."""
+    """A residual block, then attention where it is asked for, with normalisation by `attention_groups`."""
 
     config: UNetConfig
     level: int
     attention: bool
+    attention_groups: int
     cross_attention_only: bool = False
     dtype: DTypeLike = jnp.float32
 
@@ -79,21 +80,27 @@ class Block(nn.Module):
         h = res_block(self.config, self.config.channels_at(self.level), self.dtype, "resnet")(h, embedding, train=train)
         if not self.attention:
             return h
-        attend = attention_block(self.config, self.level, self.cross_attention_only, self.dtype, "attention")
+        kind = self.attention_groups, self.cross_attention_only
+        attend = attention_block(self.config, self.level, *kind, self.dtype, "attention")
         return attend(h) if self.config.attention == "self" else attend(h, context)
 
 
-def level_block(config: UNetConfig, level: int, dtype: DTypeLike, index: int) -> Block:
+def level_block(
+    config: UNetConfig, direction: Literal["up", "down"], level: int, dtype: DTypeLike, index: int
+) -> Block:
     """One of the blocks of a level."""
-    attention, cross_only = level in config.attention_levels, level in config.cross_attention_only_levels
-    return Block(config, level, attention, cross_only, dtype, name=f"block_{index}")
+    cross_only = level in config.cross_attention_only_levels
+    return Block(
+        config, level, config.attends(direction, level), config.num_groups, cross_only, dtype, name=f"block_{index}"
+    )
 
 
 class Resample(nn.Module):
-    """The change of resolution between two levels: a plain convolution, or inside a residual block."""
+    """The change of resolution behind a level: a plain convolution, or inside a residual block."""
 
     config: UNetConfig
     direction: Literal["up", "down"]
+    level: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -105,11 +112,11 @@ class Resample(nn.Module):
         size: tuple[int, ...] | None = None,
     ) -> Float[Array, "b *resampled c"]:
         """Double or halve the resolution; a plain way up can end at another `size`, for one that was odd before."""
-        if self.config.resample_with_res_blocks:
+        if self.config.resamples_in_res_block(self.direction, self.level):
             block = res_block(self.config, h.shape[-1], self.dtype, "resnet", self.direction)
             return block(h, embedding, train=train)
         if self.direction == "down":
-            return Downsample(symmetric=True, dtype=self.dtype, name="downsample")(h)
+            return Downsample(symmetric=self.config.symmetric_padding, dtype=self.dtype, name="downsample")(h)
         return Upsample(self.dtype, name="upsample")(h, size)
 
 
@@ -131,10 +138,10 @@ class DownLevel(nn.Module):
         """Apply the level."""
         steps = []
         for i in range(self.config.res_blocks_at(self.level)):
-            h = level_block(self.config, self.level, self.dtype, i)(h, embedding, context, train)
+            h = level_block(self.config, "down", self.level, self.dtype, i)(h, embedding, context, train)
             steps.append(h)
         if self.level < len(self.config.channel_mult) - 1:
-            steps.append(Resample(self.config, "down", self.dtype, name="resample")(h, embedding, train))
+            steps.append(Resample(self.config, "down", self.level, self.dtype, name="resample")(h, embedding, train))
         return steps
 
 
@@ -158,14 +165,14 @@ class UpLevel(nn.Module):
         """Apply the level to `h`; `steps` holds one tensor for each of its blocks, last first; `size` is the next's."""
         for i in range(self.config.res_blocks_at(self.level) + 1):
             h = jnp.concatenate([h, steps[-1 - i]], axis=-1)
-            h = level_block(self.config, self.level, self.dtype, i)(h, embedding, context, train)
+            h = level_block(self.config, "up", self.level, self.dtype, i)(h, embedding, context, train)
         if self.level > 0:
-            h = Resample(self.config, "up", self.dtype, name="resample")(h, embedding, train, size)
+            h = Resample(self.config, "up", self.level, self.dtype, name="resample")(h, embedding, train, size)
         return h
 
 
 class Middle(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
+    """Residual block, attention, residual block at the lowest resolution; or fewer of them."""
 
     config: UNetConfig
     dtype: DTypeLike = jnp.float32
@@ -179,10 +186,13 @@ class Middle(nn.Module):
         train: bool,
     ) -> Float[Array, "b *spatial c"]:
         """Apply the middle."""
-        lowest = len(self.config.channel_mult) - 1
-        attention = self.config.mid_attention
-        h = Block(self.config, lowest, attention, dtype=self.dtype, name="block_0")(h, embedding, context, train)
-        return Block(self.config, lowest, False, dtype=self.dtype, name="block_1")(h, embedding, context, train)
+        config, lowest = self.config, len(self.config.channel_mult) - 1
+        groups = config.num_groups if config.mid_attention_groups is None else config.mid_attention_groups
+        for i in range(config.mid_res_blocks):
+            attention = config.mid_attention and i == 0
+            block = Block(config, lowest, attention, groups, dtype=self.dtype, name=f"block_{i}")
+            h = block(h, embedding, context, train)
+        return h
 
 
 class UNet(nn.Module):
@@ -208,9 +218,10 @@ class UNet(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "b *spatial o"]:
-        """Predict in float32, for any spatial size (with `resample_with_res_blocks`, one that can be halved)."""
+        """Predict in float32, for any spatial size (where residual blocks resample, one that can be halved)."""
         config = self.config
         h = zt if concat is None else jnp.concatenate([zt, concat.astype(zt.dtype)], axis=-1)
+        h = 2 * h - 1 if config.center_input else h
         context = None if context is None else context.astype(self.dtype)
         embedding = self._embed(t, class_labels, vector)
         h = Conv(config.base_channels, dtype=self.dtype, name="conv_in")(h.astype(self.dtype))
@@ -230,7 +241,7 @@ class UNet(nn.Module):
         class_labels: Int[Array, " b"] | None,
         vector: Float[Array, "b v"] | None,
     ) -> Float[Array, "b e"]:
-        config, width = self.config, 4 * self.config.base_channels
+        config, width = self.config, self.config.time_embedding_dim or 4 * self.config.base_channels
         sinusoid = sinusoidal_embedding(t, config.base_channels, config.time_frequencies, config.time_order)
         embedding = VectorEmbedding(width, self.dtype, name="time")(sinusoid)
         if config.num_classes is not None:

@@ -5,7 +5,8 @@ With e the difference between prediction and target, averaged over the latent:
 (1) l2: e^2    l1: |e|    huber: e^2 / 2 where |e| <= delta, else delta (|e| - delta / 2)
 (2) |e_epsilon|^2 = SNR |e_x0|^2,  |e_v|^2 = (SNR + 1) |e_x0|^2      Salimans and Ho 2022, arXiv:2202.00512, section 4
 (3) min-SNR: the error of x0 is weighted by min(SNR, gamma), whatever is predicted, which by (2) makes
-    w_x0 = min(SNR, gamma),  w_epsilon = min(SNR, gamma) / SNR,  w_v = min(SNR, gamma) / (SNR + 1)
+    w_x0 = min(SNR, gamma),  w_epsilon = min(SNR, gamma) / SNR,  w_v = min(SNR, gamma) / (SNR + 1),
+    w_flow = min(SNR, gamma) / (sqrt(SNR) + 1)^2, as |e_flow| = (1 + alpha / sigma) |e_x0|
     Hang et al. 2023, arXiv:2303.09556, section 3.4
 """
 
@@ -54,7 +55,7 @@ def distance(error: Float[Array, "*shape"], config: DiffusionConfig) -> Float[Ar
 def min_snr_weight(config: DiffusionConfig, snr: Float[Array, " b"]) -> Float[Array, " b"]:
     """Weight of a timestep with this signal-to-noise ratio (3), for the prediction type in use.
 
-    At zero SNR it is 0 for x0 and v, and 1 for epsilon, the limit of the formula.
+    At zero SNR it is 0 for x0, v and flow, and 1 for epsilon, the limit of the formula.
     """
     gamma = config.min_snr_gamma
     match config.prediction_type:
@@ -64,5 +65,7 @@ def min_snr_weight(config: DiffusionConfig, snr: Float[Array, " b"]) -> Float[Ar
             return gamma / jnp.maximum(snr, gamma)
         case "v":
             return jnp.minimum(snr, gamma) / (snr + 1.0)
+        case "flow":
+            return jnp.minimum(snr, gamma) / jnp.square(jnp.sqrt(snr) + 1.0)
         case _:
             assert_never(config.prediction_type)

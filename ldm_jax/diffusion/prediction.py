@@ -5,8 +5,12 @@
 (3) epsilon given: z_0 = (z_t - sigma epsilon) / alpha               from (1)
 (4) v given:       z_0 = alpha z_t - sigma v,  epsilon = alpha v + sigma z_t     from (1), (2), alpha^2 + sigma^2 = 1
 (5) z_0 given:     epsilon = (z_t - alpha z_0) / sigma               from (1)
+(6) flow = epsilon - z_0                                             Liu et al. 2022, arXiv:2209.03003, eq. 1, with
+    time running from data to noise; the velocity of the straight path alpha = 1 - sigma (Esser et al. 2024, 2403.03206)
+(7) flow given:    z_0 = (z_t - sigma flow) / (alpha + sigma),  epsilon = (z_t + alpha flow) / (alpha + sigma)
+                                                                     from (1), (6); the divisor is 1 if straight
 
-At a timestep without signal (alpha = 0) v and x0 stay exact; epsilon says nothing about z_0 there.
+At a timestep without signal (alpha = 0) v, x0 and flow stay exact; epsilon says nothing about z_0 there.
 alpha and sigma are scalars or one number for each sample.
 """
 
@@ -29,7 +33,7 @@ def target_for(
     alpha: PerSample,
     sigma: PerSample,
 ) -> Float[Array, "b *spatial c"]:
-    """What a perfect prediction of this type is (2)."""
+    """What a perfect prediction of this type is (2), (6)."""
     match prediction_type:
         case "epsilon":
             return epsilon
@@ -37,6 +41,8 @@ def target_for(
             return z0
         case "v":
             return per_sample(alpha, z0) * epsilon - per_sample(sigma, z0) * z0
+        case "flow":
+            return epsilon - z0
         case _:
             assert_never(prediction_type)
 
@@ -48,7 +54,7 @@ def to_x0(
     alpha: PerSample,
     sigma: PerSample,
 ) -> Float[Array, "b *spatial c"]:
-    """The clean latent that a prediction implies (3), (4)."""
+    """The clean latent that a prediction implies (3), (4), (7)."""
     match prediction_type:
         case "epsilon":
             return (zt - per_sample(sigma, zt) * prediction) / per_sample(alpha, zt)
@@ -56,6 +62,8 @@ def to_x0(
             return prediction
         case "v":
             return per_sample(alpha, zt) * zt - per_sample(sigma, zt) * prediction
+        case "flow":
+            return (zt - per_sample(sigma, zt) * prediction) / per_sample(alpha + sigma, zt)
         case _:
             assert_never(prediction_type)
 
@@ -67,7 +75,7 @@ def to_epsilon(
     alpha: PerSample,
     sigma: PerSample,
 ) -> Float[Array, "b *spatial c"]:
-    """The noise that a prediction implies (4), (5)."""
+    """The noise that a prediction implies (4), (5), (7)."""
     match prediction_type:
         case "epsilon":
             return prediction
@@ -75,6 +83,8 @@ def to_epsilon(
             return (zt - per_sample(alpha, zt) * prediction) / per_sample(sigma, zt)
         case "v":
             return per_sample(alpha, zt) * prediction + per_sample(sigma, zt) * zt
+        case "flow":
+            return (zt + per_sample(alpha, zt) * prediction) / per_sample(alpha + sigma, zt)
         case _:
             assert_never(prediction_type)
 

@@ -6,6 +6,10 @@
 (4) cosine: alpha_bar = cos^2((t / T + 0.008) / 1.008 * pi / 2)         Nichol and Dhariwal 2021, 2102.09672, eq. 17
 (5) zero terminal SNR: alpha_t <- (alpha_t - alpha_T) alpha_1 / (alpha_1 - alpha_T)
                                                                         Lin et al. 2023, arXiv:2305.08891, algorithm 1
+(6) flow: sigma_t = shift u / (1 + (shift - 1) u) with u = (t + 1) / T, alpha_t = 1 - sigma_t, a straight path
+    in place of the circle of (1)                                       Esser et al. 2024, arXiv:2403.03206, eq. 23
+(7) sigmoid: beta is a logistic curve over [-6, 6] from beta_start to beta_end  Xu et al. 2022, arXiv:2203.02923
+(8) exponential: alpha_bar = exp(-12 t / T)
 
 Timesteps count from 0, so alpha[0] is the papers' alpha_1 and alpha[T - 1] their alpha_T.
 """
@@ -27,8 +31,9 @@ PerSample: TypeAlias = Float[Array, ""] | Float[Array, " b"]
 
 
 class NoiseSchedule(NamedTuple):
-    """The forward process (1), (2) as float32 arrays over the T training timesteps.
+    """The forward process (1), (2) or (6) as float32 arrays over the T training timesteps.
 
+    On the straight path of flow matching (6) alpha_bar is alpha^2 still, and beta the share of it that a step loses.
     alpha and sigma are each rounded once from float64, so that both keep full relative precision at either end,
     where `1 - alpha_bar` in float32 would not.
     """
@@ -70,6 +75,8 @@ def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
     Raises:
         UserError: the signal falls below what float32 holds before the last timestep.
     """
+    if config.kind == "flow":
+        return _straight(config)
     beta = _betas(config)
     alpha = np.sqrt(np.cumprod(1.0 - beta))
     if config.zero_terminal_snr:
@@ -78,6 +85,14 @@ def make_schedule(config: ScheduleConfig) -> NoiseSchedule:
     _require_signal(config, alpha)
     arrays = (beta, np.square(alpha), alpha, np.sqrt(1.0 - np.square(alpha)))
     return NoiseSchedule(*(jnp.asarray(a.astype(np.float32)) for a in arrays))
+
+
+def _straight(config: ScheduleConfig) -> NoiseSchedule:
+    u = (np.arange(config.num_train_timesteps) + 1.0) / config.num_train_timesteps
+    sigma = config.shift * u / (1.0 + (config.shift - 1.0) * u)  # (6)
+    alpha = 1.0 - sigma
+    beta = 1.0 - np.square(alpha / np.append(1.0, alpha[:-1]))
+    return NoiseSchedule(*(jnp.asarray(a.astype(np.float32)) for a in (beta, np.square(alpha), alpha, sigma)))
 
 
 def _betas(config: ScheduleConfig) -> Float64[np.ndarray, " T"]:
@@ -92,6 +107,12 @@ def _betas(config: ScheduleConfig) -> Float64[np.ndarray, " T"]:
         case "cosine":
             alpha_bar = np.square(np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2))  # (4)
             return np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], 0.999)  # capped as in the paper, section 3.2
+        case "sigmoid":
+            return first + (last - first) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, count)))  # (7)
+        case "exponential":
+            return np.full(count, min(-np.expm1(-12.0 / count), 0.999))  # (8)
+        case "flow":
+            raise ValueError("the straight path has no betas of its own")
         case _:
             assert_never(config.kind)
 

@@ -9,7 +9,7 @@ Kernels here are `[*kernel, in, out]`, in PyTorch `[out, in, *kernel]`; dense ke
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from ldm_jax.model import Params
 _SHOWN = 20  # names in an error message
 
 
+@runtime_checkable
 class TensorSource(Protocol):
     """A file of named tensors, read one by one."""
 

@@ -61,7 +61,7 @@ class Attention(nn.Module):
 
 
 class SelfAttentionBlock(nn.Module):
-    """Normalisation, self-attention over all positions, and a skip connection."""
+    """Normalisation, self-attention over all positions, and a skip connection; 0 groups leave the first out."""
 
     num_heads: int = 1
     num_groups: int = 32
@@ -72,7 +72,7 @@ class SelfAttentionBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *spatial c"]) -> Float[Array, "b *spatial c"]:
         """Apply the block."""
-        h = GroupNorm(self.num_groups, self.norm_epsilon, self.dtype, name="norm")(x)
+        h = GroupNorm(self.num_groups, self.norm_epsilon, self.dtype, name="norm")(x) if self.num_groups else x
         h = h.reshape(h.shape[0], -1, h.shape[-1])  # [b, positions, c]
         h = Attention(self.num_heads, use_bias=True, zero_init=self.zero_init, dtype=self.dtype, name="attention")(h)
         return x + h.reshape(x.shape)

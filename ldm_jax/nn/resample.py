@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -13,10 +14,17 @@ def resampling_factors(spatial_dims: int) -> tuple[int, ...]:
     return (1, 2, 2) if spatial_dims == 3 else (2,) * spatial_dims
 
 
-def upsample_nearest(x: Float[Array, "b *spatial c"]) -> Float[Array, "b *larger c"]:
-    """Repeat each position along the resampled axes."""
+def upsample_nearest(
+    x: Float[Array, "b *spatial c"], size: tuple[int, ...] | None = None
+) -> Float[Array, "b *larger c"]:
+    """Repeat each position along the resampled axes; to another `size`, take position floor(i * old / new) for i."""
     for axis, factor in enumerate(resampling_factors(x.ndim - 2), start=1):
-        x = jnp.repeat(x, factor, axis=axis) if factor > 1 else x
+        old = x.shape[axis]
+        new = factor * old if size is None else size[axis - 1]
+        if new == factor * old:
+            x = jnp.repeat(x, factor, axis=axis) if factor > 1 else x
+        else:
+            x = jnp.take(x, np.arange(new) * old // new, axis=axis)
     return x
 
 
@@ -35,11 +43,8 @@ class Upsample(nn.Module):
     def __call__(
         self, x: Float[Array, "b *spatial c"], size: tuple[int, ...] | None = None
     ) -> Float[Array, "b *larger c"]:
-        """Double the resolution of `x`, or nearly so: `size` cuts it where halving has rounded up."""
-        x = upsample_nearest(x)
-        if size is not None:
-            x = x[(slice(None), *(slice(n) for n in size))]
-        return Conv(x.shape[-1], dtype=self.dtype, name="conv")(x)
+        """Double the resolution of `x`, or nearly so: `size` is another one, where halving has rounded."""
+        return Conv(x.shape[-1], dtype=self.dtype, name="conv")(upsample_nearest(x, size))
 
 
 class Downsample(nn.Module):

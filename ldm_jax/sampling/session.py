@@ -1,7 +1,7 @@
 """A trained model, ready to draw: what was asked for (prompts or classes) in, 8-bit pictures out."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
+from tokenizers import Tokenizer
 
 from ldm_jax import rng, sharding
 from ldm_jax.conditioning.conditions import Inputs
-from ldm_jax.conditioning.tokenizer import CaptionEncoder, load_tokenizer
-from ldm_jax.config import ClassConditioning, Experiment, MeshConfig, SamplingConfig, TextConditioning
+from ldm_jax.conditioning.tokenizer import PromptEncoder, token_inputs
+from ldm_jax.config import ClassConditioning, Experiment, MeshConfig, SamplingConfig
 from ldm_jax.diffusion.samplers import make_sampler
 from ldm_jax.errors import UserError
 from ldm_jax.model import LatentDiffusion, Params, make_model
@@ -33,9 +34,14 @@ class Session:
     experiment: Experiment
     model: LatentDiffusion
     params: Params
-    encode_caption: Callable[[str], np.ndarray] | None = None
+    encode_caption: PromptEncoder | None = None
     class_names: tuple[str, ...] = ()
     credit: str = ""
+
+    @property
+    def tokenizers(self) -> dict[str, Tokenizer]:
+        """The tokenizers of its prompts, by the input that each makes."""
+        return {} if self.encode_caption is None else self.encode_caption.tokenizers
 
     def prompt_inputs(self, prompts: Sequence[str]) -> Inputs:
         """The conditioner's inputs for prompts, one sample each.
@@ -48,8 +54,9 @@ class Session:
             raise UserError(f"this model has {kind} and takes no prompt; {self._instead()}")
         if not all(prompt.strip() for prompt in prompts):
             logger.warning("an empty prompt draws without a condition")
-        tokens = {prompt: self.encode_caption(prompt) for prompt in dict.fromkeys(prompts)}  # one warning for each
-        return {"tokens": jnp.asarray(np.stack([tokens[prompt] for prompt in prompts]))}
+        encoded = {prompt: self.encode_caption(prompt) for prompt in dict.fromkeys(prompts)}  # one warning for each
+        rows = [encoded[prompt] for prompt in prompts]
+        return {**self.null_inputs(len(rows)), **jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows)}
 
     def class_inputs(self, labels: Sequence[str]) -> Inputs:
         """The conditioner's inputs for classes, given by number or name, one sample each.
@@ -75,7 +82,7 @@ class Session:
 
     def _instead(self) -> str:
         conditioning = self.experiment.conditioning
-        if isinstance(conditioning, TextConditioning):
+        if token_inputs(conditioning):
             return "use --prompt TEXT"
         return "use --class-label N" if isinstance(conditioning, ClassConditioning) else "use --num-samples N alone"
 
@@ -124,9 +131,8 @@ def load_session(run_dir: Path, stage: Literal["autoencoder", "diffusion"] = "di
     if restored is None:
         raise UserError(f"{run_dir} has no checkpoint of its {stage} stage yet; train it first with the same command")
     logger.info("%s: checkpoint of step %d", run_dir, restored[0])
-    config, encoder = experiment.conditioning, None
-    if stage == "diffusion" and isinstance(config, TextConditioning):
-        encoder = CaptionEncoder(load_tokenizer(run.tokenizer_file, config.context_length), warn=True)
+    tokenizers = run.load_tokenizers(experiment.conditioning) if stage == "diffusion" else {}
     data = run.read_manifest().get("data", {})
     names, credit = tuple(data.get("class_names", ())), data.get("credit", "")
+    encoder = PromptEncoder(tokenizers, warn=True) if tokenizers else None
     return Session(experiment, model, restored[1]["model"], encoder, names, credit)

@@ -43,8 +43,8 @@ def make_diffusion_stage(
     def evaluate(state: TrainState) -> dict[str, float]:
         losses: list[np.ndarray] = []
         for batch in latents.heldout_batches(experiment.training.batch_size):
-            wanted = {"moments", "sample_index", *condition_inputs(work.model, batch)}
-            loss = loss_of(state.model_params, {name: batch[name] for name in wanted})
+            given = {name: batch[name] for name in ("moments", "sample_index")}
+            loss = loss_of(state.model_params, given | condition_inputs(work.model, batch))
             losses.append(np.asarray(loss)[np.asarray(batch["valid"])])
             if sum(map(len, losses)) >= MAX_HELDOUT:
                 break

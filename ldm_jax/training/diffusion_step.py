@@ -20,8 +20,9 @@ from ldm_jax.training.step import Batch, LossFn, Metrics
 
 
 def condition_inputs(model: LatentDiffusion, batch: Batch) -> Inputs:
-    """What the model's conditions are made of, from a batch."""
-    return {name: batch[name] for name in model.null_inputs(1)}
+    """What the model's conditions are made of, from a batch; sizes are those of the training picture."""
+    null = model.null_inputs(len(batch["sample_index"]))
+    return {name: null[name] if name == "sizes" else batch[name] for name in null}
 
 
 def make_diffusion_loss(model: LatentDiffusion, config: DiffusionConfig) -> LossFn:

@@ -13,13 +13,16 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+from tokenizers import Tokenizer
 
 from ldm_jax import config as configs
+from ldm_jax.conditioning.tokenizer import load_tokenizer, token_inputs
 from ldm_jax.errors import UserError
 from ldm_jax.training.checkpoints import Checkpoints, DamagedCheckpoint, write_atomically
 
@@ -44,10 +47,20 @@ class RunFolder:
         """How the run is made."""
         return self.path / "manifest.json"
 
-    @property
-    def tokenizer_file(self) -> Path:
-        """Tokenizer of a text-conditional run."""
-        return self.path / "tokenizer.json"
+    def tokenizer_file(self, name: str = "tokens") -> Path:
+        """Tokenizer of a text-conditional run that makes the conditioner's input `name`."""
+        return self.path / f"{name.replace('tokens', 'tokenizer')}.json"
+
+    def load_tokenizers(self, config: configs.Conditioning) -> dict[str, Tokenizer]:
+        """The run's tokenizers by the input that each makes; raises UserError where `load_tokenizer` does."""
+        lengths = token_inputs(config).items()
+        return {name: load_tokenizer(self.tokenizer_file(name), length) for name, length in lengths}
+
+    def save_tokenizers(self, tokenizers: Mapping[str, Tokenizer]) -> None:
+        """Write those that are not there yet."""
+        for name, tokenizer in tokenizers.items():
+            if not self.tokenizer_file(name).exists():
+                write_atomically(self.tokenizer_file(name), tokenizer.to_str())
 
     @property
     def metrics_file(self) -> Path:

@@ -1,24 +1,21 @@
 """What the two stages of a run share: configuration, folder, mesh, model, data and randomness."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from tokenizers import Tokenizer
 
 from ldm_jax import rng, sharding
-from ldm_jax.conditioning.tokenizer import CaptionEncoder, Marks, load_tokenizer, train_tokenizer
+from ldm_jax.conditioning.tokenizer import Marks, PromptEncoder, token_inputs, train_tokenizer
 from ldm_jax.config import (
     ClassConditioning,
-    ClipTextConditioning,
     EmbeddingConditioning,
     Experiment,
-    SdxlConditioning,
     SpatialConditioning,
     TextConditioning,
     TrainingConfig,
@@ -29,7 +26,6 @@ from ldm_jax.data.sources import load_source
 from ldm_jax.data.transforms import evaluation_transforms, training_transforms
 from ldm_jax.errors import UserError
 from ldm_jax.model import LatentDiffusion, make_model
-from ldm_jax.training.checkpoints import write_atomically
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.step import Batch
 
@@ -46,7 +42,7 @@ class Workspace:
     model: LatentDiffusion
     train: Source
     test: Source
-    encode_caption: Callable[[str], np.ndarray] | None
+    encode_caption: PromptEncoder | None
     root: Key[Array, ""]
 
     def train_batches(self, source: Source, config: TrainingConfig, purpose: str, start_step: int) -> Iterator[Batch]:
@@ -77,8 +73,8 @@ class Workspace:
         return (sharding.put_batch(self.mesh, batch) for batch in local)
 
 
-def open_workspace(experiment: Experiment, run_dir: Path) -> Workspace:
-    """Open the data and the run folder, and build the model.
+def open_workspace(experiment: Experiment, run_dir: Path, given: Mapping[str, Tokenizer] | None = None) -> Workspace:
+    """Open the data and the run folder, and build the model; `given` are the tokenizers of the model it starts from.
 
     Raises:
         UserError: the mesh, the data or the folder does not fit the experiment; nothing was overwritten.
@@ -89,22 +85,21 @@ def open_workspace(experiment: Experiment, run_dir: Path) -> Workspace:
         sharding.check_batch_size(name, training.batch_size, training.gradient_accumulation, mesh)
     run = RunFolder(run_dir)
     run.check(experiment)
-    _check_inputs(experiment)
+    _check_inputs(experiment, run, given)
     train, test = load_source(experiment.data, "train"), load_source(experiment.data, "test")
     for name, training in trainings.items():
         _check_batch(name, training, train)
     _check_conditioning(experiment, train)
-    model, tokenizer = make_model(experiment), _tokenizer(experiment, run, train)
+    model, tokenizers = make_model(experiment), _tokenizers(experiment, run, train, given)
     data = {split.info.split: _describe(split) for split in (train, test)}
     run.check_data(data)
     run.open(experiment)  # nothing is written before all of this has been found to fit
-    if tokenizer is not None and not run.tokenizer_file.exists():
-        write_atomically(run.tokenizer_file, tokenizer.to_str())
+    run.save_tokenizers(tokenizers)
     run.write_manifest(experiment, data | {"class_names": train.info.class_names, "credit": train.info.credit})
     logger.info(
         "%s: %d training and %d held-out pictures; run folder %s", train.info.name, len(train), len(test), run_dir
     )
-    encode_caption = None if tokenizer is None else CaptionEncoder(tokenizer)
+    encode_caption = PromptEncoder(tokenizers) if tokenizers else None
     return Workspace(experiment, run, mesh, model, train, test, encode_caption, rng.root_key(experiment.seed))
 
 
@@ -121,35 +116,29 @@ def _describe(source: Source) -> dict[str, object]:
     return {"name": source.info.name, "num_pictures": len(source), "fingerprint": source.info.fingerprint}
 
 
-def _check_inputs(experiment: Experiment) -> None:
-    """Refuse conditions that no data set delivers yet, before one is prepared."""
-    conditioning, wanted = experiment.conditioning, None
-    match conditioning:
+def _check_inputs(experiment: Experiment, run: RunFolder, given: Mapping[str, Tokenizer] | None) -> None:
+    """Refuse conditions that nothing delivers, before a data set is prepared."""
+    config, wanted = experiment.conditioning, None
+    kind, channels = type(config).__name__, experiment.denoiser.concat_channels
+    match config:
         case SpatialConditioning():
             wanted = "maps beside its pictures"
         case EmbeddingConditioning():
             wanted = "embeddings for its pictures"
         case TextConditioning(tokens="boxes"):
             wanted = "boxes of the objects in its pictures"
-        case ClipTextConditioning():
-            _check_weights("conditioning", conditioning)
-        case SdxlConditioning():
-            _check_weights("conditioning.first", conditioning.first)
-            _check_weights("conditioning.second", conditioning.second)
-    if wanted is None and experiment.denoiser.concat_channels > 0:
-        wanted = f"maps of denoiser.concat_channels={experiment.denoiser.concat_channels} channels"
+        case _ if channels > 0:
+            wanted = f"maps of denoiser.concat_channels={channels} channels"
     if wanted is not None:
         raise UserError(
             f"the data set {type(experiment.data.source).__name__} has no {wanted}, which this model is told in "
-            f"training (conditioning={type(conditioning).__name__}), nor has any other here yet; train another model"
+            f"training (conditioning={kind}), nor has any other here yet; train another model"
         )
-
-
-def _check_weights(name: str, conditioning: ClipTextConditioning) -> None:
-    if conditioning.folder is None:
+    inputs = token_inputs(config)
+    if inputs and not (isinstance(config, TextConditioning) or given or _are_saved(run, inputs)):
         raise UserError(
-            f"{name}.folder=None: CLIP's text transformer comes with weights and a tokenizer of its own; give the "
-            f"folder of a transformers CLIPTextModel: --{name}.folder FOLDER"
+            f"{kind} is not trained from nothing: give a model with its weights and its tokenizer, --start MODEL, or "
+            "the folder of a transformers CLIPTextModel, --conditioning.folder FOLDER"
         )
 
 
@@ -162,19 +151,27 @@ def _check_conditioning(experiment: Experiment, source: Source) -> None:
                 f"conditioning.num_classes={conditioning.num_classes}, but the data set {source.info.name} has "
                 + (f"{found} classes; use that number" if found else "no classes; use text conditioning or none")
             )
-    if isinstance(conditioning, TextConditioning) and not source.info.has_captions:
+    if token_inputs(conditioning) and not source.info.has_captions:
         raise UserError(
             f"the data set {source.info.name} has no captions, which text conditioning needs; use class conditioning "
             "or none, or another data set"
         )
 
 
-def _tokenizer(experiment: Experiment, run: RunFolder, source: Source) -> Tokenizer | None:
-    """The run's tokenizer: the saved one when the run goes on, else trained on all captions of the training split."""
+def _tokenizers(
+    experiment: Experiment, run: RunFolder, source: Source, given: Mapping[str, Tokenizer] | None
+) -> dict[str, Tokenizer]:
+    """The run's tokenizers: those saved when the run goes on, those given, or one trained on the training captions."""
     config = experiment.conditioning
-    if not isinstance(config, TextConditioning):
-        return None
+    wanted = token_inputs(config)
+    if not wanted or _are_saved(run, wanted):
+        return run.load_tokenizers(config)
+    if given:
+        return dict(given)
+    assert isinstance(config, TextConditioning)  # _check_inputs has refused the others
     marks = Marks(config.begin_token, config.end_token, config.pad_token)
-    if run.tokenizer_file.exists():
-        return load_tokenizer(run.tokenizer_file, config.context_length)
-    return train_tokenizer(training_texts(source), config.vocab_size, config.context_length, marks)
+    return {"tokens": train_tokenizer(training_texts(source), config.vocab_size, config.context_length, marks)}
+
+
+def _are_saved(run: RunFolder, inputs: Iterable[str]) -> bool:
+    return all(run.tokenizer_file(name).exists() for name in inputs)

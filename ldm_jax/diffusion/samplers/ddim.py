@@ -12,10 +12,9 @@ import numpy as np
 
 from ldm_jax.config import PredictionType
 from ldm_jax.diffusion.process import posterior_weights
-from ldm_jax.diffusion.samplers.estimate import estimate, require_signal
+from ldm_jax.diffusion.samplers.estimate import NO_CLIPPING, Clipping, check_clipping, estimate
+from ldm_jax.diffusion.samplers.grid import Grid, require_signal
 from ldm_jax.diffusion.samplers.sampler import Column, Latent, OneStepState, Predict, Sampler, columns
-from ldm_jax.diffusion.samplers.times import Times, levels
-from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.errors import UserError
 
 
@@ -31,42 +30,45 @@ class DdimRows(NamedTuple):
 
 
 def ddim(
-    schedule: NoiseSchedule,
+    grid: Grid,
     prediction_type: PredictionType,
-    times: Times,
     *,
     eta: float = 0.0,
-    clip_x0: float | None = None,
+    clipping: Clipping = NO_CLIPPING,
+    epsilon_follows: bool = True,
 ) -> Sampler:
-    """DDIM (1) over the given times.
+    """DDIM (1) over the given grid; over the `inverse_grid` it is DDIM inversion, from data to noise.
 
     Args:
-        schedule: the schedule the denoiser was trained with.
+        grid: times and noise levels, of any path.
         prediction_type: what the denoiser predicts.
-        times: what `spaced_times` returns.
         eta: share of fresh noise (2), 0 to 1.
-        clip_x0: bound of the estimated z_0, for models of bounded data; None leaves it as it is.
+        clipping: bounds of the estimated z_0, for models of bounded data.
+        epsilon_follows: whether epsilon is taken from the clipped z_0, or as the denoiser predicts it.
 
     Raises:
         UserError: eta is not in [0, 1], or epsilon is predicted where there is no signal.
     """
     if not 0.0 <= eta <= 1.0:
         raise UserError(f"eta={eta} must lie between 0 (deterministic) and 1 (ancestral)")
-    alpha, sigma = levels(schedule, times.t)
-    alpha_next, sigma_next = levels(schedule, times.t_next)
-    require_signal(prediction_type, alpha)
-    *_, variance = posterior_weights(alpha, sigma, alpha_next, sigma_next)
-    variance = eta**2 * variance  # (2), squared; never above sigma_next^2, not even by rounding
-    direction, std = np.sqrt(sigma_next**2 - variance), np.sqrt(variance)
-    rows = DdimRows(*columns(times.t, alpha, sigma, alpha_next, direction, std))
-    return Sampler(rows, OneStepState, _make_step(prediction_type, clip_x0), stochastic=eta > 0)
+    check_clipping(clipping)
+    require_signal(prediction_type, grid.alpha)
+    variance = np.zeros_like(grid.sigma)
+    if eta > 0.0:
+        *_, variance = posterior_weights(grid.alpha, grid.sigma, grid.alpha_next, grid.sigma_next)
+        variance = eta**2 * variance  # (2), squared; never above sigma_next^2, not even by rounding
+    direction, std = np.sqrt(grid.sigma_next**2 - variance), np.sqrt(variance)
+    rows = DdimRows(*columns(grid.t, grid.alpha, grid.sigma, grid.alpha_next, direction, std))
+    return Sampler(rows, OneStepState, _make_step(prediction_type, clipping, epsilon_follows), stochastic=eta > 0)
 
 
 @functools.cache
-def _make_step(prediction_type: PredictionType, clip_x0: float | None) -> Callable[..., OneStepState]:
+def _make_step(
+    prediction_type: PredictionType, clipping: Clipping, epsilon_follows: bool
+) -> Callable[..., OneStepState]:
     def step(predict: Predict, state: OneStepState, row: DdimRows, noise: Latent) -> OneStepState:
-        prediction = predict(state.z, row.t)
-        x0, epsilon = estimate(prediction_type, clip_x0, prediction, state.z, row.alpha, row.sigma)
+        numbers = (predict(state.z, row.t), state.z, row.alpha, row.sigma)
+        x0, epsilon = estimate(prediction_type, clipping, *numbers, epsilon_follows=epsilon_follows)
         return OneStepState(row.alpha_next * x0 + row.direction * epsilon + row.std * noise)  # (1)
 
     return step

@@ -2,20 +2,21 @@
 
 (1) z_s ~ q(z_s | z_t, z_0 = the estimate), the posterior of the forward process between the two timesteps
     Ho et al. 2020, arXiv:2006.11239, algorithm 2 with the smaller of its two variances (section 3.2)
+(2) the larger variance, that of q(z_t | z_s): sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2, DDPM's beta_t
+                                                                                the same, section 3.2
 """
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ldm_jax.config import PredictionType
 from ldm_jax.diffusion.process import posterior_weights
-from ldm_jax.diffusion.samplers.estimate import estimate, require_signal
+from ldm_jax.diffusion.samplers.estimate import NO_CLIPPING, Clipping, check_clipping, estimate
+from ldm_jax.diffusion.samplers.grid import Grid, require_signal
 from ldm_jax.diffusion.samplers.sampler import Column, Latent, OneStepState, Predict, Sampler, columns
-from ldm_jax.diffusion.samplers.times import Times, levels
-from ldm_jax.diffusion.schedule import NoiseSchedule
 
 
 class DdpmRows(NamedTuple):
@@ -30,31 +31,38 @@ class DdpmRows(NamedTuple):
 
 
 def ddpm(
-    schedule: NoiseSchedule, prediction_type: PredictionType, times: Times, *, clip_x0: float | None = None
+    grid: Grid,
+    prediction_type: PredictionType,
+    *,
+    variance: Literal["small", "large"] = "small",
+    clipping: Clipping = NO_CLIPPING,
 ) -> Sampler:
-    """Ancestral sampling (1) over the given times.
+    """Ancestral sampling (1) over the given grid.
 
     Args:
-        schedule: the schedule the denoiser was trained with.
+        grid: times and noise levels.
         prediction_type: what the denoiser predicts.
-        times: what `spaced_times` returns.
-        clip_x0: bound of the estimated z_0, for models of bounded data; None leaves it as it is.
+        variance: the posterior's (1), or the forward step's (2); the step to clean data has none.
+        clipping: bounds of the estimated z_0, for models of bounded data.
 
     Raises:
         UserError: epsilon is predicted where there is no signal.
     """
-    alpha, sigma = levels(schedule, times.t)
-    require_signal(prediction_type, alpha)
-    z0_weight, zt_weight, variance = posterior_weights(alpha, sigma, *levels(schedule, times.t_next))
-    rows = DdpmRows(*columns(times.t, alpha, sigma, z0_weight, zt_weight, np.sqrt(variance)))
-    return Sampler(rows, OneStepState, _make_step(prediction_type, clip_x0), stochastic=True)
+    check_clipping(clipping)
+    require_signal(prediction_type, grid.alpha)
+    z0_weight, zt_weight, spread = posterior_weights(grid.alpha, grid.sigma, grid.alpha_next, grid.sigma_next)
+    if variance == "large":
+        forward = grid.sigma**2 - (grid.alpha / grid.alpha_next * grid.sigma_next) ** 2  # (2)
+        spread = np.where(grid.sigma_next > 0.0, forward, 0.0)
+    rows = DdpmRows(*columns(grid.t, grid.alpha, grid.sigma, z0_weight, zt_weight, np.sqrt(spread)))
+    return Sampler(rows, OneStepState, _make_step(prediction_type, clipping), stochastic=True)
 
 
 @functools.cache
-def _make_step(prediction_type: PredictionType, clip_x0: float | None) -> Callable[..., OneStepState]:
+def _make_step(prediction_type: PredictionType, clipping: Clipping) -> Callable[..., OneStepState]:
     def step(predict: Predict, state: OneStepState, row: DdpmRows, noise: Latent) -> OneStepState:
         prediction = predict(state.z, row.t)
-        x0, _ = estimate(prediction_type, clip_x0, prediction, state.z, row.alpha, row.sigma)
+        x0, _ = estimate(prediction_type, clipping, prediction, state.z, row.alpha, row.sigma)
         return OneStepState(row.z0_weight * x0 + row.zt_weight * state.z + row.std * noise)  # (1)
 
     return step

@@ -3,9 +3,11 @@
 A sampler is a value: arrays of coefficients, one row for each step, and two pure functions. `init(z)` makes the first
 state; `step(predict, state, row, noise)` makes the next. A state is any tree of arrays with a field `z`, the latent in
 the sampler's own coordinates, so a multistep method keeps its history beside it. A row holds whatever numbers a step
-needs, the first of them `t`, the time at which it calls the denoiser; a step may call it at more times than that.
+needs, the first of them `t`, the time at which it calls the denoiser. Samplers have a row for each call, so that a
+program holds the denoiser once; only the adaptive solver, which cannot know its times beforehand, calls it more often.
 
-To add a sampler, write one file with a factory that computes its rows on the host in float64 and returns a `Sampler`.
+To add a sampler, write one file with a factory that computes its rows on the host in float64 and returns a `Sampler`,
+and one line in the table of `make.py`. Where its steps are linear in what it has seen, `linear.py` has the program.
 A step closes over nothing but choices that change the program; numbers belong in the rows. Make it with
 `functools.cache`, so that equal choices give the same function: samplers with other numbers then share one compilation.
 """
@@ -23,8 +25,8 @@ from ldm_jax import rng
 from ldm_jax.diffusion.prediction import DenoiseFn
 
 Latent: TypeAlias = Float[Array, "b *spatial c"]
-Predict: TypeAlias = Callable[[Latent, Num[Array, ""]], Latent]
-"""`denoise_fn` with one time for the whole batch."""
+Predict: TypeAlias = Callable[[Latent, Num[Array, "*b"]], Latent]
+"""`denoise_fn` with one time for the whole batch, or one for each sample."""
 
 Column: TypeAlias = Num[Array, "*n"]
 """One coefficient: an array over the steps, and a scalar in the row that a step is given."""
@@ -48,6 +50,8 @@ class Sampler:
     """Predict, state, one row, and standard normal noise (zeros unless `stochastic`) to the next state."""
     stochastic: bool = flax.struct.field(pytree_node=False)
     """Whether a step takes fresh noise."""
+    scale: Float[Array, ""] | float = 1.0
+    """What standard normal noise is multiplied with to become the first `z`."""
 
     @property
     def timesteps(self) -> Num[Array, " n"]:
@@ -61,8 +65,8 @@ class Sampler:
 
 
 def columns(*arrays: Num[np.ndarray, "..."]) -> tuple[Column, ...]:
-    """Coefficients as the device takes them: int32 or float32."""
-    return tuple(jnp.asarray(a.astype(np.int32 if np.issubdtype(a.dtype, np.integer) else np.float32)) for a in arrays)
+    """Coefficients as the device takes them: int32 and float32, or wider under `jax.enable_x64`."""
+    return tuple(jnp.asarray(a) for a in arrays)
 
 
 def initial_noise(key: Key[Array, ""], sample_index: Int[Array, " b"], shape: tuple[int, ...]) -> Latent:
@@ -86,10 +90,18 @@ def sample(
 
 
 def sample_trajectory(
-    sampler: Sampler, denoise_fn: DenoiseFn, z_init: Latent, key: Key[Array, ""], sample_index: Int[Array, " b"]
+    sampler: Sampler,
+    denoise_fn: DenoiseFn,
+    z_init: Latent,
+    key: Key[Array, ""],
+    sample_index: Int[Array, " b"],
+    noises: Float[Array, "n b *spatial c"] | None = None,
 ) -> Float[Array, "n_plus_1 b *spatial c"]:
-    """As `sample`, but return every iterate: the first is where the sampler starts, the last is z_0."""
-    first, _, iterates = _run(sampler, denoise_fn, z_init, key, sample_index, keep=True)
+    """As `sample`, but return every iterate: the first is where the sampler starts, the last is z_0.
+
+    Where `noises` are given they are used in place of those drawn from the key.
+    """
+    first, _, iterates = _run(sampler, denoise_fn, z_init, key, sample_index, keep=True, noises=noises)
     return jnp.concatenate([first.z[None], iterates])
 
 
@@ -100,24 +112,27 @@ def _run(
     key: Key[Array, ""],
     sample_index: Int[Array, " b"],
     keep: bool,
+    noises: Float[Array, "n b *spatial c"] | None = None,
 ) -> tuple[Any, Any, Any]:
     """First state, last state, and the `z` of every state after the first where they are kept."""
     z_init = z_init.astype(jnp.promote_types(z_init.dtype, jnp.float32))
 
-    def predict(z: Latent, t: Num[Array, ""]) -> Latent:
+    def predict(z: Latent, t: Num[Array, "*b"]) -> Latent:
         return denoise_fn(z, jnp.broadcast_to(t, z.shape[:1])).astype(z.dtype)
 
     def noise_at(i: Int[Array, ""]) -> Latent:
+        if noises is not None:
+            return noises[i].astype(z_init.dtype)
         if not sampler.stochastic:
             return jnp.zeros_like(z_init)
         keys = rng.sample_keys(rng.named_key(key, "sampler_noise", i), sample_index)
-        return rng.normal(keys, z_init.shape[1:])
+        return rng.normal(keys, z_init.shape[1:]).astype(z_init.dtype)
 
     def body(state: Any, inputs: tuple[Int[Array, ""], Any]) -> tuple[Any, Latent | None]:
         i, row = inputs
         state = sampler.step(predict, state, row, noise_at(i))
         return state, state.z if keep else None
 
-    first = sampler.init(z_init)
+    first = sampler.init(z_init * jnp.asarray(sampler.scale, z_init.dtype))
     last, iterates = jax.lax.scan(body, first, (jnp.arange(sampler.num_steps), sampler.rows))
     return first, last, iterates

@@ -8,15 +8,14 @@ With T training timesteps and n steps, counted from 0 and visited from high to l
                                                   Lin et al. 2023, arXiv:2305.08891, table 2
 """
 
-from typing import Literal, NamedTuple, TypeAlias, assert_never
+from typing import NamedTuple, assert_never
 
 import numpy as np
 from jaxtyping import Float64, Int
 
+from ldm_jax.config import Spacing
 from ldm_jax.diffusion.schedule import CLEAN, NoiseSchedule
 from ldm_jax.errors import UserError
-
-Spacing: TypeAlias = Literal["leading", "trailing", "linspace"]
 
 
 class Times(NamedTuple):
