@@ -28,16 +28,23 @@ def get_config() -> Experiment:
         data=DataConfig(source=OpenMoji(), image_size=64, horizontal_flip=True),
         first_stage=FirstStageConfig(
             autoencoder=AutoencoderKLConfig(
-                base_channels=128, channel_mult=(1,), num_res_blocks=1, patch_size=4, latent_channels=4
+                base_channels=128, channel_mult=(1,), num_res_blocks=1, patch_size=4, latent_channels=8, kl_weight=1e-2
             ),
             training=TrainingConfig(
                 batch_size=16, num_steps=3000, ema_decay=0.99, eval_every=500, sample_every=1000, checkpoint_every=500
             ),
             optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, decay="cosine"),
         ),
-        conditioning=TextConditioning(vocab_size=2048, context_length=16, context_dim=128, num_layers=2, num_heads=4),
+        conditioning=TextConditioning(
+            vocab_size=2048, context_length=16, context_dim=128, num_layers=1, num_heads=4, dropout=0.2
+        ),
         denoiser=UNetConfig(
-            base_channels=64, channel_mult=(1, 2, 3), num_res_blocks=1, attention_levels=(1, 2), num_head_channels=32
+            base_channels=64,
+            channel_mult=(1, 2, 3),
+            num_res_blocks=1,
+            attention_levels=(1, 2),
+            num_head_channels=32,
+            dropout=0.1,
         ),
         diffusion=DiffusionConfig(schedule=ScheduleConfig(kind="cosine", zero_terminal_snr=True), prediction_type="v"),
         training=TrainingConfig(
@@ -46,18 +53,19 @@ def get_config() -> Experiment:
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine"),
         sampling=SamplingConfig(
             num_sample_steps=30,
-            guidance_scale=3.0,
+            guidance_scale=2.5,
             prompts=(
-                "tiger",
-                "fearful face",
-                "sleepy face",
-                "flag: Germany",
-                "flag: Morocco",
-                "eggplant",
-                "avocado",
-                "mountain",
-                "purple square",
-                "woman office worker",
+                "tiger, animal mammal",
+                "eagle, animal bird",
+                "fearful face, face concerned",
+                "sleepy face, face sleepy",
+                "flag: Germany, country flag",
+                "flag: Morocco, country flag",
+                "eggplant, food vegetable",
+                "pie, food sweet",
+                "mountain, place geographic",
+                "purple square, geometric",
+                "woman office worker, person role",
             ),
         ),
     )

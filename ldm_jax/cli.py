@@ -49,8 +49,10 @@ class TrainCommand:
 class SampleCommand:
     """Draw pictures with a trained run."""
 
-    run: tyro.conf.Positional[str]
+    run: tyro.conf.Positional[str | None] = None
     """Folder of the run."""
+    model: str | None = None
+    """Instead of a run: a model of another system, as `ldm convert` reads it."""
     prompt: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-p"])] = ()
     """What to draw; repeat the flag for several: --prompt "red apple" --prompt "angry cat"."""
     class_label: tuple[str, ...] = ()
@@ -84,7 +86,7 @@ class SampleCommand:
     batch_size: int = 16
     """Pictures drawn at once; decides speed and memory, not the pictures."""
     out: str | None = None
-    """Folder for the pictures; default: samples/ in the run."""
+    """Folder for the pictures; default: samples/ in the run, samples/NAME for a model of another system."""
     json: bool = False
     """Print the files written as JSON."""
 
@@ -119,20 +121,25 @@ def train(arguments: Sequence[str]) -> None:
 def sample(arguments: Sequence[str]) -> None:
     """`ldm sample RUN [flags]`."""
     command = tyro.cli(SampleCommand, prog="sample.py", args=list(arguments), config=(tyro.conf.UseAppendAction,))
-    config = sampling_config(command, restore_experiment(Path(command.run) / "config.json").sampling)
+    if (command.run is None) == (command.model is None):
+        raise UserError("give the folder of a run, or --model MODEL of another system")
+    if command.run is not None:  # what is wrong with the flags is said before anything heavy is imported
+        sampling_config(command, restore_experiment(Path(command.run) / "config.json").sampling)
     start_jax(cpu_devices_for(MeshConfig(), [command.batch_size]))
+    from ldm_jax.interop.model_files import open_model
     from ldm_jax.sampling.files import draw_to_files
 
-    out = Path(command.out) if command.out else Path(command.run) / "samples"
+    session = open_model(Path(command.run or command.model or ""))
+    default = Path(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
     files = draw_to_files(
-        Path(command.run),
+        session,
         prompts=command.prompt,
         class_labels=command.class_label,
         num_samples=command.num_samples,
         seed=command.seed,
-        config=config,
+        config=sampling_config(command, session.experiment.sampling),
         batch_size=command.batch_size,
-        out=out,
+        out=Path(command.out) if command.out else default,
     )
     if command.json:
         sys.stdout.write(json.dumps({"files": [str(file) for file in files]}) + "\n")

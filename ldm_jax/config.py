@@ -897,6 +897,7 @@ SamplerName: TypeAlias = Literal[
     "deis",
     "rk4",
     "adaptive",
+    "imported",
 ]
 Spacing: TypeAlias = Literal["trailing", "leading", "linspace"]
 SigmaSpacing: TypeAlias = Literal["schedule", "karras", "exponential", "beta"]
@@ -909,7 +910,8 @@ class SamplingConfig:
 
     sampler: SamplerName = "ddim"
     """Which solver runs the denoiser backwards: `unipc`, `dpmpp_2m`, `dpmpp_3m` need the fewest steps; `ddpm`,
-    `euler_ancestral`, `kdpm2_ancestral`, `dpmpp_2m_sde` add fresh noise on the way."""
+    `euler_ancestral`, `kdpm2_ancestral`, `dpmpp_2m_sde` add fresh noise on the way; `imported` is the scheduler that
+    came with a model of another system."""
     num_sample_steps: int = 50
     """Steps from noise to latent, each one denoiser call; heun and kdpm2 make two a step, rk4 four, pndm and plms a few
     more in all, and adaptive as many as its tolerance needs."""

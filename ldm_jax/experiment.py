@@ -158,12 +158,12 @@ def _draw_samples(work: Workspace, state: TrainState, step: int) -> None:
 
 
 def _draw_heldout(work: Workspace, state: TrainState) -> None:
-    """Held-out captions: the picture that belongs to each, which was never trained on, before what the model draws."""
+    """Held-out captions, with their first keyword: the picture of each, never trained on, before what is drawn."""
     if not token_inputs(work.experiment.conditioning):
         return
     session, config = _session(work, state), work.experiment.sampling
     chosen = np.linspace(0, len(work.test) - 1, min(_HELDOUT_ROWS, len(work.test))).astype(int)
-    captions = [work.test.annotation(int(i))["caption"] for i in chosen]
+    captions = [", ".join([a["caption"], *a["tags"][:1]]) for a in map(work.test.annotation, chosen.tolist())]
     per_row = config.samples_per_prompt
     inputs = session.prompt_inputs([caption for caption in captions for _ in range(per_row)])
     drawn = list(session.draw(inputs, len(captions) * per_row, config, seed=work.experiment.seed))

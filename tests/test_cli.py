@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +15,18 @@ from typing import Any, Literal
 import pytest
 
 import ldm_jax.experiment
+import ldm_jax.interop.model_files
 import ldm_jax.sampling.files
 from ldm_jax import cli
-from ldm_jax.config import Experiment, MeshConfig, SamplingConfig, experiment_names, load_experiment, save_experiment
+from ldm_jax.config import (
+    Experiment,
+    MeshConfig,
+    SamplingConfig,
+    experiment_names,
+    load_experiment,
+    restore_experiment,
+    save_experiment,
+)
 from ldm_jax.errors import UserError
 from ldm_jax.training.loop import Interrupted, TrainingDiverged
 
@@ -44,11 +54,15 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What `sample` was asked to draw, instead of drawing it."""
     asked: list[dict[str, Any]] = []
 
-    def draw(run_dir: Path, **arguments: Any) -> list[Path]:
-        asked.append({"run_dir": run_dir, **arguments})
+    def draw(session: Any, **arguments: Any) -> list[Path]:
+        asked.append({"session": session, **arguments})
         return [Path("a.png"), Path("grid.png")]
 
+    def open_model(path: Path) -> Any:
+        return types.SimpleNamespace(experiment=restore_experiment(path / "config.json"))
+
     monkeypatch.setattr(ldm_jax.sampling.files, "draw_to_files", draw)
+    monkeypatch.setattr(ldm_jax.interop.model_files, "open_model", open_model)
     return asked
 
 
@@ -207,7 +221,8 @@ def test_sampling_refuses(name: str, run_dir: Path, drawn: list[Any], capsys: An
 def test_sampling_refuses_what_is_no_run(tmp_path: Path, drawn: list[Any], capsys: Any, caplog: Any):
     message = refused(cli.sample, [str(tmp_path / "none")], capsys, caplog)
     assert f"error: {tmp_path}/none/config.json does not exist: {tmp_path}/none is not a run folder" in message
-    assert "Required options" in refused(cli.sample, [], capsys, caplog)
+    for given in ([], [str(tmp_path), "--model", str(tmp_path)]):
+        assert "give the folder of a run, or --model MODEL" in refused(cli.sample, given, capsys, caplog)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from module_trials import abstract_call, apply, compiled, param_shapes, random_params, replaced
+from module_trials import abstract_call, apply, compiled, num_params, param_shapes, random_params, replaced
 
 from ldm_jax.conditioning.build import make_conditioner
 from ldm_jax.conditioning.clip_text import ClipTextTransformer, SdxlConditioner
@@ -108,6 +108,11 @@ def test_the_parameter_tree() -> None:
     assert shapes["layer_0/feed_forward/dense_0/kernel"] == (8, 12)
 
 
+def test_stable_diffusion_s_text_encoder_has_the_published_number_of_parameters() -> None:
+    tokens = {"tokens": np.zeros((1, 77), np.int32)}
+    assert num_params(ClipTextTransformer(ClipTextConditioning()), tokens) == 123_060_480
+
+
 SDXL = SdxlConditioning(
     first=dataclasses.replace(CONFIG, context_layer="penultimate", context_norm=False),
     second=dataclasses.replace(
@@ -136,8 +141,20 @@ def test_sdxl_puts_both_contexts_side_by_side_and_pooled_text_before_the_sizes()
         np.testing.assert_allclose(conditions.vector[:, 5 + 6 * i :][:, :6], embedded, atol=1e-6)
 
 
-def test_no_prompt_of_sdxl_has_each_tokenizer_s_padding_and_the_whole_picture() -> None:
-    null = make_conditioner(SDXL, "float32", image_size=8, latent_size=(4, 4)).null_inputs(2)
+def test_a_sample_without_prompt_has_zeros_for_text_and_keeps_its_sizes() -> None:
+    module = SdxlConditioner(SDXL, image_size=8)
+    null = {name: np.asarray(x) for name, x in module.null_inputs(2).items()}
+    inputs = {name: np.concatenate([SDXL_INPUTS[name][:1], null[name][:1]]) for name in null}
+    conditions = apply(module, random_params(module, SDXL_INPUTS), inputs)
+    assert np.abs(conditions.context[0]).min() > 0 and np.abs(conditions.vector[0, :5]).min() > 0
+    assert not np.any(conditions.context[1]) and not np.any(conditions.vector[1, :5])
+    sizes = sinusoidal_embedding(jnp.array([8, 8, 0, 0, 8, 8]), SDXL.size_dim)
+    np.testing.assert_allclose(conditions.vector[1, 5:], sizes.reshape(-1), atol=1e-6)
+
+
+def test_an_empty_prompt_of_sdxl_has_each_tokenizer_s_padding() -> None:
+    config = dataclasses.replace(SDXL, no_prompt="empty")
+    null = make_conditioner(config, "float32", image_size=8, latent_size=(4, 4)).null_inputs(2)
     np.testing.assert_array_equal(null["tokens"], [[17, 18, 18, 18, 18, 18]] * 2)
     np.testing.assert_array_equal(null["tokens_2"], [[17, 18, 0, 0, 0, 0]] * 2)
     np.testing.assert_array_equal(null["sizes"], [[8, 8, 0, 0, 8, 8]] * 2)

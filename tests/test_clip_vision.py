@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from foreign_tensors import Tensors, assert_close
 from golden_weights import GOLDEN, golden_arrays
-from module_trials import apply, compiled, param_shapes, random_array, random_params, replaced
+from module_trials import apply, compiled, num_params, param_shapes, random_array, random_params, replaced
 from safetensors.numpy import load_file
 
 from ldm_jax.conditioning.clip_vision import ClipVisionTransformer
@@ -65,3 +65,8 @@ def test_the_parameter_tree() -> None:
     assert shapes["projection/kernel"] == (8, 5)
     without = param_shapes(ClipVisionTransformer(dataclasses.replace(CONFIG, projection_dim=None)), IMAGE)
     assert set(shapes) - set(without) == {"projection/kernel"}
+
+
+def test_vit_l_14_has_the_published_number_of_parameters() -> None:
+    image = np.zeros((1, 224, 224, 3), np.float32)
+    assert num_params(ClipVisionTransformer(ClipVisionConfig()), image) == 303_966_208

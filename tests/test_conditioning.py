@@ -129,6 +129,26 @@ def test_dropout_acts_in_training_only() -> None:
     assert not np.allclose(one, still) and not np.allclose(one, other)
 
 
+def test_dropout_acts_on_the_embedded_tokens_too() -> None:
+    module = TextTransformer(dataclasses.replace(TEXT, dropout=0.5, num_layers=1))
+    params = random_params(module, {"tokens": TOKENS})
+    for name in ("attention/out", "feed_forward/dense_1"):  # what the sublayers add is nothing
+        part, layer = name.split("/")
+        params["layer_0"][part][layer] = jax.tree.map(np.zeros_like, params["layer_0"][part][layer])
+
+    def encode(tokens, train):
+        rngs = {"dropout": jax.random.key(0)}
+        return module.apply({"params": params}, {"tokens": tokens}, train=train, rngs=rngs).context
+
+    train, still = (compiled(lambda tokens, train=train: encode(tokens, train))(TOKENS) for train in (True, False))
+    assert np.abs(train - still).max() > 0.1
+
+
+def test_the_width_inside_the_feed_forward_layers_can_be_given() -> None:
+    shapes = param_shapes(TextTransformer(dataclasses.replace(TEXT, mlp_dim=5)), {"tokens": TOKENS})
+    assert shapes["layer_0/feed_forward/dense_0/kernel"] == (8, 5)
+
+
 @pytest.mark.parametrize("config", [TEXT, CLASSES])
 def test_bfloat16_gives_bfloat16_from_float32_parameters(config) -> None:
     conditioner = make_conditioner(config, "bfloat16", **SIZES)

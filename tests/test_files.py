@@ -10,7 +10,6 @@ from PIL import Image
 from test_session import CONFIG, make_session
 
 from ldm_jax.errors import UserError
-from ldm_jax.sampling import files
 from ldm_jax.sampling.files import draw_to_files
 from ldm_jax.sampling.session import Session
 
@@ -23,13 +22,12 @@ def session(data_cache: Path) -> Session:
 
 
 @pytest.fixture
-def draw(session: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def draw(session: Session, tmp_path: Path) -> Any:
     """`draw_to_files` of that session into `out`, with what a command gives by default."""
-    monkeypatch.setattr(files, "load_session", lambda run_dir: session)
 
     def draw(out: Path = tmp_path / "out", **changes: Any) -> list[Path]:
         defaults = {"prompts": (), "class_labels": (), "num_samples": 2, "seed": 3, "config": CONFIG, "batch_size": 16}
-        return draw_to_files(tmp_path, **{**defaults, **changes}, out=out)
+        return draw_to_files(session, **{**defaults, **changes}, out=out)
 
     return draw
 

@@ -239,7 +239,7 @@ def test_a_bfloat16_denoiser_is_integrated_in_float32() -> None:
 
 def test_every_sampler_of_the_configuration_exists_and_no_other() -> None:
     names = typing.get_args(field_types(SamplingConfig)["sampler"])
-    assert set(names) == set(SAMPLERS)
+    assert set(names) == {*SAMPLERS, "imported"}
     for name in names:
         sampler = make_sampler(SamplingConfig(sampler=name, num_sample_steps=7, eta=0.5), ZERO, "v")
         assert all(np.all(np.isfinite(np.asarray(column))) for column in sampler.rows)

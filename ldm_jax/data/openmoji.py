@@ -29,7 +29,7 @@ GROUPS = (
     *("people-body", "smileys-emotion", "symbols", "travel-places"),
 )
 TEST_FRACTION = 0.1
-_VERSION = "1.0.0"
+_VERSION = "1.1.0"  # 1.1: the subgroup is the first tag
 _CREDIT = "OpenMoji, CC BY-SA 4.0"
 
 
@@ -137,7 +137,7 @@ class OpenMojiBuilder(LocalBuilder, skip_registration=True):
                 {
                     "image": render(drawings[entry.code_points], self.image_size),
                     "caption": entry.label,
-                    "tags": entry.tags,
+                    "tags": f"{entry.subgroup.replace('-', ' ')}, {entry.tags}",
                     "group": entry.group,
                     "subgroup": entry.subgroup,
                     "id": entry.code_points,

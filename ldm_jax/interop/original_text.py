@@ -12,6 +12,7 @@ reading and not written: x-transformers' layer of logits, the scale of CLIP's lo
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import assert_never
 
 import numpy as np
@@ -53,13 +54,20 @@ def text_stage_slot(kind: TextStageKind, names: Iterable[str] | None = None) -> 
             assert_never(kind)
 
 
-def is_no_text_weight(name: str) -> bool:
-    """Whether a tensor is no parameter of a text encoder."""
-    name = next((name.removeprefix(half) for half in _SDXL if name.startswith(half)), name)
-    part, _, rest = name.partition(".")
-    if part == "transformer":
-        return ldm_bert.is_no_text_weight(rest) or transformers_text.is_buffer(rest)
-    return part == "model" and open_clip.is_no_open_clip_weight(rest)
+def is_no_text_weight(kind: TextStageKind, name: str) -> bool:
+    """Whether a tensor of such a file is known and no parameter."""
+    match kind:
+        case "bert":
+            return ldm_bert.is_no_text_weight(name.removeprefix("transformer."))
+        case "clip":
+            return transformers_text.is_buffer(name.removeprefix("transformer."))
+        case "open_clip":
+            return open_clip.is_no_open_clip_weight(name.removeprefix("model."))
+        case "sdxl":
+            first, second = (name.removeprefix(half) for half in _SDXL)
+            return is_no_text_weight("clip", first) or is_no_text_weight("open_clip", second)
+        case _:
+            assert_never(kind)
 
 
 def read_text_stage_params(source: TensorSource, stage: TextStage, where: str) -> Params:
@@ -69,7 +77,8 @@ def read_text_stage_params(source: TensorSource, stage: TextStage, where: str) -
         UserError: the file does not hold exactly its weights.
     """
     slot_of = text_stage_slot(stage.kind, source.names())
-    return read_params(source, slot_of, abstract_text_stage(stage), where=where, ignore=is_no_text_weight)
+    ignore = partial(is_no_text_weight, stage.kind)
+    return read_params(source, slot_of, abstract_text_stage(stage), where=where, ignore=ignore)
 
 
 def write_text_stage_params(params: Params, stage: TextStage) -> Iterator[tuple[str, np.ndarray]]:

@@ -72,7 +72,7 @@ def write_text_stage(stage: TextStage) -> tuple[str, dict[str, Any]]:
         case _:
             raise UserError(f"a {type(stage.config).__name__} cannot be written as a text encoder of kind {stage.kind}")
     again = read_text_stage(target, params, target).config
-    if lost := list(differences(_without_marks(stage.config), _without_marks(again))):
+    if lost := list(differences(_deciding(stage.config), _deciding(again))):
         raise UserError(f"{target} cannot be told to be like this text encoder:\n  " + "\n  ".join(lost))
     return target, params
 
@@ -167,11 +167,14 @@ def _read_sdxl(options: Options) -> SdxlConditioning:
         )
         raise options.refuse("emb_models with input_key", keys, remedy)
     first, second, *sizes = (_embedder(entry, f"{options.where}: emb_models[{i}]") for i, entry in enumerate(entries))
-    dims = {_size_dim(options, *size) for size in sizes}
+    dims = {_size_dim(*size) for size in sizes}
     if len(dims) > 1:
         raise options.refuse("outdim", sorted(dims), "the three sizes are embedded alike")
+    trainable = [bool(entry.get("is_trainable")) for entry in entries[:2]]
+    if len(set(trainable)) > 1:
+        raise options.refuse("is_trainable", trainable, "both text encoders are trained or neither")
     config = {"first": _first_of_sdxl(*first), "second": _second_of_sdxl(*second), "size_dim": dims.pop()}
-    return options.build(SdxlConditioning, **config)
+    return options.build(SdxlConditioning, **config, trainable=trainable[0])
 
 
 def _embedder(entry: Mapping[str, Any], where: str) -> tuple[str, Options]:
@@ -197,7 +200,7 @@ def _second_of_sdxl(target: str, options: Options) -> ClipTextConditioning:
     return _read_open_clip(options, norm=False)
 
 
-def _size_dim(conditioner: Options, target: str, options: Options) -> int:
+def _size_dim(target: str, options: Options) -> int:
     if target != "ConcatTimestepEmbedderND":
         raise options.refuse("target", target, "SDXL's sizes are embedded by a ConcatTimestepEmbedderND")
     dim = options.positive("outdim", 0)
@@ -214,7 +217,7 @@ def _write_sdxl(config: SdxlConditioning) -> dict[str, Any]:
     ]
     return {
         "emb_models": [
-            {"is_trainable": False, "input_key": key, "target": target, "params": params}
+            {"is_trainable": config.trainable and key == "txt", "input_key": key, "target": target, "params": params}
             for key, target, params in entries
         ]
     }
@@ -231,14 +234,18 @@ def _name_of(config: ClipTextConditioning, towers: Mapping[str, TextTower]) -> s
     )
 
 
-def _without_marks(config: Any) -> Any:
-    """The configuration without what is the tokenizer's, where weights come from, and two ways to say the same."""
-    if isinstance(config, SdxlConditioning):
-        first, second = _without_marks(config.first), _without_marks(config.second)
-        return dataclasses.replace(config, first=first, second=second)
-    marks = {name: 0 for name in ("begin_token", "end_token", "pad_token")}
-    same: dict[str, Any] = {"mlp_dim": config.mlp_dim or 4 * config.context_dim}
-    if isinstance(config, ClipTextConditioning):
-        return dataclasses.replace(config, folder=None, pooled_at="end", **marks, **same)
-    same["num_head_channels"] = config.num_head_channels or config.context_dim // config.num_heads
-    return dataclasses.replace(config, **marks, **same)
+def _deciding(config: Any) -> Any:
+    """The configuration without what the YAML of a text encoder does not say: marks, training, where weights come from.
+
+    Two ways to say the same become one.
+    """
+    same: dict[str, Any] = {name: 0 for name in ("begin_token", "end_token", "pad_token")}
+    match config:
+        case SdxlConditioning():
+            halves = {"first": _deciding(config.first), "second": _deciding(config.second)}
+            return dataclasses.replace(config, no_prompt="empty", **halves)
+        case ClipTextConditioning():
+            same |= {"folder": None, "trainable": False, "pooled_at": "end"}
+        case TextConditioning():
+            same["num_head_channels"] = config.num_head_channels or config.context_dim // config.num_heads
+    return dataclasses.replace(config, mlp_dim=config.mlp_dim or 4 * config.context_dim, **same)

@@ -100,7 +100,7 @@ def _write_flow(diffusion: DiffusionConfig, sampling: SamplingConfig) -> dict[st
     if sampling.sampler not in _FLOW_CLASSES or diffusion.prediction_type != "flow" or sampling.sigmas != "schedule":
         raise UserError(
             f"sampling.sampler={sampling.sampler} with prediction_type={diffusion.prediction_type} and sampling.sigmas="
-            f"{sampling.sigmas} cannot be written for diffusers on schedule.kind=flow; use euler or heun, flow, schedule"
+            f"{sampling.sigmas} cannot be written for diffusers on schedule.kind=flow; use euler or heun"
         )
     schedule = diffusion.schedule
     return {

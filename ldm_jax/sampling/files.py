@@ -11,13 +11,13 @@ from tqdm import tqdm
 from ldm_jax.config import SamplingConfig
 from ldm_jax.errors import UserError
 from ldm_jax.pictures import draw_grid, save_picture
-from ldm_jax.sampling.session import load_session
+from ldm_jax.sampling.session import Session
 
 logger = logging.getLogger(__name__)
 
 
 def draw_to_files(
-    run_dir: Path,
+    session: Session,
     *,
     prompts: Sequence[str],
     class_labels: Sequence[str],
@@ -34,7 +34,6 @@ def draw_to_files(
     """
     if prompts and class_labels:
         raise UserError("give --prompt or --class-label, not both")
-    session = load_session(run_dir)
     labels = list(prompts or class_labels) or [""]
     asked = [label for label in labels for _ in range(num_samples)]
     if prompts:

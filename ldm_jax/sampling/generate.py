@@ -39,11 +39,26 @@ def make_generate(model: LatentDiffusion, *, guided: bool) -> Generate:
         key: Key[Array, ""],
         index: Int[Array, " b"],
     ) -> Float[Array, "b *spatial c"]:
-        conditions = model.condition(params, pair(inputs, {**inputs, **negative}) if guided else inputs)
-        denoise_fn = partial(model.denoise, params, conditions=conditions)
-        if guided:
-            denoise_fn = guide_batched(denoise_fn, scale)
-        z0 = sample(sampler, denoise_fn, initial_noise(key, index, model.latent_shape), key, index)
-        return model.decode(params, z0)
+        noise = initial_noise(key, index, model.latent_shape)
+        return draw_from(model, params, sampler, noise, inputs, negative, scale if guided else None, key, index)
 
     return jax.jit(generate)
+
+
+def draw_from(
+    model: LatentDiffusion,
+    params: Params,
+    sampler: Sampler,
+    noise: Float[Array, "b *latent c"],
+    inputs: Inputs,
+    negative: Inputs,
+    scale: Float[Array, " b"] | None,
+    key: Key[Array, ""],
+    index: Int[Array, " b"],
+) -> Float[Array, "b *spatial c"]:
+    """Pictures, around [-1, 1], from standard normal noise of any size; a `scale` of None does not guide."""
+    conditions = model.condition(params, inputs if scale is None else pair(inputs, {**inputs, **negative}))
+    denoise_fn = partial(model.denoise, params, conditions=conditions)
+    if scale is not None:
+        denoise_fn = guide_batched(denoise_fn, scale)
+    return model.decode(params, sample(sampler, denoise_fn, noise, key, index))

@@ -1,7 +1,7 @@
 """A trained model, ready to draw: what was asked for (prompts or classes) in, 8-bit pictures out."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from ldm_jax import rng, sharding
 from ldm_jax.conditioning.conditions import Inputs
 from ldm_jax.conditioning.tokenizer import PromptEncoder, token_inputs
 from ldm_jax.config import ClassConditioning, Experiment, MeshConfig, SamplingConfig
-from ldm_jax.diffusion.samplers import make_sampler
+from ldm_jax.diffusion.samplers import Sampler, make_sampler
 from ldm_jax.errors import UserError
 from ldm_jax.model import LatentDiffusion, Params, make_model
 from ldm_jax.pictures import to_uint8
@@ -37,6 +37,8 @@ class Session:
     encode_caption: PromptEncoder | None = None
     class_names: tuple[str, ...] = ()
     credit: str = ""
+    imported_sampler: Callable[[SamplingConfig], Sampler] | None = None
+    """The sampler that came with a model of another system: `imported` in a configuration."""
 
     @property
     def tokenizers(self) -> dict[str, Tokenizer]:
@@ -94,8 +96,7 @@ class Session:
         self, inputs: Inputs, count: int, config: SamplingConfig, seed: int, batch_size: int = 16
     ) -> Iterator[UInt8[np.ndarray, "h w c"]]:
         """Draw `count` pictures for as many rows of `inputs`, in batches of one size; picture i has sample index i."""
-        prediction_type = self.experiment.diffusion.prediction_type
-        sampler = make_sampler(config, self.model.schedule, prediction_type)
+        sampler = self.sampler(config)
         generate = make_generate(self.model, guided=config.guidance_scale != 1.0 and bool(inputs))
         mesh = sharding.make_mesh(MeshConfig())
         shards = sharding.num_batch_shards(mesh)
@@ -111,6 +112,12 @@ class Session:
             rows, null, scale, index = jax.device_put(batch, sharding.batch_sharding(mesh))
             images = generate(params, sampler, rows, null, scale, key, index)
             yield from to_uint8(np.asarray(images))[: count - begin]
+
+    def sampler(self, config: SamplingConfig) -> Sampler:
+        """The sampler that a configuration names; raises UserError where `make_sampler` does."""
+        if config.sampler == "imported" and self.imported_sampler is not None:
+            return self.imported_sampler(config)
+        return make_sampler(config, self.model.schedule, self.experiment.diffusion.prediction_type)
 
 
 def load_session(run_dir: Path, stage: Literal["autoencoder", "diffusion"] = "diffusion") -> Session:

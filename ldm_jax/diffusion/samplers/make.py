@@ -60,8 +60,13 @@ def make_sampler(config: SamplingConfig, schedule: NoiseSchedule, prediction_typ
     Call it on the host, not under `jax.jit`: it computes its coefficients in NumPy.
 
     Raises:
-        UserError: more steps than training timesteps, or a choice the sampler refuses.
+        UserError: more steps than training timesteps, a choice the sampler refuses, or `imported`, which is none here.
     """
+    if config.sampler not in SAMPLERS:
+        raise UserError(
+            f"sampler={config.sampler} is the scheduler of a model of another system, which came without one; use one "
+            f"of {', '.join(SAMPLERS)}"
+        )
     times = spaced_times(schedule.num_train_timesteps, config.num_sample_steps, config.spacing)
     clipping = Clipping(config.clipping, config.clip_range, config.clip_percentile)
     grid = _grid(config, schedule, times)

@@ -1,0 +1,24 @@
+"""JSON files of other systems, read so that a fault names the file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ldm_jax.errors import UserError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or holds something else than an object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); is the folder a complete model?") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); restore it from a copy") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a {type(values).__name__} where an object of options belongs")
+    return values
