@@ -23,6 +23,7 @@ from ldm_jax.config import (
     SamplingConfig,
     SigmaSpacing,
     Spacing,
+    describe_experiment,
     experiment_names,
     load_experiment,
     read_manifest,
@@ -127,13 +128,14 @@ def train(arguments: Sequence[str]) -> None:
     name, flags = DEFAULT_EXPERIMENT, list(arguments)
     if flags and not flags[0].startswith("-"):
         name = flags.pop(0)
+    names = experiment_names()
     for before, word in itertools.pairwise(flags):
-        if word in experiment_names() and before != "--name":
+        if word in names and before != "--name":
             raise UserError(f"the experiment's name comes first: train.py {word} {before} ...")
     command = tyro.cli(
         TrainCommand,
         prog=f"train.py {name}",
-        description=f"{TrainCommand.__doc__}\n\nExperiments: {', '.join(experiment_names())} "
+        description=f"{TrainCommand.__doc__}\n\n{describe_experiment(name)}\n\nExperiments: {', '.join(names)} "
         f"(default {DEFAULT_EXPERIMENT}), or a .py file with a get_config().",
         default=TrainCommand(experiment=load_experiment(name)),
         args=flags,

@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import json
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
 from ldm_jax.errors import UserError
@@ -462,6 +464,8 @@ class ClassConditioning:
 class TextConditioning:
     """A text transformer trained jointly with the denoiser, as LDM's text-to-image model has it."""
 
+    tokens: Literal["captions", "boxes"] = "captions"
+    """What the tokens say: a caption, or the objects of a picture with their boxes (LDM's layout-to-image model)."""
     vocab_size: int = 2048
     """Entries of the tokenizer that is trained on the captions of the training split."""
     context_length: int = 16
@@ -1052,30 +1056,74 @@ def _config_folder() -> Path:
     return shipped if shipped.is_dir() else package.parent / "configs"
 
 
+_Found: TypeAlias = tuple[ModuleType, str | None]
+"""The file of an experiment, executed, and the variant of its family that is meant."""
+
+
+def _shipped() -> dict[str, _Found]:
+    """All shipped experiments: NAME has a file of its own, FAMILY/VARIANT is in one of the files of a folder."""
+    folder, found = _config_folder(), dict[str, _Found]()
+    for path in folder.glob("[!_]*.py"):
+        found[path.stem] = _load_file(path), None
+    for path in folder.glob("[!_]*/[!_]*.py"):
+        module = _load_file(path)
+        found |= {f"{path.parent.name}/{variant}": (module, variant) for variant in module.VARIANTS}
+    return found
+
+
 def experiment_names() -> list[str]:
     """Names of the shipped experiments."""
-    return sorted(p.stem for p in _config_folder().glob("*.py") if not p.stem.startswith("_"))
+    return sorted(_shipped())
 
 
 def load_experiment(name: str) -> Experiment:
-    """Load a shipped experiment by name, or any Python file with a `get_config()` by its path.
+    """Load a shipped experiment by name, or from any Python file by its path, FILE.py or FILE.py:VARIANT.
+
+    A file defines `get_config()`; that of a family defines `VARIANTS`, the description of each variant by its name, and
+    `get_config(variant)`.
 
     Raises:
         UserError: there is no such experiment; the message offers the nearest names.
     """
-    path = Path(name) if name.endswith(".py") else _config_folder() / f"{name}.py"
-    if not path.is_file():
-        names = experiment_names()
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    module, variant = _find(name)
+    return module.get_config() if variant is None else module.get_config(variant)
+
+
+def describe_experiment(name: str) -> str:
+    """What an experiment says of itself: the docstring of its file, or its family's description of the variant.
+
+    Raises:
+        UserError: there is no such experiment.
+    """
+    module, variant = _find(name)
+    return inspect.cleandoc((module.__doc__ or "") if variant is None else module.VARIANTS[variant])
+
+
+def _find(name: str) -> _Found:
+    file = name.partition(".py:")[0] + ".py" if ".py:" in name else name
+    known = _in_file(file) if file.endswith(".py") and Path(file).is_file() else _shipped()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise UserError(f"unknown experiment '{name}': {hint}known experiments: {', '.join(names)}")
+        raise UserError(f"unknown experiment '{name}': {hint}known experiments: {', '.join(sorted(known))}")
+    return known[name]
+
+
+def _in_file(file: str) -> dict[str, _Found]:
+    module = _load_file(Path(file))
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{file} defines no get_config(); an experiment file returns an Experiment from it")
+    if not hasattr(module, "VARIANTS"):
+        return {file: (module, None)}
+    return {f"{file}:{variant}": (module, variant) for variant in module.VARIANTS}
+
+
+def _load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"ldm_jax_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{path} defines no get_config(); an experiment file returns an Experiment from it")
-    return module.get_config()
+    return module
 
 
 def to_dict(config: Any) -> Any:

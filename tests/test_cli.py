@@ -1,5 +1,6 @@
 """The command line: what it understands, what it answers to what it does not, and how quickly it can help."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -97,10 +98,15 @@ def test_training_takes_a_name_a_folder_and_flags(trained: list[Any]):
     assert experiment.first_stage == load_experiment("smoke").first_stage
 
 
+def changed(experiment: Experiment, seed: int, loss: Literal["huber"]) -> Experiment:
+    diffusion = dataclasses.replace(experiment.diffusion, loss=loss)
+    return dataclasses.replace(experiment, seed=seed, diffusion=diffusion)
+
+
 @pytest.mark.parametrize("name", experiment_names())
 def test_every_experiment_takes_flags(trained: list[Any], name: str):
-    assert cli.run(cli.train, [name, "--seed", "1", "--diffusion.cond-drop-prob", "0.5"]) == 0
-    assert trained[0][0].diffusion.cond_drop_prob == 0.5
+    assert cli.run(cli.train, [name, "--seed", "1", "--diffusion.loss", "huber"]) == 0
+    assert trained[0][0] == changed(load_experiment(name), seed=1, loss="huber")
     assert trained[0][1] == Path("runs") / name
 
 
@@ -119,7 +125,19 @@ def test_an_experiment_can_be_a_file(trained: list[Any], tmp_path: Path):
     assert trained == [(Experiment(name="mine", seed=3), Path("runs/mine"))]
 
 
+def test_help_tells_of_the_experiment(trained: list[Any], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        cli.run(cli.train, ["zoo/celebahq256", "--help"])
+    assert end.value.code == 0
+    said = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    assert "FID 5.11" in said
+    assert "python train.py zoo/celebahq256 --data.source.directory PICTURES" in said
+
+
 TRAIN_REFUSED = {
+    "a family without its member": (["zoo"], "error: unknown experiment 'zoo': did you mean zoo/"),
+    "unknown member": (["zoo/kl-8"], "error: unknown experiment 'zoo/kl-8': did you mean zoo/kl-f8 or"),
+    "member without its family": (["sdxl"], "error: unknown experiment 'sdxl': did you mean zoo/sdxl"),
     "unknown experiment": (["smokk"], "error: unknown experiment 'smokk': did you mean smoke?"),
     "unknown flag": (["smoke", "--sede", "3"], "Unrecognized options: --sede, 3 .*Perhaps you meant: --seed INT"),
     "unknown nested flag": (["smoke", "--optimizer.lr", "1"], "Unrecognized options: --optimizer.lr, 1 "),

@@ -261,6 +261,42 @@ def test_an_experiment_can_be_any_file_with_get_config(tmp_path: Path):
         c.load_experiment(str(path))
 
 
+FAMILY = """from ldm_jax.config import Experiment
+
+VARIANTS = {"small": "The small one.", "large": "The large one."}
+
+
+def get_config(variant):
+    return Experiment(name=variant, seed=len(variant))
+"""
+
+
+def test_a_file_can_hold_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine.py").write_text(FAMILY)
+    monkeypatch.chdir(tmp_path)
+    for path in (str(tmp_path / "mine.py"), "./mine.py", "mine.py"):
+        assert c.load_experiment(f"{path}:large") == c.Experiment(name="large", seed=5)
+        assert c.describe_experiment(f"{path}:small") == "The small one."
+    known = "known experiments: mine.py:large, mine.py:small"
+    with pytest.raises(UserError, match=f"unknown experiment 'mine.py:lage': did you mean mine.py:large or .*{known}"):
+        c.load_experiment("mine.py:lage")
+    with pytest.raises(UserError, match=f"unknown experiment 'mine.py': .*{known}"):
+        c.load_experiment("mine.py")
+
+
+def test_a_single_experiment_has_no_variants(tmp_path: Path):
+    for name in ("smoke/large", "smoke/", "/smoke", "../configs/smoke"):
+        with pytest.raises(UserError, match=f"unknown experiment '{name}'"):
+            c.load_experiment(name)
+    (tmp_path / "mine.py").write_text("def get_config():\n    return None\n")
+    with pytest.raises(UserError, match=r"unknown experiment '\S*mine.py:a': did you mean \S*mine.py\?"):
+        c.load_experiment(f"{tmp_path}/mine.py:a")
+
+
+def test_an_experiment_describes_itself_by_its_docstring():
+    assert c.describe_experiment("smoke").startswith("Both stages on generated coloured shapes")
+
+
 def test_differences_name_the_fields_with_both_values():
     old = c.Experiment()
     assert list(c.differences(old, old)) == []

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ldm_jax.config import ClipTextConditioning, SdxlConditioning, TextConditioning
+from ldm_jax.config import ClipTextConditioning, SdxlConditioning, TextConditioning, load_experiment
 from ldm_jax.errors import UserError
 from ldm_jax.interop.original_text_options import TextStage, read_text_stage, write_text_stage
 
@@ -22,7 +22,14 @@ BERT = TextConditioning(
     pad_token=0,
 )
 LAYOUT = dataclasses.replace(
-    BERT, vocab_size=8192, context_length=92, context_dim=512, num_layers=16, begin_token=1, end_token=2
+    BERT,
+    tokens="boxes",
+    vocab_size=8192,
+    context_length=92,
+    context_dim=512,
+    num_layers=16,
+    begin_token=1,
+    end_token=2,
 )
 SD2 = ClipTextConditioning(
     context_dim=1024,
@@ -120,6 +127,11 @@ def test_openai_s_weights_and_the_suffix_ask_for_the_quick_gelu(options, activat
     assert isinstance(stage.config, ClipTextConditioning)
     assert (stage.config.activation, stage.config.context_dim) == (activation, 768)
     assert read_text_stage(*write_text_stage(stage), "again") == stage
+
+
+@pytest.mark.parametrize("name", ["txt2img-1p4B", "layout2img", "sd1", "sdxl"])
+def test_the_experiments_of_the_zoo_have_these_text_encoders(name: str) -> None:
+    assert without_rule(load_experiment(f"zoo/{name}").conditioning) == without_rule(ZOO[name][2].config)
 
 
 def test_an_embedder_without_tokenizer_has_no_bert_marks() -> None:

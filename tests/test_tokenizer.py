@@ -21,8 +21,10 @@ from ldm_jax.conditioning.tokenizer import (
     frame,
     load_tokenizer,
     read_marks,
+    token_inputs,
     train_tokenizer,
 )
+from ldm_jax.config import TextConditioning
 from ldm_jax.errors import UserError
 
 CAPTIONS = ["red apple", "green apple, fruit", "angry cat face", "grinning face with big eyes", "flag: Germany"] * 5
@@ -131,6 +133,19 @@ def test_a_vocabulary_that_cannot_hold_the_bytes_is_refused() -> None:
     assert train_tokenizer(CAPTIONS, vocab_size=259, context_length=16).get_vocab_size() == 259
 
 
+def test_marks_can_have_the_numbers_of_another_tokenizer() -> None:
+    """As in BERT's vocabulary: padding first, then unused tokens, and the marks at 101 and 102."""
+    marks = Marks(begin=101, end=102, pad=0)
+    tokenizer = train_tokenizer(CAPTIONS, 400, 16, marks)
+    assert read_marks(tokenizer) == marks
+    tokens = CaptionEncoder(tokenizer)("red <unused7> apple").tolist()
+    inside = tokens[1 : tokens.index(102)]
+    assert tokens[0] == 101 and min(inside) > 102
+    assert tokenizer.decode(inside).strip() == "red <unused7> apple"
+    with pytest.raises(UserError, match="cannot hold the bytes; use at least 359"):
+        train_tokenizer(CAPTIONS, 300, 16, marks)
+
+
 def test_the_vocabulary_is_no_larger_than_asked() -> None:
     assert TOKENIZER.get_vocab_size() == 300
     assert train_tokenizer(["a"], vocab_size=5000, context_length=16).get_vocab_size() < 300
@@ -229,3 +244,8 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"tokenizer\.json is damaged \(.+\); restore it from a copy of the run"):
         load_tokenizer(path, 16)
+
+
+def test_boxes_are_tokens_without_a_tokenizer() -> None:
+    assert token_inputs(TextConditioning(context_length=9)) == {"tokens": 9}
+    assert token_inputs(TextConditioning(context_length=9, tokens="boxes")) == {}

@@ -11,7 +11,18 @@ import pytest
 from data_fakes import PictureSource
 from tiny import CLASSES, TEXT, tiny_experiment
 
-from ldm_jax.config import ClassConditioning, DiffusionConfig, Experiment, MeshConfig, ScheduleConfig, Unconditional
+from ldm_jax.config import (
+    ClassConditioning,
+    ClipTextConditioning,
+    DiffusionConfig,
+    EmbeddingConditioning,
+    Experiment,
+    MeshConfig,
+    ScheduleConfig,
+    SdxlConditioning,
+    SpatialConditioning,
+    Unconditional,
+)
 from ldm_jax.errors import UserError
 from ldm_jax.training import workspace
 from ldm_jax.training.workspace import open_workspace
@@ -79,6 +90,53 @@ def test_captions_of_data_without(experiment: Experiment, tmp_path: Path, monkey
     refused(experiment, tmp_path / "run", message)
 
 
+def test_marks_on_one_number(experiment: Experiment, tmp_path: Path):
+    other = dataclasses.replace(experiment, conditioning=dataclasses.replace(TEXT, pad_token=2))
+    message = "the marks of a trained tokenizer need three different numbers, not Marks(begin=1, end=2, pad=2)"
+    refused(other, tmp_path / "run", message)
+
+
+UNDELIVERED = {
+    "maps": (
+        {"conditioning": SpatialConditioning(), "denoiser": {"concat_channels": 3}},
+        "the data set Shapes has no maps beside its pictures, which this model is told in training "
+        "(conditioning=SpatialConditioning), nor has any other here yet; train another model",
+    ),
+    "concatenated": (
+        {"conditioning": Unconditional(), "denoiser": {"concat_channels": 4}},
+        "the data set Shapes has no maps of denoiser.concat_channels=4 channels, which",
+    ),
+    "embeddings": (
+        {"conditioning": EmbeddingConditioning(context_dim=8)},
+        "the data set Shapes has no embeddings for its pictures, which",
+    ),
+    "boxes": (
+        {"conditioning": dataclasses.replace(TEXT, tokens="boxes")},
+        "the data set Shapes has no boxes of the objects in its pictures, which",
+    ),
+    "weights": (
+        {"conditioning": ClipTextConditioning()},
+        "ClipTextConditioning is not trained from nothing: give a model with its weights and its tokenizer, --start "
+        "MODEL, or the folder of a transformers CLIPTextModel, --conditioning.folder FOLDER",
+    ),
+    "weights of two": (
+        {"conditioning": SdxlConditioning(), "denoiser": {"vector_dim": 2816}},
+        "SdxlConditioning is not trained from nothing: give a model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNDELIVERED)
+def test_conditions_that_no_data_deliver(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    changes, message = UNDELIVERED[name]
+    monkeypatch.setattr(workspace, "load_source", None)  # nor is a data set prepared
+    denoiser = dataclasses.replace(experiment.denoiser, **changes.get("denoiser", {}))
+    other = dataclasses.replace(experiment, conditioning=changes["conditioning"], denoiser=denoiser)
+    refused(other, tmp_path / "run", message)
+
+
 def test_a_vocabulary_that_cannot_hold_the_bytes(experiment: Experiment, tmp_path: Path):
     other = dataclasses.replace(experiment, conditioning=dataclasses.replace(TEXT, vocab_size=100))
     refused(other, tmp_path / "run", "conditioning.vocab_size=100 cannot hold the bytes; use at least 259")
@@ -122,6 +180,14 @@ def test_the_tokenizer_of_a_run_is_trained_once(experiment: Experiment, tmp_path
     assert other.encode_caption is not None
     captions = [work.encode_caption("a red circle")["tokens"] for work in (one, other)]
     np.testing.assert_array_equal(*captions)
+
+
+def test_the_tokenizer_writes_the_marks_of_the_configuration(experiment: Experiment, tmp_path: Path):
+    text = dataclasses.replace(TEXT, begin_token=5, end_token=6, vocab_size=400)
+    work = open_workspace(dataclasses.replace(experiment, conditioning=text), tmp_path / "run")
+    assert work.encode_caption is not None
+    empty = work.model.conditioner.null_inputs(1)["tokens"][0]
+    np.testing.assert_array_equal(work.encode_caption("")["tokens"], empty)
 
 
 def test_only_text_needs_a_tokenizer(experiment: Experiment, tmp_path: Path):

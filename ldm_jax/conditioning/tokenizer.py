@@ -80,13 +80,18 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
     return number
 
 
-def train_tokenizer(captions: Iterable[str], vocab_size: int, context_length: int) -> Tokenizer:
+def train_tokenizer(
+    captions: Iterable[str], vocab_size: int, context_length: int, marks: Marks | None = None
+) -> Tokenizer:
     """Learn a byte-level BPE of at most `vocab_size` entries (Sennrich et al. 2016, arXiv:1508.07909).
 
+    The marks get the numbers that `marks` gives them, 0 to 2 when it is None.
+
     Raises:
-        UserError: the vocabulary cannot even hold the bytes.
+        UserError: the vocabulary cannot even hold the bytes, or two marks have one number.
     """
-    smallest = len(_SPECIAL) + len(_ALPHABET)
+    special = _special_tokens(marks or Marks())
+    smallest = len(special) + len(_ALPHABET)
     if vocab_size < smallest:
         raise UserError(f"conditioning.vocab_size={vocab_size} cannot hold the bytes; use at least {smallest}")
     tokenizer = Tokenizer(models.BPE())
@@ -96,10 +101,18 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int, context_length: in
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=_SPECIAL, initial_alphabet=_ALPHABET, show_progress=False
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=_ALPHABET, show_progress=False
     )
     tokenizer.train_from_iterator(captions, trainer)
     return _finished(tokenizer, context_length)
+
+
+def _special_tokens(marks: Marks) -> list[str]:
+    """The tokens before those of the text: the marks, and unused ones on other numbers, as in BERT's vocabulary."""
+    names = dict(zip((marks.pad, marks.begin, marks.end), _SPECIAL, strict=True))
+    if len(names) < len(_SPECIAL):
+        raise UserError(f"the marks of a trained tokenizer need three different numbers, not {marks}")
+    return [names.get(i, f"<unused{i}>") for i in range(max(names) + 1)]
 
 
 def _finished(tokenizer: Tokenizer, context_length: int) -> Tokenizer:
@@ -227,7 +240,7 @@ class PromptEncoder:
 def token_inputs(config: Conditioning) -> dict[str, int]:
     """The inputs of a conditioner that a tokenizer makes, with their context lengths."""
     match config:
-        case TextConditioning() | ClipTextConditioning():
+        case TextConditioning(tokens="captions") | ClipTextConditioning():
             return {"tokens": config.context_length}
         case SdxlConditioning():
             return {"tokens": config.first.context_length, "tokens_2": config.second.context_length}

@@ -87,7 +87,7 @@ def _read_bert(options: Options, *, tokenizer: bool) -> TextConditioning:
         "context_length": options.positive("max_seq_len", 77),
         "context_dim": options.positive("n_embed", 0),
         "num_layers": options.positive("n_layer", 0),
-        **(marks_within(vocab_size) if tokenizer else {}),
+        **(marks_within(vocab_size) if tokenizer else {"tokens": "boxes"}),  # of its models only layout2img has none
     }
     options.skip(_NEITHER_HERE_NOR_THERE)
     # what x-transformers takes whatever the width
@@ -101,7 +101,7 @@ def _write_bert(config: TextConditioning) -> dict[str, Any]:
         "n_layer": config.num_layers,
         "vocab_size": config.vocab_size,
         "max_seq_len": config.context_length,
-        "use_tokenizer": marks == BERT_MARKS,
+        "use_tokenizer": marks == BERT_MARKS and config.tokens == "captions",
     }
 
 
@@ -235,7 +235,7 @@ def _name_of(config: ClipTextConditioning, towers: Mapping[str, TextTower]) -> s
 
 
 def _deciding(config: Any) -> Any:
-    """The configuration without what the YAML of a text encoder does not say: marks, training, where weights come from.
+    """The configuration without what the YAML of a text encoder does not say: tokens, training, where weights are.
 
     Two ways to say the same become one.
     """
@@ -247,5 +247,6 @@ def _deciding(config: Any) -> Any:
         case ClipTextConditioning():
             same |= {"folder": None, "trainable": False, "pooled_at": "end"}
         case TextConditioning():
+            same["tokens"] = "captions"
             same["num_head_channels"] = config.num_head_channels or config.context_dim // config.num_heads
     return dataclasses.replace(config, mlp_dim=config.mlp_dim or 4 * config.context_dim, **same)

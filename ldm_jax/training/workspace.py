@@ -1,7 +1,7 @@
 """What the two stages of a run share: configuration, folder, mesh, model, data and randomness."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,15 @@ from jaxtyping import Array, Key
 from tokenizers import Tokenizer
 
 from ldm_jax import rng, sharding
-from ldm_jax.conditioning.tokenizer import PromptEncoder, token_inputs, train_tokenizer
-from ldm_jax.config import ClassConditioning, Experiment, TextConditioning, TrainingConfig
+from ldm_jax.conditioning.tokenizer import Marks, PromptEncoder, token_inputs, train_tokenizer
+from ldm_jax.config import (
+    ClassConditioning,
+    EmbeddingConditioning,
+    Experiment,
+    SpatialConditioning,
+    TextConditioning,
+    TrainingConfig,
+)
 from ldm_jax.data.pipeline import batches, epoch
 from ldm_jax.data.source import Source, training_texts
 from ldm_jax.data.sources import load_source
@@ -78,6 +85,7 @@ def open_workspace(experiment: Experiment, run_dir: Path, given: Mapping[str, To
         sharding.check_batch_size(name, training.batch_size, training.gradient_accumulation, mesh)
     run = RunFolder(run_dir)
     run.check(experiment)
+    _check_inputs(experiment, run, given)
     train, test = load_source(experiment.data, "train"), load_source(experiment.data, "test")
     for name, training in trainings.items():
         _check_batch(name, training, train)
@@ -108,6 +116,32 @@ def _describe(source: Source) -> dict[str, object]:
     return {"name": source.info.name, "num_pictures": len(source), "fingerprint": source.info.fingerprint}
 
 
+def _check_inputs(experiment: Experiment, run: RunFolder, given: Mapping[str, Tokenizer] | None) -> None:
+    """Refuse conditions that nothing delivers, before a data set is prepared."""
+    config, wanted = experiment.conditioning, None
+    kind, channels = type(config).__name__, experiment.denoiser.concat_channels
+    match config:
+        case SpatialConditioning():
+            wanted = "maps beside its pictures"
+        case EmbeddingConditioning():
+            wanted = "embeddings for its pictures"
+        case TextConditioning(tokens="boxes"):
+            wanted = "boxes of the objects in its pictures"
+        case _ if channels > 0:
+            wanted = f"maps of denoiser.concat_channels={channels} channels"
+    if wanted is not None:
+        raise UserError(
+            f"the data set {type(experiment.data.source).__name__} has no {wanted}, which this model is told in "
+            f"training (conditioning={kind}), nor has any other here yet; train another model"
+        )
+    inputs = token_inputs(config)
+    if inputs and not (isinstance(config, TextConditioning) or given or _are_saved(run, inputs)):
+        raise UserError(
+            f"{kind} is not trained from nothing: give a model with its weights and its tokenizer, --start MODEL, or "
+            "the folder of a transformers CLIPTextModel, --conditioning.folder FOLDER"
+        )
+
+
 def _check_conditioning(experiment: Experiment, source: Source) -> None:
     conditioning = experiment.conditioning
     if isinstance(conditioning, ClassConditioning):
@@ -130,13 +164,14 @@ def _tokenizers(
     """The run's tokenizers: those saved when the run goes on, those given, or one trained on the training captions."""
     config = experiment.conditioning
     wanted = token_inputs(config)
-    if not wanted or all(run.tokenizer_file(name).exists() for name in wanted):
+    if not wanted or _are_saved(run, wanted):
         return run.load_tokenizers(config)
     if given:
         return dict(given)
-    if isinstance(config, TextConditioning):
-        return {"tokens": train_tokenizer(training_texts(source), config.vocab_size, config.context_length)}
-    raise UserError(
-        f"{type(config).__name__} is not trained from nothing: give a model with its weights and its tokenizer, "
-        "--start MODEL, or the folder of a transformers CLIPTextModel, --conditioning.folder FOLDER"
-    )
+    assert isinstance(config, TextConditioning)  # _check_inputs has refused the others
+    marks = Marks(config.begin_token, config.end_token, config.pad_token)
+    return {"tokens": train_tokenizer(training_texts(source), config.vocab_size, config.context_length, marks)}
+
+
+def _are_saved(run: RunFolder, inputs: Iterable[str]) -> bool:
+    return all(run.tokenizer_file(name).exists() for name in inputs)

@@ -1,0 +1,188 @@
+"""The nine first stages of latent-diffusion's zoo (`models/first_stage_models/*/config.yaml`), one row of a table each.
+
+    python train.py zoo/kl-f8 --data.source.directory TFDS_DIR
+
+All have 128 channels and two residual blocks a level. As in the original: Adam (0.5, 0.9) without weight decay, moving
+average or clipping, L1, KL weight 1e-6, codebook weight 1, commitment 0.25, pictures of 256 pixels of OpenImages (cut
+from 384 at random there, in the middle here), float32. What differs: the original adds LPIPS and a patch
+discriminator, which this library does not have yet, so the published reconstructions are not to be expected; and an
+experiment has a second stage, here a small unconditional denoiser for a look at the latents. Not measured.
+"""
+
+from dataclasses import dataclass
+
+from ldm_jax.config import (
+    AutoencoderKLConfig,
+    AutoencoderVQConfig,
+    DataConfig,
+    DiffusionConfig,
+    Experiment,
+    FirstStageConfig,
+    OptimizerConfig,
+    PreparedTfds,
+    SamplingConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    UNetConfig,
+)
+
+BASE_RATE = 4.5e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStage:
+    """A row: the autoencoder, its training, and what the README of latent-diffusion reports."""
+
+    channels: int
+    mult: tuple[int, ...]
+    codes: int | None = None
+    attention: tuple[int, ...] = ()
+    mid_attention: bool = True
+    batch: int
+    steps: int
+    published: str
+    discriminator: str = "50001 with weight 0.5"
+
+
+TABLE = {
+    "vq-f4": FirstStage(
+        channels=3,
+        mult=(1, 2, 4),
+        codes=8192,
+        batch=8,
+        steps=533_066,
+        published="rFID 0.58, PSNR 27.43 +- 4.26, PSIM 0.53 +- 0.21",
+        discriminator="0 with weight 0.75",
+    ),
+    "vq-f4-noattn": FirstStage(
+        channels=3,
+        mult=(1, 2, 4),
+        codes=8192,
+        mid_attention=False,
+        batch=8,
+        steps=658_131,
+        published="rFID 1.06, PSNR 25.21 +- 4.17, PSIM 0.72 +- 0.26",
+        discriminator="11 with weight 0.75",
+    ),
+    "vq-f8": FirstStage(
+        channels=4,
+        mult=(1, 2, 2, 4),
+        codes=16_384,
+        attention=(3,),
+        batch=10,
+        steps=971_043,
+        published="rFID 1.14, PSNR 23.07 +- 3.99, PSIM 1.17 +- 0.36",
+        discriminator="1 with weight 0.6 and two layers",
+    ),
+    "vq-f8-n256": FirstStage(
+        channels=4,
+        mult=(1, 2, 2, 4),
+        codes=256,
+        attention=(3,),
+        batch=10,
+        steps=1_608_649,
+        published="rFID 1.49, PSNR 22.35 +- 3.81, PSIM 1.26 +- 0.37",
+        discriminator="250001 with weight 0.75",
+    ),
+    "vq-f16": FirstStage(
+        channels=8,
+        mult=(1, 1, 2, 2, 4),
+        codes=16_384,
+        attention=(4,),
+        batch=14,
+        steps=1_101_166,
+        published="rFID 5.15, PSNR 20.83 +- 3.61, PSIM 1.73 +- 0.43",
+        discriminator="250001 with weight 0.75 and two layers",
+    ),
+    "kl-f4": FirstStage(
+        channels=3,
+        mult=(1, 2, 4),
+        batch=10,
+        steps=176_991,
+        published="rFID 0.27, PSNR 27.53 +- 4.54, PSIM 0.55 +- 0.24",
+    ),
+    "kl-f8": FirstStage(
+        channels=4,
+        mult=(1, 2, 4, 4),
+        batch=4,
+        steps=246_803,
+        published="rFID 0.90, PSNR 24.19 +- 4.19, PSIM 1.02 +- 0.35",
+    ),
+    "kl-f16": FirstStage(
+        channels=16,
+        mult=(1, 1, 2, 2, 4),
+        attention=(4,),
+        batch=6,
+        steps=442_998,
+        published="rFID 0.87, PSNR 24.08 +- 4.22, PSIM 1.07 +- 0.36",
+    ),
+    "kl-f32": FirstStage(
+        channels=64,
+        mult=(1, 1, 2, 2, 4, 4),
+        attention=(4, 5),
+        batch=6,
+        steps=406_763,
+        published="rFID 2.04, PSNR 22.27 +- 3.93, PSIM 1.41 +- 0.40",
+    ),
+}
+
+
+def _describe(name: str, row: FirstStage) -> str:
+    kind = "KL autoencoder" if row.codes is None else f"VQ autoencoder of {row.codes} codes"
+    size = 256 // 2 ** (len(row.mult) - 1)
+    return f"""{kind}, 256 pixels to {size}x{size}x{row.channels}.
+
+        python train.py zoo/{name} --data.source.directory TFDS_DIR
+
+    Published: {row.published} on the validation set of OpenImages, after {row.steps:,} steps (README of
+    CompVis/latent-diffusion), with LPIPS and a discriminator from step {row.discriminator}, which are not in this
+    library yet. Learning rate: {BASE_RATE} x {row.batch} pictures of a GPU; the number of GPUs, by which the original
+    multiplies it further, is not published. Hardware: not published; here any accelerator of 16 GB or more.
+    The second stage is a small denoiser for a look at the latents. Time and result here: not measured."""
+
+
+VARIANTS = {name: _describe(name, row) for name, row in TABLE.items()}
+
+
+def _autoencoder(row: FirstStage) -> AutoencoderKLConfig | AutoencoderVQConfig:
+    if row.codes is None:
+        return AutoencoderKLConfig(
+            latent_channels=row.channels, channel_mult=row.mult, attention_levels=row.attention, kl_weight=1e-6
+        )
+    return AutoencoderVQConfig(
+        latent_channels=row.channels,
+        channel_mult=row.mult,
+        attention_levels=row.attention,
+        mid_attention=row.mid_attention,
+        codebook_size=row.codes,
+    )
+
+
+def get_config(variant: str) -> Experiment:
+    """OpenImages through the autoencoder of this name."""
+    row = TABLE[variant]
+    return Experiment(
+        name=f"zoo/{variant}",
+        data=DataConfig(
+            source=PreparedTfds(name="open_images_v4", test_split="validation"), image_size=256, cache_latents=False
+        ),
+        first_stage=FirstStageConfig(
+            autoencoder=_autoencoder(row),
+            training=TrainingConfig(
+                batch_size=row.batch,
+                num_steps=row.steps,
+                ema_decay=0.0,
+                log_every=100,
+                eval_every=5000,
+                sample_every=10_000,
+                checkpoint_every=5000,
+            ),
+            optimizer=OptimizerConfig(
+                learning_rate=BASE_RATE * row.batch, beta1=0.5, beta2=0.9, weight_decay=0.0, max_grad_norm=None
+            ),
+        ),
+        denoiser=UNetConfig(base_channels=64, channel_mult=(1, 2), attention_levels=(1,), attention="self"),
+        diffusion=DiffusionConfig(schedule=ScheduleConfig(beta_start=0.0015, beta_end=0.0195), cond_drop_prob=0.0),
+        training=TrainingConfig(batch_size=32, num_steps=20_000, eval_every=2000, sample_every=5000),
+        sampling=SamplingConfig(guidance_scale=1.0),
+    )
