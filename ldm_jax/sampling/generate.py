@@ -49,7 +49,7 @@ def draw_from(
     model: LatentDiffusion,
     params: Params,
     sampler: Sampler,
-    noise: Float[Array, "b *latent c"],
+    noise: Float[Array, "b *latent z"],
     inputs: Inputs,
     negative: Inputs,
     scale: Float[Array, " b"] | None,
