@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from ldm_jax.config import UNetConfig
+from ldm_jax.config import Place, UNetConfig
 from ldm_jax.nn.attention import SelfAttentionBlock, SpatialTransformer
 from ldm_jax.nn.conv import Conv
 from ldm_jax.nn.embeddings import VectorEmbedding, sinusoidal_embedding
@@ -40,18 +40,16 @@ def res_block(
     )
 
 
-def attention_block(
-    config: UNetConfig, level: int, cross_attention_only: bool, dtype: DTypeLike, name: str
-) -> nn.Module:
+def attention_block(config: UNetConfig, level: int, place: Place, dtype: DTypeLike, name: str) -> nn.Module:
     """The attention of a level: plain self-attention, or a spatial transformer that also sees the context."""
-    heads = config.heads_at(level)
+    heads = config.heads_at(level, place)
     if config.attention == "self":
         return SelfAttentionBlock(heads, config.num_groups, config.norm_epsilon, zero_init=True, dtype=dtype, name=name)
     return SpatialTransformer(
         heads,
-        config.depth_at(level),
+        config.depth_at(level, place),
         config.linear_projection,
-        cross_attention_only,
+        config.cross_attention_only_at(level, place),
         config.num_groups,
         dtype,
         name=name,
@@ -59,12 +57,12 @@ def attention_block(
 
 
 class Block(nn.Module):
-    """A residual block, then attention where the level has it."""
+    """A residual block, then attention where the configuration has it."""
 
     config: UNetConfig
     level: int
-    attention: bool
-    cross_attention_only: bool = False
+    place: Place
+    index: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -77,16 +75,15 @@ class Block(nn.Module):
     ) -> Float[Array, "b *spatial k"]:
         """Apply the block."""
         h = res_block(self.config, self.config.channels_at(self.level), self.dtype, "resnet")(h, embedding, train=train)
-        if not self.attention:
+        if not self.config.attention_at(self.level, self.place, self.index):
             return h
-        attend = attention_block(self.config, self.level, self.cross_attention_only, self.dtype, "attention")
+        attend = attention_block(self.config, self.level, self.place, self.dtype, "attention")
         return attend(h) if self.config.attention == "self" else attend(h, context)
 
 
-def level_block(config: UNetConfig, level: int, dtype: DTypeLike, index: int) -> Block:
-    """One of the blocks of a level."""
-    attention, cross_only = level in config.attention_levels, level in config.cross_attention_only_levels
-    return Block(config, level, attention, cross_only, dtype, name=f"block_{index}")
+def make_block(config: UNetConfig, level: int, place: Place, index: int, dtype: DTypeLike) -> Block:
+    """One of the blocks of a level or of the middle."""
+    return Block(config, level, place, index, dtype, name=f"block_{index}")
 
 
 class Resample(nn.Module):
@@ -131,7 +128,7 @@ class DownLevel(nn.Module):
         """Apply the level."""
         steps = []
         for i in range(self.config.res_blocks_at(self.level)):
-            h = level_block(self.config, self.level, self.dtype, i)(h, embedding, context, train)
+            h = make_block(self.config, self.level, "down", i, self.dtype)(h, embedding, context, train)
             steps.append(h)
         if self.level < len(self.config.channel_mult) - 1:
             steps.append(Resample(self.config, "down", self.dtype, name="resample")(h, embedding, train))
@@ -158,7 +155,7 @@ class UpLevel(nn.Module):
         """Apply the level to `h`; `steps` holds one tensor for each of its blocks, last first; `size` is the next's."""
         for i in range(self.config.res_blocks_at(self.level) + 1):
             h = jnp.concatenate([h, steps[-1 - i]], axis=-1)
-            h = level_block(self.config, self.level, self.dtype, i)(h, embedding, context, train)
+            h = make_block(self.config, self.level, "up", i, self.dtype)(h, embedding, context, train)
         if self.level > 0:
             h = Resample(self.config, "up", self.dtype, name="resample")(h, embedding, train, size)
         return h
@@ -180,9 +177,9 @@ class Middle(nn.Module):
     ) -> Float[Array, "b *spatial c"]:
         """Apply the middle."""
         lowest = len(self.config.channel_mult) - 1
-        attention = self.config.mid_attention
-        h = Block(self.config, lowest, attention, dtype=self.dtype, name="block_0")(h, embedding, context, train)
-        return Block(self.config, lowest, False, dtype=self.dtype, name="block_1")(h, embedding, context, train)
+        for i in range(2):
+            h = make_block(self.config, lowest, "mid", i, self.dtype)(h, embedding, context, train)
+        return h
 
 
 class UNet(nn.Module):

@@ -9,7 +9,7 @@ Kernels here are `[*kernel, in, out]`, in PyTorch `[out, in, *kernel]`; dense ke
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from ldm_jax.model import Params
 _SHOWN = 20  # names in an error message
 
 
+@runtime_checkable
 class TensorSource(Protocol):
     """A file of named tensors, read one by one."""
 
@@ -35,6 +36,26 @@ class TensorSource(Protocol):
     def read(self, name: str) -> np.ndarray:
         """Values of a tensor, in the type in which they are stored."""
         ...
+
+
+@dataclass(frozen=True)
+class Prefixed:
+    """The tensors of a source whose names begin with a prefix, under the rest of their names."""
+
+    source: TensorSource
+    prefix: str
+
+    def names(self) -> Iterable[str]:
+        """Names without the prefix."""
+        return [name.removeprefix(self.prefix) for name in self.source.names() if name.startswith(self.prefix)]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self.source.shape(self.prefix + name)
+
+    def read(self, name: str) -> np.ndarray:
+        """Values of a tensor."""
+        return self.source.read(self.prefix + name)
 
 
 @dataclass(frozen=True)
@@ -113,7 +134,8 @@ def read_params(
     Raises:
         UserError: tensors are missing, unexpected or of another shape; every one is named.
     """
-    shapes = {path: tuple(leaf.shape) for path, leaf in flatten_dict(abstract, sep="/").items()}
+    leaves: dict[str, Any] = flatten_dict(abstract, sep="/")
+    shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
     slots = {path: slot_of(path) for path in shapes}
     parts = _parts(slots)
     _require_fit(source, parts, slots, shapes, where, ignore)
