@@ -213,6 +213,20 @@ def test_a_channel_mapper_is_a_convolution_there() -> None:
     np.testing.assert_array_equal(written["cond_stage_model.channel_mapper.weight"], wide[next(iter(shape))])
 
 
+def test_labels_alone_need_no_table_in_the_file() -> None:
+    _, tensors, io = golden(CASES[0])
+    found = project(PLAIN, {"num_classes": 4}, cond_stage_config=stage("torch.nn.Identity"))
+    tensors = Tensors(tensors | random_tensors({"model.diffusion_model.label_emb.weight": (4, 128)}))
+    params, model = read_checkpoint(tensors, found, where="f"), make_model(found.experiment())
+    labels = {"class_labels": np.array([1, 3])}
+    predict = compiled(lambda p, x, t, c: model.denoise(p, x, t, model.condition(p, c)))
+    out = predict(params, io["x"], io["timestep"], labels)
+    assert np.abs(out - io["unet_out"]).max() > 1e-3
+    written = Tensors(checkpoint_tensors(params, found))
+    assert not [name for name in written if name.startswith("cond_stage_model")]
+    assert same(read_checkpoint(written, found, where="f"), params)
+
+
 def read_width(source: TensorSource, config: Any, where: str) -> Params:
     """A text encoder of one tensor."""
     del where

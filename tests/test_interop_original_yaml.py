@@ -207,9 +207,18 @@ def test_the_last_of_1001_classes_is_none(params: dict, null_class: bool | None,
         ),
         pytest.param(
             project(PLAIN, {"num_classes": 4}, cond_stage_config=stage("torch.nn.Identity"), conditioning_key="adm"),
-            Unconditional(),
+            ClassConditioning(num_classes=4, null_class=False, context_dim=1),
             0,
             id="labels",
+        ),
+        pytest.param(
+            project(CLASSES, {"in_channels": 5}, cond_stage_config="__is_unconditional__"),
+            EmbeddingConditioning(context_dim=24),
+            2,
+            id="given from outside",
+        ),
+        pytest.param(
+            project(PLAIN, {"num_classes": "sequential", "adm_in_channels": 9}), Unconditional(), 0, id="vectors"
         ),
         pytest.param(
             text("BERTEmbedder", 640, n_embed=640, n_layer=32),
@@ -367,8 +376,8 @@ def test_the_size_of_pictures_can_be_told() -> None:
         (changed(CLASSES, concat_mode=True), "conditioning_key='concat' is not supported: the U-Net is made for cross"),
         (changed(CLASSES, conditioning_key="magic"), "conditioning_key='magic' is not supported: known: concat, cross"),
         (
-            changed(CLASSES, cond_stage_config="__is_unconditional__"),
-            "conditioning_key=None is not supported: the U-Net is made for crossattn",
+            changed(PLAIN, {"in_channels": 6, "num_classes": 3}, cond_stage_config=stage("torch.nn.Identity")),
+            "conditioning_key=None is not supported: the U-Net is made for another: context_dim=None, num_classes=3",
         ),
         (
             changed(CLASSES, cond_stage_config="__is_first_stage__"),
@@ -389,10 +398,6 @@ def test_the_size_of_pictures_can_be_told() -> None:
         (
             changed(PLAIN, {"in_channels": 6}, cond_stage_config=stage("ClassEmbedder", embed_dim=24)),
             "conditioning_key='concat' is not supported: ldm.modules.encoders.modules.ClassEmbedder needs crossattn",
-        ),
-        (
-            changed(CLASSES, {"in_channels": 6}, cond_stage_config=stage("torch.nn.Identity")),
-            "conditioning_key='hybrid' is not supported: with torch.nn.Identity use concat, crossattn or adm",
         ),
         (
             changed(PLAIN, {"in_channels": 6}, cond_stage_config=stage("SpatialRescaler", method="nearest")),

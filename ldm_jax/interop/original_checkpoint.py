@@ -166,9 +166,8 @@ def _conditioner_parts(project: OriginalProject) -> list[tuple[str, Conditioning
     if isinstance(conditioning, SdxlConditioning):
         parts = (("0", conditioning.first, "first"), ("1", conditioning.second, "second"))
         return [(f"conditioner.embedders.{i}.", config, part) for i, config, part in parts]
-    if isinstance(conditioning, Unconditional | EmbeddingConditioning) or (
-        isinstance(conditioning, SpatialConditioning) and conditioning.out_channels is None
-    ):
+    as_it_comes = isinstance(conditioning, SpatialConditioning) and conditioning.out_channels is None
+    if isinstance(conditioning, Unconditional | EmbeddingConditioning) or as_it_comes or project.has_labels_only:
         return []
     return [("cond_stage_model." if project.library == "ldm" else "conditioner.embedders.0.", conditioning, "")]
 
@@ -193,6 +192,8 @@ def _needed(hook: Hook | None, config: TextConfig) -> Hook:
 
 
 def _read_conditioner(source: TensorSource, project: OriginalProject, where: str, read_text: ReadText | None) -> Params:
+    if project.has_labels_only:
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), _abstract_conditioner(project))
     params: Params = {}
     for prefix, config, part in _conditioner_parts(project):
         view, place = Prefixed(source, prefix), f"{where} ({prefix}*)"

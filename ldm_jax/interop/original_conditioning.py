@@ -61,8 +61,18 @@ def _classes(options: Options, null_class: bool | None = None) -> ClassCondition
     entries, dropped = options.whole("n_classes", 1000), options.number("ucg_rate", 0.0)
     if "add_sequence_dim" in options:  # sgm adds a vector without it
         options.only("add_sequence_dim", True, "the class is a token of the context")
-    null = null_class if null_class is not None else entries == _NULL_CLASS_ENTRIES or dropped > 0
-    return ClassConditioning(num_classes=entries - null, null_class=null, context_dim=options.whole("embed_dim"))
+    null = True if null_class is None and dropped > 0 else null_class
+    return _classes_of(entries, null, options.whole("embed_dim"))
+
+
+def _classes_of(entries: int, null_class: bool | None, width: int) -> ClassConditioning:
+    null = null_class if null_class is not None else entries == _NULL_CLASS_ENTRIES
+    return ClassConditioning(num_classes=entries - null, null_class=null, context_dim=width)
+
+
+def label_conditioning(entries: int, null_class: bool | None = None) -> ClassConditioning:
+    """Classes that the U-Net embeds itself: the table of tokens here has nobody who looks at it, and one column."""
+    return _classes_of(entries, null_class, 1)
 
 
 def _map(options: Options) -> SpatialConditioning:

@@ -45,6 +45,11 @@ class OriginalProject:
     other_stages: tuple[str, ...] = ()
     """Names of modules that make conditions outside of the model, whose tensors are left out."""
 
+    @property
+    def has_labels_only(self) -> bool:
+        """Whether classes reach the U-Net as labels alone, so that the original has no table of tokens for them."""
+        return isinstance(self.conditioning, ClassConditioning) and self.unet.context_dim is None
+
     def experiment(self, name: str = "original") -> Experiment:
         """The experiment with this model.
 

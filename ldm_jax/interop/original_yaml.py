@@ -24,7 +24,7 @@ from ldm_jax.errors import UserError
 from ldm_jax.interop.foreign_options import Options
 from ldm_jax.interop.original_autoencoder import OriginalAutoencoder
 from ldm_jax.interop.original_autoencoder_options import autoencoder_from_options
-from ldm_jax.interop.original_conditioning import conditioning_from_options
+from ldm_jax.interop.original_conditioning import conditioning_from_options, label_conditioning
 from ldm_jax.interop.original_engine import engine_from_options
 from ldm_jax.interop.original_project import OriginalProject
 from ldm_jax.interop.original_unet import OriginalUNet
@@ -178,12 +178,17 @@ def diffusion_from_options(options: Options) -> DiffusionConfig:
 
 
 def _conditioning(options: Options, unet: OriginalUNet, stage: Any, null_class: bool | None) -> Conditioning:
-    key = _conditioning_key(options, unet, stage)
+    key = _conditioning_key(options, unet, is_given=stage == "__is_unconditional__")
+    if stage == "__is_unconditional__":
+        return _given(unet, null_class)
+    if stage == "__is_first_stage__" and key == "concat":
+        return Unconditional()
     if isinstance(stage, str):
-        return _named_stage(options, stage, key)
+        because = "known: __is_unconditional__, __is_first_stage__ with conditioning_key=concat, and classes"
+        raise options.refused("cond_stage_config", stage, because)
     target, params = Options(stage, f"{options.where}.cond_stage_config").target()
     if target == "torch.nn.Identity":
-        return _given(options, unet, key)
+        return _given(unet, null_class)
     conditioning = conditioning_from_options(target, params, null_class)
     is_map = isinstance(conditioning, SpatialConditioning)
     if key != "concat" if is_map else not key or not _FEEDS[key][1]:
@@ -194,43 +199,35 @@ def _conditioning(options: Options, unet: OriginalUNet, stage: Any, null_class: 
     return conditioning
 
 
-def _conditioning_key(options: Options, unet: OriginalUNet, stage: Any) -> str:
-    """How conditions reach the U-Net; where the file leaves it to a default, what the U-Net is made for."""
+def _conditioning_key(options: Options, unet: OriginalUNet, *, is_given: bool) -> str:
+    """How conditions reach the U-Net: as the file says, and where it leaves that to a default or has no conditioning
+    stage (`is_given`), as the U-Net is made for."""
     config = unet.config
     embeds = config.num_classes is not None or config.vector_dim is not None
     wanted = (config.concat_channels > 0, unet.context_dim is not None, embeds)
     made_for = next((key for key, feeds in _FEEDS.items() if feeds == wanted), "")
-    concat_mode = options.raw("concat_mode", None)
-    key = options.raw("conditioning_key", None)
-    if stage == "__is_unconditional__":
-        key = ""  # whatever is written
+    key, concat_mode = options.raw("conditioning_key", None), options.raw("concat_mode", None)
+    if is_given:
+        key = made_for  # whatever is written
     elif key is None:
         key = made_for if concat_mode is None else ("concat" if concat_mode else "crossattn")
     if key not in ("", *_FEEDS):
         raise options.refused("conditioning_key", key, f"known: {', '.join(_FEEDS)}")
     if _FEEDS.get(key, (False, False, False)) != wanted:
         because = (
-            f"the U-Net is made for {made_for or 'no conditions'}: context_dim={unet.context_dim}, "
-            f"num_classes={config.num_classes}, adm_in_channels={config.vector_dim}, and "
-            f"{config.concat_channels} channels besides the latent's"
+            f"the U-Net is made for {made_for or 'another'}: context_dim={unet.context_dim}, "
+            f"num_classes={config.num_classes}, adm_in_channels={config.vector_dim}, and {config.concat_channels} "
+            "channels besides the latent's"
         )
         raise options.refused("conditioning_key", key or None, because)
     return key
 
 
-def _named_stage(options: Options, stage: str, key: str) -> Conditioning:
-    if stage == "__is_unconditional__" or (stage == "__is_first_stage__" and key == "concat"):
-        return Unconditional()
-    because = "known: __is_unconditional__, __is_first_stage__ with conditioning_key=concat, and classes"
-    raise options.refused("cond_stage_config", stage, because)
-
-
-def _given(options: Options, unet: OriginalUNet, key: str) -> Conditioning:
-    """Conditions that are used as they come: a map, embeddings or labels."""
-    if key == "concat":
-        return SpatialConditioning(in_channels=unet.config.concat_channels)
-    if key == "crossattn" and unet.context_dim is not None:
+def _given(unet: OriginalUNet, null_class: bool | None) -> Conditioning:
+    """Conditions that are used as they come: embeddings, a map or labels."""
+    if unet.context_dim is not None:
         return EmbeddingConditioning(context_dim=unet.context_dim)
-    if key == "adm":
-        return Unconditional()
-    raise options.refused("conditioning_key", key or None, "with torch.nn.Identity use concat, crossattn or adm")
+    if unet.config.num_classes is not None:
+        return label_conditioning(unet.config.num_classes, null_class)
+    concat_channels = unet.config.concat_channels
+    return SpatialConditioning(in_channels=concat_channels) if concat_channels else Unconditional()

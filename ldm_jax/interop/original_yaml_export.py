@@ -87,12 +87,10 @@ def _stage(project: OriginalProject) -> str | dict[str, Any]:
         return "__is_first_stage__"
     if isinstance(conditioning, Unconditional) and _conditioning_key(project) is None:
         return "__is_unconditional__"
-    plain_map = isinstance(conditioning, SpatialConditioning) and not conditioning.num_stages
-    if isinstance(conditioning, EmbeddingConditioning | Unconditional) or (
-        plain_map and getattr(conditioning, "out_channels", None) is None
-    ):
+    as_it_comes = SpatialConditioning(in_channels=project.unet.config.concat_channels or 1)
+    if isinstance(conditioning, EmbeddingConditioning | Unconditional) or conditioning == as_it_comes:
         return {"target": "torch.nn.Identity"}
-    return options_of_conditioning(conditioning)
+    return {"target": "torch.nn.Identity"} if project.has_labels_only else options_of_conditioning(conditioning)
 
 
 def _engine(project: OriginalProject) -> dict[str, Any]:
