@@ -231,6 +231,10 @@ class AutoencoderVQConfig(AutoencoderConfig):
         _require_not_negative(self, "codebook_weight", "commitment_cost")
 
 
+Place: TypeAlias = Literal["down", "mid", "up"]
+"""Where a block of the U-Net stands: on the way down, in the middle or on the way up."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
     """The denoising U-Net of LDM and Stable Diffusion."""
@@ -259,8 +263,16 @@ class UNetConfig:
     """Attention between the two residual blocks of the middle."""
     mid_attention_groups: int | None = None
     """Groups of the normalisation before the middle's attention (attention=self); None takes num_groups, 0 has none."""
+    num_heads_up: int | tuple[int, ...] | None = None
+    """Attention heads on the way up where they are not num_heads (the original's num_heads_upsample)."""
+    num_attention_blocks: tuple[int, ...] | None = None
+    """For each level, the residual blocks that attention follows, counted from the first on either way; None is all."""
+    mid_transformer_depth: int | None = None
+    """Transformer blocks of the middle; None is as many as the last level has."""
     cross_attention_only_levels: tuple[int, ...] = ()
     """Levels whose transformer blocks look at the context in their first attention too (SD's x4 upscaler)."""
+    mid_cross_attention_only: bool = False
+    """Whether those of the middle do."""
     num_classes: int | None = None
     """Classes whose embedding is added to the time embedding, besides or instead of cross-attention: the entries of
     the class conditioning; None adds none."""
@@ -298,7 +310,7 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "base_channels", "num_groups", "norm_epsilon")
-        for name in ("num_classes", "vector_dim", "num_codebook_ids", "time_embedding_dim"):
+        for name in ("num_classes", "vector_dim", "num_codebook_ids", "time_embedding_dim", "mid_transformer_depth"):
             if getattr(self, name) is not None:
                 _require_positive(self, name)
         _require_not_negative(self, "concat_channels")
@@ -308,7 +320,12 @@ class UNetConfig:
             f"UNetConfig.num_heads={self.num_heads} and UNetConfig.num_head_channels={self.num_head_channels}: "
             "give exactly one of them and set the other to None",
         )
-        for name in ("num_heads", "transformer_depth", "num_res_blocks"):
+        _require(
+            self.num_heads_up is None or self.num_heads is not None,
+            f"UNetConfig.num_heads_up={self.num_heads_up} needs num_heads; with num_head_channels="
+            f"{self.num_head_channels} set it to None",
+        )
+        for name in ("num_heads", "num_heads_up", "num_attention_blocks", "transformer_depth", "num_res_blocks"):
             value = getattr(self, name)
             if isinstance(value, tuple):
                 _require(
@@ -327,10 +344,16 @@ class UNetConfig:
             f"UNetConfig.resample_with_res_blocks={choices} is not one choice for each of the {2 * lowest} changes of "
             "resolution; give one for each, or one for all",
         )
-        with_attention = {*self.attention_levels, *(self.up_attention_levels or ())}
-        for level in with_attention | ({lowest} if self.mid_attention else set()):
-            self._check_heads(level)
-            _require_positive_value(f"UNetConfig.transformer_depth of level {level}", self.depth_at(level))
+        for level in self.attention_levels:
+            self._check_attention(level, "down")
+        for level in self.up_attention_levels or ():
+            self._check_attention(level, "up")
+        if self.mid_attention:
+            self._check_attention(lowest, "mid")
+
+    def _check_attention(self, level: int, place: Place) -> None:
+        self._check_heads(level)
+        _require_positive_value(f"UNetConfig.transformer_depth of level {level}", self.depth_at(level, place))
 
     def _check_middle(self) -> None:
         _require(
@@ -354,15 +377,18 @@ class UNetConfig:
     def _check_heads(self, level: int) -> None:
         channels = self.channels_at(level)
         if self.num_head_channels is not None:
-            name, value = "num_head_channels", self.num_head_channels
+            values = {"num_head_channels": self.num_head_channels}
         else:
-            name, value = "num_heads", self.heads_at(level)
-        _require_positive_value(f"UNetConfig.{name}", value)
-        _require(
-            channels % value == 0,
-            f"UNetConfig.{name}={value} does not divide the {channels} channels of level {level}; "
-            f"nearest that does: {nearest_divisor(channels, value)}",
-        )
+            values = {"num_heads": self.heads_at(level)}
+        if self.num_heads_up is not None and level in self.attention_levels:
+            values["num_heads_up"] = self.heads_at(level, "up")
+        for name, value in values.items():
+            _require_positive_value(f"UNetConfig.{name}", value)
+            _require(
+                channels % value == 0,
+                f"UNetConfig.{name}={value} does not divide the {channels} channels of level {level}; "
+                f"nearest that does: {nearest_divisor(channels, value)}",
+            )
 
     def channels_at(self, level: int) -> int:
         """Channels of a level."""
@@ -372,23 +398,32 @@ class UNetConfig:
         """Residual blocks of a level on the way down."""
         return self.num_res_blocks[level] if isinstance(self.num_res_blocks, tuple) else self.num_res_blocks
 
-    def heads_at(self, level: int) -> int:
+    def attention_at(self, level: int, place: Place, index: int) -> bool:
+        """Whether attention follows a residual block, counted from 0 in its level and on its way."""
+        if place == "mid":
+            return self.mid_attention and index == 0
+        followed = self.num_attention_blocks is None or index < self.num_attention_blocks[level]
+        up = self.attention_levels if self.up_attention_levels is None else self.up_attention_levels
+        return level in (up if place == "up" else self.attention_levels) and followed
+
+    def attention_groups_at(self, place: Place) -> int:
+        """Groups of the normalisation before attention; 0 is none."""
+        of_middle = place == "mid" and self.mid_attention_groups is not None
+        return self.mid_attention_groups or 0 if of_middle else self.num_groups
+
+    def heads_at(self, level: int, place: Place = "down") -> int:
         """Attention heads of a level."""
         if self.num_head_channels is not None:
             return self.channels_at(level) // self.num_head_channels
-        if isinstance(self.num_heads, tuple):
-            return self.num_heads[level]
-        assert self.num_heads is not None  # __post_init__ has checked it
-        return self.num_heads
+        heads = self.num_heads_up if place == "up" and self.num_heads_up is not None else self.num_heads
+        assert heads is not None  # __post_init__ has checked it
+        return heads[level] if isinstance(heads, tuple) else heads
 
-    def depth_at(self, level: int) -> int:
+    def depth_at(self, level: int, place: Place = "down") -> int:
         """Transformer blocks in each spatial transformer of a level."""
+        if place == "mid" and self.mid_transformer_depth is not None:
+            return self.mid_transformer_depth
         return self.transformer_depth[level] if isinstance(self.transformer_depth, tuple) else self.transformer_depth
-
-    def attends(self, direction: Literal["down", "up"], level: int) -> bool:
-        """Whether the blocks of a level have attention."""
-        up = self.attention_levels if self.up_attention_levels is None else self.up_attention_levels
-        return level in (self.attention_levels if direction == "down" else up)
 
     def resamples_in_res_block(self, direction: Literal["down", "up"], level: int) -> bool:
         """Whether the resolution changes inside a residual block behind the blocks of a level."""
@@ -397,6 +432,10 @@ class UNetConfig:
         # the way up leaves levels 1, 2, ...
         changes = len(self.channel_mult) - 1
         return self.resample_with_res_blocks[level if direction == "down" else changes + level - 1]
+
+    def cross_attention_only_at(self, level: int, place: Place) -> bool:
+        """Whether the first attention of transformer blocks looks at the context too."""
+        return self.mid_cross_attention_only if place == "mid" else level in self.cross_attention_only_levels
 
 
 def nearest_divisor(number: int, wanted: int) -> int:
@@ -709,13 +748,14 @@ Conditioning: TypeAlias = (
 # --- diffusion -------------------------------------------------------------------------------------------------------
 
 PredictionType: TypeAlias = Literal["epsilon", "v", "x0", "flow"]
+ScheduleKind: TypeAlias = Literal["linear", "scaled_linear", "cosine", "sqrt", "sigmoid", "exponential", "flow"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """The forward process as arrays over the training timesteps."""
 
-    kind: Literal["linear", "scaled_linear", "cosine", "sqrt", "sigmoid", "exponential", "flow"] = "scaled_linear"
+    kind: ScheduleKind = "scaled_linear"
     """`scaled_linear` is linear in the square root of beta (LDM, SD); `linear` is DDPM's; `cosine` is improved DDPM's;
     `sqrt` takes the square root of a line between beta_start and beta_end (the `sqrt` of the original code); `sigmoid`
     is a logistic curve between them; `exponential` lets the signal decay evenly; `flow` is the straight path of flow

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from ldm_jax.interop.mapping import SlotOf, write_tensors
 
@@ -46,3 +47,25 @@ def assert_close(ours: Any, reference: Any) -> None:
     ours, reference = np.asarray(ours), np.asarray(reference)
     assert ours.shape == reference.shape
     np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-4 * max(1.0, np.abs(reference).max()))
+
+
+def foreign_shapes(slot_of: SlotOf, abstract: dict) -> dict[str, tuple[int, ...]]:
+    """Shape of every foreign tensor of a module; each of its parts is claimed by one parameter."""
+    claims: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
+    layouts = {}
+    for path, leaf in flatten_dict(abstract, sep="/").items():
+        name, layout, part = slot_of(path)
+        claims.setdefault(name, []).append((part, leaf.shape))
+        layouts[name] = layout
+    shapes = {}
+    for name, parts in claims.items():
+        assert sorted(part for part, _ in parts) == list(range(len(parts))), f"{name} is claimed twice"
+        zeros = (np.broadcast_to(np.float32(0), shape) for _, shape in sorted(parts))
+        shapes[name] = layouts[name].write(*zeros).shape
+    return shapes
+
+
+def random_tensors_of(shapes: dict[str, tuple[int, ...]], dtype: str = "float32") -> Tensors:
+    """Random values of these shapes."""
+    numbers = np.random.default_rng(0)
+    return Tensors({name: numbers.normal(size=shape).astype(dtype) for name, shape in shapes.items()})

@@ -45,6 +45,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "UNetConfig.num_heads=4 and UNetConfig.num_head_channels=32: give exactly one of them and set the other to "
         "None",
     ),
+    "heads of the way up beside the width of heads": (
+        lambda: c.UNetConfig(num_heads_up=2),
+        "UNetConfig.num_heads_up=2 needs num_heads; with num_head_channels=32 set it to None",
+    ),
+    "heads of the way up that do not divide": (
+        lambda: c.UNetConfig(num_heads=4, num_heads_up=3, num_head_channels=None),
+        "UNetConfig.num_heads_up=3 does not divide the 256 channels of level 1; nearest that does: 2",
+    ),
     "heads not given": (
         lambda: c.UNetConfig(num_heads=None, num_head_channels=None),
         "UNetConfig.num_heads=None and UNetConfig.num_head_channels=None: give exactly one of them",

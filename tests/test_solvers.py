@@ -1,7 +1,6 @@
 """Solvers: their orders, the right distribution on either path, and noise levels where they belong."""
 
 import functools
-import typing
 from functools import partial
 
 import chex
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ldm_jax.config import SamplerName, SamplingConfig, ScheduleConfig
+from ldm_jax.config import SamplingConfig, ScheduleConfig
 from ldm_jax.diffusion.prediction import convert
 from ldm_jax.diffusion.samplers import (
     initial_noise,
@@ -40,7 +39,7 @@ from ldm_jax.diffusion.samplers.unipc import unipc
 from ldm_jax.diffusion.schedule import make_schedule, per_sample
 from ldm_jax.errors import UserError
 
-NAMES = typing.get_args(SamplerName)
+NAMES = tuple(SAMPLERS)
 WITHOUT_ZERO_SNR = ("plms", "pndm")
 ZERO = make_schedule(ScheduleConfig(kind="scaled_linear", zero_terminal_snr=True))
 PLAIN = make_schedule(ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02))

@@ -1,5 +1,6 @@
 """The U-Net: PyTorch's numbers, the published parameter counts, and what every option changes."""
 
+import dataclasses
 import functools
 
 import golden_weights
@@ -227,6 +228,34 @@ def test_options_change_the_parameter_tree(changes: dict, new: dict) -> None:
     assert new.items() <= shapes.items()
     if changes.get("attention_levels") == ():
         assert not [path for path in shapes if "/attention/" in path and not path.startswith("mid/")]
+
+
+def places_of_attention(config: UNetConfig) -> set[str]:
+    return {path.split("/attention/")[0] for path in shapes_of(config) if "/attention/" in path}
+
+
+def test_attention_follows_the_first_blocks_of_a_level_on_either_way() -> None:
+    config = tiny(num_res_blocks=2, attention_levels=(0, 1), num_attention_blocks=(1, 0))
+    assert places_of_attention(config) == {"down_0/block_0", "up_0/block_0", "mid/block_0"}
+    assert len(places_of_attention(tiny(num_res_blocks=2))) == 2 + 3 + 1
+
+
+def test_the_middle_has_a_depth_of_its_own_and_may_look_at_the_context_alone() -> None:
+    shapes = shapes_of(tiny(mid_transformer_depth=2, mid_cross_attention_only=True))
+    assert shapes["mid/block_0/attention/block_1/self_attention/key/kernel"] == (6, 16)
+    assert shapes["down_1/block_0/attention/block_0/self_attention/key/kernel"] == (16, 16)
+    assert "down_1/block_0/attention/block_1/norm_0/scale" not in shapes
+
+
+def test_heads_of_the_way_up_change_it_alone() -> None:
+    config, zt = tiny(num_heads=2, num_head_channels=None, attention="self"), random_array(3, 8, 4, 3)
+    params = random_params(UNet(config, 3), zt, T)
+    outputs = [
+        compiled(UNet(c, 3).apply)({"params": params}, zt, T)
+        for c in (config, dataclasses.replace(config, num_heads_up=2), dataclasses.replace(config, num_heads_up=8))
+    ]
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    assert np.abs(outputs[0] - outputs[2]).max() > 1e-3
 
 
 def test_concatenated_maps_widen_the_first_convolution_only() -> None:

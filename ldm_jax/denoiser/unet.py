@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from ldm_jax.config import UNetConfig
+from ldm_jax.config import Place, UNetConfig
 from ldm_jax.nn.attention import SelfAttentionBlock, SpatialTransformer
 from ldm_jax.nn.conv import Conv
 from ldm_jax.nn.embeddings import VectorEmbedding, sinusoidal_embedding
@@ -40,18 +40,16 @@ def res_block(
     )
 
 
-def attention_block(
-    config: UNetConfig, level: int, groups: int, cross_attention_only: bool, dtype: DTypeLike, name: str
-) -> nn.Module:
+def attention_block(config: UNetConfig, level: int, place: Place, dtype: DTypeLike, name: str) -> nn.Module:
     """The attention of a level: plain self-attention, or a spatial transformer that also sees the context."""
-    heads = config.heads_at(level)
+    heads, groups = config.heads_at(level, place), config.attention_groups_at(place)
     if config.attention == "self":
         return SelfAttentionBlock(heads, groups, config.norm_epsilon, zero_init=True, dtype=dtype, name=name)
     return SpatialTransformer(
         heads,
-        config.depth_at(level),
+        config.depth_at(level, place),
         config.linear_projection,
-        cross_attention_only,
+        config.cross_attention_only_at(level, place),
         groups,
         dtype,
         name=name,
@@ -59,13 +57,12 @@ def attention_block(
 
 
 class Block(nn.Module):
-    """A residual block, then attention where it is asked for, with normalisation by `attention_groups`."""
+    """A residual block, then attention where the configuration has it."""
 
     config: UNetConfig
     level: int
-    attention: bool
-    attention_groups: int
-    cross_attention_only: bool = False
+    place: Place
+    index: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -78,21 +75,15 @@ class Block(nn.Module):
     ) -> Float[Array, "b *spatial k"]:
         """Apply the block."""
         h = res_block(self.config, self.config.channels_at(self.level), self.dtype, "resnet")(h, embedding, train=train)
-        if not self.attention:
+        if not self.config.attention_at(self.level, self.place, self.index):
             return h
-        kind = self.attention_groups, self.cross_attention_only
-        attend = attention_block(self.config, self.level, *kind, self.dtype, "attention")
+        attend = attention_block(self.config, self.level, self.place, self.dtype, "attention")
         return attend(h) if self.config.attention == "self" else attend(h, context)
 
 
-def level_block(
-    config: UNetConfig, direction: Literal["up", "down"], level: int, dtype: DTypeLike, index: int
-) -> Block:
-    """One of the blocks of a level."""
-    cross_only = level in config.cross_attention_only_levels
-    return Block(
-        config, level, config.attends(direction, level), config.num_groups, cross_only, dtype, name=f"block_{index}"
-    )
+def make_block(config: UNetConfig, level: int, place: Place, index: int, dtype: DTypeLike) -> Block:
+    """One of the blocks of a level or of the middle."""
+    return Block(config, level, place, index, dtype, name=f"block_{index}")
 
 
 class Resample(nn.Module):
@@ -138,7 +129,7 @@ class DownLevel(nn.Module):
         """Apply the level."""
         steps = []
         for i in range(self.config.res_blocks_at(self.level)):
-            h = level_block(self.config, "down", self.level, self.dtype, i)(h, embedding, context, train)
+            h = make_block(self.config, self.level, "down", i, self.dtype)(h, embedding, context, train)
             steps.append(h)
         if self.level < len(self.config.channel_mult) - 1:
             steps.append(Resample(self.config, "down", self.level, self.dtype, name="resample")(h, embedding, train))
@@ -165,7 +156,7 @@ class UpLevel(nn.Module):
         """Apply the level to `h`; `steps` holds one tensor for each of its blocks, last first; `size` is the next's."""
         for i in range(self.config.res_blocks_at(self.level) + 1):
             h = jnp.concatenate([h, steps[-1 - i]], axis=-1)
-            h = level_block(self.config, "up", self.level, self.dtype, i)(h, embedding, context, train)
+            h = make_block(self.config, self.level, "up", i, self.dtype)(h, embedding, context, train)
         if self.level > 0:
             h = Resample(self.config, "up", self.level, self.dtype, name="resample")(h, embedding, train, size)
         return h
@@ -186,12 +177,9 @@ class Middle(nn.Module):
         train: bool,
     ) -> Float[Array, "b *spatial c"]:
         """Apply the middle."""
-        config, lowest = self.config, len(self.config.channel_mult) - 1
-        groups = config.num_groups if config.mid_attention_groups is None else config.mid_attention_groups
-        for i in range(config.mid_res_blocks):
-            attention = config.mid_attention and i == 0
-            block = Block(config, lowest, attention, groups, dtype=self.dtype, name=f"block_{i}")
-            h = block(h, embedding, context, train)
+        lowest = len(self.config.channel_mult) - 1
+        for i in range(self.config.mid_res_blocks):
+            h = make_block(self.config, lowest, "mid", i, self.dtype)(h, embedding, context, train)
         return h
 
 

@@ -167,7 +167,7 @@ def _head_width(config: UNetConfig) -> int | None:
     if config.num_head_channels is not None:
         return config.num_head_channels
     levels = range(len(config.channel_mult))
-    used = [level for level in levels if config.attends("down", level) or config.attends("up", level)]
+    used = [level for level in levels if config.attention_at(level, "down", 0) or config.attention_at(level, "up", 0)]
     used += [levels[-1]] if config.mid_attention else []
     if all(config.heads_at(level) == 1 for level in used):
         return None

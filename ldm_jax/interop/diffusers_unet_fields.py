@@ -138,6 +138,11 @@ def write_fields(unet: DiffusersUNet) -> dict[str, Any]:
     config = unet.config
     require_written(config.spatial_dims == 2, config, "spatial_dims", "its U-Nets are for pictures")
     require_written(config.num_codebook_ids is None, config, "num_codebook_ids", "its U-Nets predict latents")
+    for name in ("num_heads_up", "num_attention_blocks", "mid_transformer_depth"):
+        require_written(getattr(config, name) is None, config, name, "a level is the same on both ways")
+    require_written(
+        not config.mid_cross_attention_only, config, "mid_cross_attention_only", "its middle looks at itself"
+    )
     return {
         "sample_size": unet.sample_size,
         "in_channels": unet.in_channels,
@@ -160,11 +165,13 @@ def write_levels(config: UNetConfig) -> tuple[list[LevelBlocks], list[LevelBlock
     """The inverse of `read_levels`; a level without a change of resolution counts as a plain convolution."""
     lowest = len(config.channel_mult) - 1
     down = [
-        LevelBlocks(config.attends("down", level), level < lowest and config.resamples_in_res_block("down", level))
+        LevelBlocks(
+            config.attention_at(level, "down", 0), level < lowest and config.resamples_in_res_block("down", level)
+        )
         for level in range(lowest + 1)
     ]
     up = [
-        LevelBlocks(config.attends("up", level), level > 0 and config.resamples_in_res_block("up", level))
+        LevelBlocks(config.attention_at(level, "up", 0), level > 0 and config.resamples_in_res_block("up", level))
         for level in reversed(range(lowest + 1))
     ]
     return down, up

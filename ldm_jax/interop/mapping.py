@@ -39,6 +39,26 @@ class TensorSource(Protocol):
 
 
 @dataclass(frozen=True)
+class Prefixed:
+    """The tensors of a source whose names begin with a prefix, under the rest of their names."""
+
+    source: TensorSource
+    prefix: str
+
+    def names(self) -> Iterable[str]:
+        """Names without the prefix."""
+        return [name.removeprefix(self.prefix) for name in self.source.names() if name.startswith(self.prefix)]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self.source.shape(self.prefix + name)
+
+    def read(self, name: str) -> np.ndarray:
+        """Values of a tensor."""
+        return self.source.read(self.prefix + name)
+
+
+@dataclass(frozen=True)
 class Layout:
     """How parameters lie in a foreign tensor: one tensor to its parts, and the parts to the tensor."""
 

@@ -11,7 +11,6 @@ from ldm_jax.errors import UserError
 from ldm_jax.interop.diffusers_export import write_pipeline
 from ldm_jax.interop.diffusers_pipeline import imported_sampler, is_pipeline, read_pipeline
 from ldm_jax.interop.json_files import read_json
-from ldm_jax.interop.original_checkpoint import is_original, read_original, write_original
 from ldm_jax.interop.write_safetensors import FloatType
 from ldm_jax.model import Params
 from ldm_jax.sampling.session import Session, load_session
@@ -49,8 +48,6 @@ def open_model(
         return _open_run(path)
     if is_pipeline(path):
         return read_pipeline(path, variant)
-    if is_original(path):
-        return read_original(path, config, weights)
     raise UserError(
         f"{path} is no model known here: neither a run (config.json and checkpoints/), nor a pipeline of diffusers "
         "(model_index.json), nor a checkpoint of the original repositories (.ckpt or .safetensors with its .yaml)"
@@ -68,8 +65,6 @@ def save_model(session: Session, path: Path, form: Format, dtype: FloatType | No
             _write_run(session, path)
         case "diffusers":
             write_pipeline(session, path, dtype)
-        case "original":
-            write_original(session, path, dtype)
 
 
 def _open_run(path: Path) -> Session:
