@@ -77,10 +77,11 @@ def level_blocks(options: Options, name: str, usable: Mapping[str, Any], where: 
         raise refusal(
             where, name, kinds, f"block_out_channels={options['block_out_channels']} needs one for each entry"
         )
+    known = {**usable, **{f"UNetRes{kind}": blocks for kind, blocks in usable.items()}}  # their first names
     for kind in kinds:
-        if kind not in usable:
+        if kind not in known:
             raise refusal(where, name, kind, f"usable: {', '.join(usable)}")
-    return tuple(usable[kind] for kind in kinds)
+    return tuple(known[kind] for kind in kinds)
 
 
 def channel_mult(options: Options, where: str) -> dict[str, Any]:
