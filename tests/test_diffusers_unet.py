@@ -257,6 +257,23 @@ def test_values_that_change_nothing_are_accepted() -> None:
 # --- parameters ------------------------------------------------------------------------------------------------------
 
 
+def test_the_parameter_count_of_stable_diffusion_xl_is_the_published_one() -> None:
+    options = {
+        "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "attention_head_dim": [5, 10, 20],
+        "transformer_layers_per_block": [1, 2, 10],
+        "use_linear_projection": True,
+        "cross_attention_dim": 2048,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    }
+    params = abstract_unet_params(read({"_class_name": "UNet2DConditionModel"}, **options))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 2_567_463_684
+
+
 @pytest.mark.parametrize("case", GOLDEN_CASES)
 def test_what_is_read_is_written_as_it_was(case: str) -> None:
     unet, params = golden_unet(case)
