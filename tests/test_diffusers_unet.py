@@ -343,8 +343,14 @@ def test_a_width_of_heads_is_written_as_their_number_or_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"spatial_dims": 3}, "UNetConfig.spatial_dims=3 cannot be written for diffusers: its U-Nets are for pictures"),
-        ({"num_codebook_ids": 9}, "UNetConfig.num_codebook_ids=9 cannot be written for diffusers: its U-Nets predict"),
+        (
+            {"spatial_dims": 3},
+            "UNetConfig.spatial_dims=3 cannot be written for diffusers: it has no option for it; use 2",
+        ),
+        (
+            {"num_codebook_ids": 9},
+            "UNetConfig.num_codebook_ids=9 cannot be written for diffusers: it has no option for it",
+        ),
         ({"context_dim": None}, "a U-Net with spatial transformers and no context cannot be written for diffusers"),
         ({"vector_dim": 9}, "UNetConfig.vector_dim=9 cannot be written for diffusers: say what the vector is"),
         ({"mid_attention": False}, "UNetConfig.mid_res_blocks=2 cannot be written for diffusers: UNet2DConditionModel"),
