@@ -183,7 +183,8 @@ class AutoencoderConfig:
             _require(
                 (self.quant_conv and self.has_post_quant_conv) or self.z_channels == self.latent_channels,
                 f"{type(self).__name__}.z_channels={self.z_channels} differs from latent_channels="
-                f"{self.latent_channels}, which needs quant_conv=True",
+                f"{self.latent_channels}, which needs both convolutions around the latent: quant_conv=True, "
+                "post_quant_conv=None",
             )
         _check_levels(self)
 

@@ -165,6 +165,15 @@ def test_blocks_on_maps_know_no_positions_and_any_number_of_axes(block) -> None:
         np.testing.assert_allclose(apply(block, params, MAP.reshape(2, 1, 2, 3, 8))[:, 0], y, atol=1e-5)
 
 
+def test_a_block_without_groups_does_not_normalise() -> None:
+    """The attention sees the map as it is: the block is the attention beside a skip connection."""
+    params = random_params(SelfAttentionBlock(2, 0), MAP)
+    assert set(params) == {"attention"}
+    tokens = MAP.reshape(2, 6, 8)
+    attended = apply(Attention(2, use_bias=True), params["attention"], tokens)
+    np.testing.assert_allclose(apply(SelfAttentionBlock(2, 0), params, tokens), tokens + attended, atol=1e-5)
+
+
 def test_a_dense_projection_is_a_convolution_of_one_position() -> None:
     convolving, dense = (SpatialTransformer(2, 2, linear, num_groups=4) for linear in (False, True))
     params = random_params(convolving, MAP, CONTEXT)

@@ -72,6 +72,32 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "UNetConfig.num_heads=(4, 8) has 2 entries for 3 levels; give one number, or one for each entry of "
         "channel_mult",
     ),
+    "a choice too few of how the resolution changes": (
+        lambda: c.UNetConfig(resample_with_res_blocks=(True, False, True)),
+        "UNetConfig.resample_with_res_blocks=(True, False, True) is not one choice for each of the 4 changes of "
+        "resolution; give one for each, or one for all",
+    ),
+    "attention on the way up at a level that is not there": (
+        lambda: c.UNetConfig(channel_mult=(1, 2), attention_levels=(), up_attention_levels=(2,)),
+        "UNetConfig.up_attention_levels=(2,) names level 2, but channel_mult=(1, 2) has levels 0 to 1",
+    ),
+    "attention in a middle without room for it": (
+        lambda: c.UNetConfig(mid_res_blocks=1),
+        "UNetConfig.mid_res_blocks=1 leaves no place for mid_attention=True; use 2, or mid_attention=False",
+    ),
+    "groups of the middle": (
+        lambda: c.UNetConfig(attention="self", mid_attention_groups=5),
+        "UNetConfig.mid_attention_groups=5 does not divide the 512 channels of the middle; nearest that does: 4",
+    ),
+    "groups of the middle with transformers": (
+        lambda: c.UNetConfig(mid_attention_groups=4),
+        "UNetConfig.mid_attention_groups=4 needs attention=self: a spatial transformer has num_groups",
+    ),
+    "channels that a missing convolution cannot change": (
+        lambda: c.AutoencoderKLConfig(z_channels=8, post_quant_conv=False),
+        "AutoencoderKLConfig.z_channels=8 differs from latent_channels=4, which needs both convolutions around "
+        "the latent: quant_conv=True, post_quant_conv=None",
+    ),
     "short context": (
         lambda: c.TextConditioning(context_length=2),
         "TextConditioning.context_length=2 must be at least 3: begin, one token, end",

@@ -59,6 +59,13 @@ def test_attention_is_where_the_configuration_puts_it() -> None:
     }
 
 
+@pytest.mark.parametrize(("levels", "expected"), [(None, {"up_1"}), ((), set()), ((0,), {"up_0"})])
+def test_the_decoder_may_have_attention_elsewhere(levels: tuple[int, ...] | None, expected: set[str]) -> None:
+    config = tiny(attention_levels=(1,), decoder_attention_levels=levels, mid_attention=False)
+    paths = param_shapes(Decoder(config, 3), jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.float32))
+    assert {path.split("/")[0] for path in paths if "/attention" in path} == expected
+
+
 def test_the_decoder_has_one_more_block_in_each_level() -> None:
     z = jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.float32)
     paths = param_shapes(Decoder(tiny(num_res_blocks=2), 3), z)

@@ -94,6 +94,21 @@ def test_log_variances_are_clipped_so_that_nothing_overflows(tiny) -> None:
     assert np.all(np.isfinite(kl))
 
 
+@pytest.mark.parametrize(
+    ("behind", "before", "expected"),
+    [
+        (True, None, {"quant_conv", "post_quant_conv"}),
+        (False, None, set()),
+        (True, False, {"quant_conv"}),
+        (False, True, {"post_quant_conv"}),
+    ],
+)
+def test_each_convolution_around_the_latent_can_be_left_out(behind: bool, before: bool | None, expected: set) -> None:
+    config = dataclasses.replace(TINY, quant_conv=behind, post_quant_conv=before)
+    _, params = abstract_call(make_autoencoder(config, 3, "float32"), PICTURE, KEYS)
+    assert set(params) - {"encoder", "decoder"} == expected
+
+
 def test_bfloat16_keeps_float32_parameters_moments_and_pictures() -> None:
     module = make_autoencoder(dataclasses.replace(TINY, patch_size=2), 1, "bfloat16")
     picture = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)

@@ -49,6 +49,15 @@ def test_upsampling_repeats_each_position() -> None:
     np.testing.assert_array_equal(compiled(upsample_nearest)(x)[0, :, :, 0], np.kron(x[0, :, :, 0], np.ones((2, 2))))
 
 
+@pytest.mark.parametrize("size", [(3, 5), (4, 6), (5, 7), (4, 7)])
+def test_upsampling_to_another_size_takes_the_position_in_proportion(size: tuple[int, int]) -> None:
+    """Halving 3 and 5 with rounding up has given the 2 and 3 here, halving 5 and 7 with rounding down too."""
+    x = random_array(1, 2, 3, 1)
+    rows, columns = (np.floor(np.arange(n) * old / n).astype(int) for n, old in zip(size, (2, 3), strict=True))
+    larger = compiled(lambda x: upsample_nearest(x, size))(x)
+    np.testing.assert_array_equal(larger, x[:, rows][:, :, columns])
+
+
 def test_volumes_keep_their_depth() -> None:
     assert resampling_factors(3) == (1, 2, 2)
     x = random_array(1, 3, 4, 4, 2)

@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from module_trials import abstract_call, compiled, num_params, param_shapes, random_array, random_params, replaced
+from module_trials import (
+    abstract_call,
+    apply,
+    compiled,
+    num_params,
+    param_shapes,
+    random_array,
+    random_params,
+    replaced,
+)
 
 from ldm_jax.config import UNetConfig
 from ldm_jax.denoiser.unet import UNet
@@ -221,6 +230,16 @@ def test_parameter_paths_read_like_the_figure() -> None:
         ({"linear_projection": True}, {"mid/block_0/attention/project_in/kernel": (16, 16)}),
         ({"attention_levels": ()}, {"mid/block_0/attention/project_in/kernel": (1, 1, 16, 16)}),
         ({"num_res_blocks": 2}, {"up_0/block_2/resnet/conv_0/kernel": (3, 3, 16, 8)}),
+        (
+            {"time_embedding_dim": 20},
+            {"time/dense_1/kernel": (20, 20), "mid/block_0/resnet/embedding/kernel": (20, 16)},
+        ),
+        ({"up_attention_levels": (0,)}, {"up_0/block_1/attention/norm/scale": (8,)}),
+        (
+            {"resample_with_res_blocks": (False, True)},
+            {"down_0/resample/downsample/conv/bias": (8,), "up_1/resample/resnet/conv_1/bias": (16,)},
+        ),
+        ({"attention": "self", "mid_attention_groups": 2}, {"mid/block_0/attention/norm/scale": (16,)}),
     ],
 )
 def test_options_change_the_parameter_tree(changes: dict, new: dict) -> None:
@@ -256,6 +275,36 @@ def test_heads_of_the_way_up_change_it_alone() -> None:
     ]
     np.testing.assert_array_equal(outputs[0], outputs[1])
     assert np.abs(outputs[0] - outputs[2]).max() > 1e-3
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_the_middle_may_have_fewer_blocks(blocks: int) -> None:
+    shapes = shapes_of(tiny(mid_res_blocks=blocks, mid_attention=False))
+    middle = {path.split("/")[1] for path in shapes if path.startswith("mid/")}
+    assert middle == {f"block_{i}" for i in range(blocks)}
+
+
+def test_the_attention_of_the_middle_may_do_without_normalisation() -> None:
+    plain, without = (shapes_of(tiny(attention="self", mid_attention_groups=groups)) for groups in (None, 0))
+    assert set(plain) - set(without) == {"mid/block_0/attention/norm/scale", "mid/block_0/attention/norm/bias"}
+
+
+def test_an_input_can_be_centred() -> None:
+    """Centring is the map 2 z - 1 before everything else."""
+    centred, plain = (UNet(tiny(attention_levels=(), center_input=centre), 3) for centre in (True, False))
+    zt, context = random_array(3, 4, 4, 3), random_array(3, 5, 6)
+    params = random_params(plain, zt, T, context)
+
+    out = apply(centred, params, zt, T, context)
+    np.testing.assert_allclose(out, apply(plain, params, 2 * zt - 1, T, context), atol=1e-5)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_sizes_that_cannot_be_halved_come_back(symmetric: bool) -> None:
+    """Padding on both sides rounds up, padding at the end rounds down."""
+    unet = UNet(tiny(channel_mult=(1, 1, 2), symmetric_padding=symmetric), 3)
+    out, _ = abstract_call(unet, abstract(2, 7, 10, 3), LABELS, CONTEXT)
+    assert out.shape == (2, 7, 10, 3)
 
 
 def test_concatenated_maps_widen_the_first_convolution_only() -> None:

@@ -42,7 +42,7 @@ class AutoencoderKL(nn.Module):
 
     def __call__(
         self, image: Float[Array, "b *spatial c"], keys: Key[Array, " b"], *, train: bool = False
-    ) -> tuple[Float[Array, "b *spatial c"], Float[Array, " b"], dict[str, Float[Array, ""]]]:
+    ) -> tuple[Float[Array, "b *spatial k"], Float[Array, " b"], dict[str, Float[Array, ""]]]:
         """Reconstruction from a posterior sample, the weighted regulariser of each picture, and metrics.
 
         The regulariser is kl_weight * KL / (values of the picture): LDM adds kl_weight * KL to a reconstruction error

@@ -84,7 +84,7 @@ class AutoencoderVQ(nn.Module):
 
     def __call__(
         self, image: Float[Array, "b *spatial c"], keys: Key[Array, " b"], *, train: bool = False
-    ) -> tuple[Float[Array, "b *spatial c"], Float[Array, " b"], dict[str, Float[Array, ""]]]:
+    ) -> tuple[Float[Array, "b *spatial k"], Float[Array, " b"], dict[str, Float[Array, ""]]]:
         """Reconstruction, the weighted codebook loss (2) of each picture, and metrics; `keys` are not needed."""
         del keys  # the posterior is a point
         z = self.encode(image, train=train).mode()

@@ -27,6 +27,8 @@ from ldm_jax.interop.diffusers_options import (
     number,
     read_options,
     refusal,
+    require_defaults,
+    require_written,
 )
 from ldm_jax.interop.mapping import Slot, SlotOf, TensorSource, read_params, torch_layout
 from ldm_jax.model import Params
@@ -88,6 +90,12 @@ OPTIONS_VQ: Options = {
 _USABLE: Mapping[str, tuple] = {"act_fn": ACTIVATIONS, "mid_block_add_attention": (True, False)}
 _DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 _UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
+
+_WRITTEN = {
+    *("base_channels", "channel_mult", "num_res_blocks", "attention_levels", "decoder_attention_levels"),
+    *("mid_attention", "latent_channels", "z_channels", "quant_conv", "post_quant_conv", "num_groups", "codebook_size"),
+}
+_OF_TRAINING = {"dropout", "kl_weight", "codebook_weight", "commitment_cost"}
 
 
 def read_autoencoder_config(config: Options, where: str) -> DiffusersAutoencoder:
@@ -162,8 +170,7 @@ def write_autoencoder_config(autoencoder: DiffusersAutoencoder) -> dict[str, Any
         UserError: diffusers has no option for what the configuration asks for; the field is named.
     """
     config = autoencoder.config
-    for name, value in (("patch_size", 1), ("spatial_dims", 2)):
-        _require_written(getattr(config, name) == value, config, name, f"its autoencoders have {value}")
+    require_defaults(config, _WRITTEN | _OF_TRAINING)
     levels = range(len(config.channel_mult))
     decoder = config.attention_levels if config.decoder_attention_levels is None else config.decoder_attention_levels
     options = {
@@ -185,14 +192,14 @@ def write_autoencoder_config(autoencoder: DiffusersAutoencoder) -> dict[str, Any
 
 def _write_kl(autoencoder: DiffusersAutoencoder, config: AutoencoderKLConfig) -> dict[str, Any]:
     one = config.z_channels in (None, config.latent_channels)
-    _require_written(one, config, "z_channels", f"AutoencoderKL has the {config.latent_channels} of the latent")
+    require_written(one, config, "z_channels", f"AutoencoderKL has the {config.latent_channels} of the latent")
     options = {"use_quant_conv": config.quant_conv, "use_post_quant_conv": config.has_post_quant_conv}
     return {**options, **write_statistics(autoencoder.latent_mean, autoencoder.latent_std)}
 
 
 def _write_vq(autoencoder: DiffusersAutoencoder, config: AutoencoderVQConfig) -> dict[str, Any]:
     both = config.quant_conv and config.has_post_quant_conv
-    _require_written(both, config, "quant_conv", "VQModel has both 1x1 convolutions")
+    require_written(both, config, "quant_conv", "VQModel has both 1x1 convolutions")
     mean, std = autoencoder.latent_mean, autoencoder.latent_std
     if set(mean) != {0} or len(set(std)) != 1:
         raise UserError(
@@ -208,12 +215,6 @@ def _write_vq(autoencoder: DiffusersAutoencoder, config: AutoencoderVQConfig) ->
 
 def _type_of(types: Mapping[str, bool], attention: bool) -> str:
     return next(name for name, has_attention in types.items() if has_attention == attention)
-
-
-def _require_written(possible: bool, config: AutoencoderKLConfig | AutoencoderVQConfig, name: str, reason: str) -> None:
-    if not possible:
-        kind = type(config).__name__
-        raise UserError(f"{kind}.{name}={getattr(config, name)!r} cannot be written for diffusers: {reason}")
 
 
 _OUTSIDE_LEVELS = {"conv_in": "conv_in", "norm_out": "conv_norm_out", "conv_out": "conv_out"}

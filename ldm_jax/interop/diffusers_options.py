@@ -1,6 +1,7 @@
 """The options of a diffusers config.json: each is used, changes nothing, or is refused by name."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from ldm_jax.errors import UserError
@@ -77,10 +78,11 @@ def level_blocks(options: Options, name: str, usable: Mapping[str, Any], where: 
         raise refusal(
             where, name, kinds, f"block_out_channels={options['block_out_channels']} needs one for each entry"
         )
+    known = {**usable, **{f"UNetRes{kind}": blocks for kind, blocks in usable.items()}}  # their first names
     for kind in kinds:
-        if kind not in usable:
+        if kind not in known:
             raise refusal(where, name, kind, f"usable: {', '.join(usable)}")
-    return tuple(usable[kind] for kind in kinds)
+    return tuple(known[kind] for kind in kinds)
 
 
 def channel_mult(options: Options, where: str) -> dict[str, Any]:
@@ -103,6 +105,21 @@ def build(kind: Callable[..., _Config], fields: Options, where: str) -> _Config:
         return kind(**fields)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def require_written(possible: bool, config: Any, name: str, reason: str) -> None:
+    """Refuse a field of our configuration that diffusers has no option for."""
+    if not possible:
+        value = getattr(config, name)
+        raise UserError(f"{type(config).__name__}.{name}={value!r} cannot be written for diffusers: {reason}")
+
+
+def require_defaults(config: Any, written: Collection[str]) -> None:
+    """Refuse every field of our configuration that is not written and is not as if it were not there."""
+    for field in dataclasses.fields(config):
+        if field.name not in written:
+            as_default = getattr(config, field.name) == field.default
+            require_written(as_default, config, field.name, f"it has no option for it; use {field.default!r}")
 
 
 def complete(class_name: str, defaults: Options, options: Options) -> dict[str, Any]:

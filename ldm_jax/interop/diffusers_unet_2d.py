@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm_jax.config import UNetConfig
-from ldm_jax.interop.diffusers_options import Options, level_blocks, number, read_options
+from ldm_jax.interop.diffusers_options import Options, level_blocks, number, read_options, require_written
 from ldm_jax.interop.diffusers_unet_fields import (
     DEFAULTS,
     USABLE,
@@ -18,7 +18,6 @@ from ldm_jax.interop.diffusers_unet_fields import (
     read_fields,
     read_levels,
     read_unet,
-    require_written,
     write_fields,
     write_levels,
 )

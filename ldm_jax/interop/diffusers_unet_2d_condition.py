@@ -18,6 +18,7 @@ from ldm_jax.interop.diffusers_options import (
     per_level,
     read_options,
     refusal,
+    require_written,
 )
 from ldm_jax.interop.diffusers_unet_fields import (
     DEFAULTS,
@@ -27,7 +28,6 @@ from ldm_jax.interop.diffusers_unet_fields import (
     read_fields,
     read_levels,
     read_unet,
-    require_written,
     write_fields,
     write_levels,
 )

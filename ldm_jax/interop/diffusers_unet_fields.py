@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from ldm_jax.config import UNetConfig
-from ldm_jax.errors import UserError
-from ldm_jax.interop.diffusers_options import ACTIVATIONS, Options, build, channel_mult, number
+from ldm_jax.interop.diffusers_options import ACTIVATIONS, Options, build, channel_mult, number, require_defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +68,15 @@ USABLE: Mapping[str, tuple] = {
     "resnet_time_scale_shift": ("default", "scale_shift"),
 }
 """Values that our U-Net can follow, of the options that have few."""
+
+_WRITTEN = {
+    *("base_channels", "channel_mult", "num_res_blocks", "attention_levels", "up_attention_levels", "attention"),
+    *("transformer_depth", "num_heads", "num_head_channels", "mid_res_blocks", "mid_attention", "mid_attention_groups"),
+    *("cross_attention_only_levels", "num_classes", "vector_dim", "linear_projection", "scale_shift_norm"),
+    *("resample_with_res_blocks", "symmetric_padding", "dropout", "num_groups", "norm_epsilon"),
+    *("time_frequencies", "time_order", "time_embedding_dim", "center_input"),
+    "concat_channels",  # among the input's channels
+}
 
 
 def read_fields(options: Options, where: str) -> dict[str, Any]:
@@ -136,13 +144,7 @@ def write_fields(unet: DiffusersUNet) -> dict[str, Any]:
         UserError: there is no option for what the configuration asks for.
     """
     config = unet.config
-    require_written(config.spatial_dims == 2, config, "spatial_dims", "its U-Nets are for pictures")
-    require_written(config.num_codebook_ids is None, config, "num_codebook_ids", "its U-Nets predict latents")
-    for name in ("num_heads_up", "num_attention_blocks", "mid_transformer_depth"):
-        require_written(getattr(config, name) is None, config, name, "a level is the same on both ways")
-    require_written(
-        not config.mid_cross_attention_only, config, "mid_cross_attention_only", "its middle looks at itself"
-    )
+    require_defaults(config, _WRITTEN)
     return {
         "sample_size": unet.sample_size,
         "in_channels": unet.in_channels,
@@ -175,9 +177,3 @@ def write_levels(config: UNetConfig) -> tuple[list[LevelBlocks], list[LevelBlock
         for level in reversed(range(lowest + 1))
     ]
     return down, up
-
-
-def require_written(possible: bool, config: UNetConfig, name: str, reason: str) -> None:
-    """Refuse a field of the configuration that diffusers has no option for."""
-    if not possible:
-        raise UserError(f"UNetConfig.{name}={getattr(config, name)!r} cannot be written for diffusers: {reason}")
