@@ -1,4 +1,4 @@
-"""How fast the input pipeline feeds each stage of an experiment, without any training: `python tests/input_speed.py RUN`.
+"""How fast the input pipeline feeds each stage, without any training: `python tests/input_speed.py RUN`.
 
 RUN is a run that has been trained, for its cached latents; prints pictures a second of each stage.
 """
