@@ -1,11 +1,11 @@
 """Golden cases of PyTorch networks: their arrays in our layouts, and their weights read as a user's would be."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from foreign_tensors import Tensors
 from safetensors.numpy import load_file
 
 from ldm_jax.interop.diffusers_autoencoder import (
@@ -16,22 +16,6 @@ from ldm_jax.interop.diffusers_autoencoder import (
 from ldm_jax.interop.diffusers_unet import DiffusersUNet, read_unet_config, read_unet_params
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
-class Tensors:
-    """Named arrays in memory, as a source for `read_params`."""
-
-    def __init__(self, tensors: dict[str, np.ndarray]):
-        self.tensors = tensors
-
-    def names(self) -> Iterable[str]:
-        return self.tensors
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.tensors[name].shape
-
-    def read(self, name: str) -> np.ndarray:
-        return self.tensors[name]
 
 
 def golden_arrays(case: str) -> dict[str, np.ndarray]:
@@ -60,8 +44,3 @@ def golden_autoencoder(case: str) -> tuple[DiffusersAutoencoder, dict]:
     """An autoencoder and its parameters."""
     autoencoder = read_autoencoder_config(golden_options(case), case)
     return autoencoder, read_autoencoder_params(Tensors(golden_tensors(case)), autoencoder, case)
-
-
-def assert_close_to_torch(ours: np.ndarray, torch: np.ndarray) -> None:
-    """The tolerance of golden/README.md for one forward pass."""
-    np.testing.assert_allclose(ours, torch, rtol=0, atol=1e-4 * max(1.0, np.abs(torch).max()))

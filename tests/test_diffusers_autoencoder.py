@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 from diffusers_draws import draw_autoencoder_kl, draw_vq_model, picture, torch_call, torch_model, torch_tensors
-from golden_weights import Tensors, assert_close_to_torch, golden_autoencoder, golden_options, golden_tensors
+from foreign_tensors import Tensors, assert_close
+from golden_weights import golden_autoencoder, golden_options, golden_tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from module_trials import compiled, random_array
@@ -283,14 +284,14 @@ def assert_equal_to_diffusers(options: dict[str, Any], folder: Path, seed: int) 
     encoded, posterior = torch_call(model.encode, image), call("encode", image)
     if isinstance(autoencoder.config, AutoencoderKLConfig):
         z = encoded.latent_dist.mean
-        assert_close_to_torch(posterior.logvar, picture(encoded.latent_dist.logvar))
+        assert_close(posterior.logvar, picture(encoded.latent_dist.logvar))
     else:
         z = encoded.latents
         indices = model.quantize(z)[2][2].numpy()
         np.testing.assert_array_equal(call("quantize", picture(z))[1].reshape(-1), indices)
-    assert_close_to_torch(posterior.mean, picture(z))
+    assert_close(posterior.mean, picture(z))
     reconstruction = torch_call(model.decode, picture(z)).sample
-    assert_close_to_torch(call("decode", picture(z)), picture(reconstruction))
+    assert_close(call("decode", picture(z)), picture(reconstruction))
 
     (folder / "config.json").write_text(json.dumps(write_autoencoder_config(autoencoder)))
     tensors = dict(write_tensors(params, autoencoder_slot(autoencoder)))

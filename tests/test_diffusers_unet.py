@@ -19,7 +19,8 @@ from diffusers_draws import (
     torch_model,
     torch_tensors,
 )
-from golden_weights import Tensors, assert_close_to_torch, golden_options, golden_tensors, golden_unet
+from foreign_tensors import Tensors, assert_close
+from golden_weights import golden_options, golden_tensors, golden_unet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from module_trials import apply, compiled, random_array
@@ -469,7 +470,7 @@ def assert_equal_to_diffusers(options: dict[str, Any], folder: Path, seed: int) 
         their.setdefault("encoder_hidden_states", random_array(3, 5, 6))
     out = torch_call(model, zt, t, **their).sample
     arguments = (zt, t, our.get("context"), our.get("class_labels"), None, our.get("vector"))
-    assert_close_to_torch(apply(UNet(unet.config, unet.out_channels), params, *arguments), picture(out))
+    assert_close(apply(UNet(unet.config, unet.out_channels), params, *arguments), picture(out))
 
     (folder / "config.json").write_text(json.dumps(write_unet_config(unet)))
     save_file(dict(write_tensors(params, unet_slot(unet))), folder / "diffusion_pytorch_model.safetensors")

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import yaml
-from foreign_tensors import Tensors, random_tensors_of
+from foreign_tensors import Tensors, assert_close, random_tensors_of
 from module_trials import compiled, random_array
 from safetensors.numpy import load_file
 from test_interop_original_yaml import CLASSES, PLAIN, changed, project, stage
@@ -50,10 +50,6 @@ def golden(case: str) -> tuple[OriginalProject, Tensors, dict[str, np.ndarray]]:
     with np.load(GOLDEN / case / "io.npz") as arrays:
         io = {name: np.moveaxis(a, 1, -1) if a.ndim == 4 else a for name, a in arrays.items()}
     return found, Tensors(load_file(GOLDEN / case / "model.safetensors")), io
-
-
-def assert_close(ours: np.ndarray, torch: np.ndarray) -> None:
-    np.testing.assert_allclose(ours, torch, rtol=0, atol=1e-4 * max(1.0, np.abs(torch).max()))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -271,23 +267,10 @@ def test_buffers_hold_the_schedule() -> None:
 # --- an independent reader -------------------------------------------------------------------------------------------
 
 
+_VQ = CLASSES["model"]["params"]["first_stage_config"]["params"]
 KL_STAGE = {
     "target": "ldm.models.autoencoder.AutoencoderKL",
-    "params": {
-        "embed_dim": 3,
-        "ddconfig": {
-            "double_z": True,
-            "z_channels": 3,
-            "resolution": 32,
-            "in_channels": 3,
-            "out_ch": 3,
-            "ch": 32,
-            "ch_mult": [1, 2],
-            "num_res_blocks": 1,
-            "attn_resolutions": [],
-            "dropout": 0.0,
-        },
-    },
+    "params": {"embed_dim": 3, "ddconfig": _VQ["ddconfig"] | {"double_z": True, "attn_resolutions": []}},
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from test_original_text_options import SD2
 
 from ldm_jax.config import (
     AutoencoderVQConfig,
@@ -20,9 +21,10 @@ from ldm_jax.config import (
     load_experiment,
 )
 from ldm_jax.errors import UserError
+from ldm_jax.interop.latents import latent_params
 from ldm_jax.interop.original_autoencoder import OriginalAutoencoder
 from ldm_jax.interop.original_conditioning import options_of_conditioning
-from ldm_jax.interop.original_project import OriginalProject, Unsaid, latent_params, scale_factor_of
+from ldm_jax.interop.original_project import OriginalProject, Unsaid, scale_factor_of
 from ldm_jax.interop.original_yaml import parse_project, parse_yaml, read_project
 from ldm_jax.interop.original_yaml_export import project_yaml
 
@@ -53,18 +55,6 @@ def project(base: dict, unet: dict | None = None, target: str | None = None, **p
 
 def text(name: str, width: int, unet: dict | None = None, target: str | None = None, **params: Any) -> OriginalProject:
     return project(CLASSES, {"context_dim": width} | (unet or {}), target, cond_stage_config=stage(name, **params))
-
-
-OPEN_CLIP = ClipTextConditioning(
-    context_dim=1024,
-    num_layers=24,
-    num_heads=16,
-    activation="gelu",
-    context_layer="penultimate",
-    projection_dim=1024,
-    pooled_at="largest",
-    pad_token=0,
-)
 
 
 def variant(name: str) -> str:
@@ -249,7 +239,7 @@ def test_the_last_of_1001_classes_is_none(params: dict, null_class: bool | None,
                 freeze=True,
                 layer="penultimate",
             ),
-            OPEN_CLIP,
+            SD2,
             5,
             id="OpenCLIP",
         ),
@@ -282,7 +272,7 @@ def test_a_model_of_the_later_code_without_conditions_or_with_one() -> None:
     network["params"]["context_dim"] = 1024
     one = {"input_key": "txt", **stage("sgm.modules.encoders.modules.FrozenOpenCLIPEmbedder", layer="penultimate")}
     found = engine(network_config=network, conditioner_config=stage("sgm.modules.GeneralConditioner", emb_models=[one]))
-    assert found.conditioning == OPEN_CLIP
+    assert found.conditioning == SD2
     assert parse_project(yaml.safe_load(project_yaml(found)), "back") == found
 
 
@@ -518,9 +508,9 @@ def test_a_conditioner_that_the_original_has_not_is_named() -> None:
 
 @pytest.mark.parametrize("factor", [0.18215, 0.13025, 0.22765929, 1.0, 1 / 3])
 def test_scale_factors_come_back_with_the_digits_that_they_had(factor: float) -> None:
-    latent = latent_params(factor, 4)
+    latent = latent_params((0.0,), (1 / factor,), 4)
     again = scale_factor_of(latent)
-    assert latent_params(again, 4)["std"][0] == latent["std"][0]
+    assert latent_params((0.0,), (1 / again,), 4)["std"][0] == latent["std"][0]
     if len(str(factor)) < 9:
         assert again == factor
 

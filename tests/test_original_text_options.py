@@ -4,11 +4,18 @@ import dataclasses
 from typing import Any
 
 import pytest
+from test_original_text import CLIP
 
 from ldm_jax.config import ClipTextConditioning, SdxlConditioning, TextConditioning, load_experiment
 from ldm_jax.errors import UserError
 from ldm_jax.interop.foreign_options import Options
-from ldm_jax.interop.original_text_options import TextStage, read_text_stage, write_text_stage
+from ldm_jax.interop.original_text_options import (
+    TextStage,
+    model_to_write,
+    read_text_stage,
+    text_stage_of,
+    write_text_stage,
+)
 
 MODULES = "ldm.modules.encoders.modules."
 BERT = TextConditioning(
@@ -242,3 +249,38 @@ def test_another_conditioner_than_sdxl_s_is_refused(index: int, changes, params,
 def test_what_the_original_cannot_express_is_not_written(stage: TextStage, message: str) -> None:
     with pytest.raises(UserError, match=message):
         write_text_stage(stage)
+
+
+OWN = dataclasses.replace(CLIP, mlp_dim=32)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OWN,
+        dataclasses.replace(OWN, activation="gelu", context_layer="penultimate", context_norm=False),
+        SdxlConditioning(first=dataclasses.replace(OWN, context_norm=False)),
+    ],
+)
+def test_a_clip_without_a_published_name_is_a_folder(config: ClipTextConditioning | SdxlConditioning) -> None:
+    stage = text_stage_of(config)
+    model = model_to_write(stage)
+    target, params = write_text_stage(stage, "mine")
+    found = read_text_stage(target, Options(params, "again.yaml"), {"mine": model}.get)
+    assert without_rule(found.config) == without_rule(config)
+    with pytest.raises(
+        UserError, match=r"version='mine' is not supported; use 'openai/.*, or a folder with the config.j"
+    ):
+        read_text_stage(target, Options(params, "again.yaml"))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_zoo_needs_no_folder(name: str) -> None:
+    assert model_to_write(ZOO[name][2]) is None
+    assert write_text_stage(ZOO[name][2], "mine") == write_text_stage(ZOO[name][2])
+
+
+def test_a_clip_in_a_folder_has_prompts_of_its_own_length() -> None:
+    options = Options({"version": "mine"}, "project.yaml")
+    with pytest.raises(UserError, match=r"^project.yaml: max_length=77 is not supported; only 6 can be imported$"):
+        read_text_stage("FrozenCLIPEmbedder", options, {"mine": model_to_write(TextStage("clip", OWN))}.get)

@@ -6,6 +6,7 @@ Their `latent_channels` are those between encoder and 1x1 convolution, our `z_ch
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -267,11 +268,17 @@ def read_autoencoder_params(source: TensorSource, autoencoder: DiffusersAutoenco
     return read_params(source, slot_of, abstract_autoencoder_params(autoencoder), where=where)
 
 
-def latent_params(autoencoder: DiffusersAutoencoder) -> Params:
-    """Latent statistics, one for each channel."""
-    channels = autoencoder.config.latent_channels
-    statistics = {"mean": autoencoder.latent_mean, "std": autoencoder.latent_std}
-    return {name: np.broadcast_to(np.asarray(value, np.float32), channels).copy() for name, value in statistics.items()}
+def require_same_channels(autoencoder: DiffusersAutoencoder, folder: Path) -> None:
+    """Refuse an autoencoder that is none.
+
+    Raises:
+        UserError: pictures come out with other channels than they go in with.
+    """
+    if autoencoder.in_channels != autoencoder.out_channels:
+        raise UserError(
+            f"{folder}: the autoencoder takes {autoencoder.in_channels} channels and puts out "
+            f"{autoencoder.out_channels}; both must be the same"
+        )
 
 
 def picture_size(size: int | tuple[int, ...], autoencoder: DiffusersAutoencoder, denoiser_levels: int = 1) -> int:

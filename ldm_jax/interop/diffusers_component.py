@@ -1,13 +1,12 @@
 """One folder of a model of diffusers or transformers: its config.json and its weights, read and written."""
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ldm_jax.interop.json_files import read_json
+from ldm_jax.interop.json_files import read_json, write_json
 from ldm_jax.interop.tensor_file import Tensors
 from ldm_jax.interop.weight_files import find_weights, open_tensors
 from ldm_jax.interop.write_safetensors import FloatType, save_weights
@@ -58,9 +57,3 @@ def write_component(
     """
     write_json(folder / "config.json", config)
     save_weights(folder, stem, dict(tensors), dtype=dtype)
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file as diffusers does, with its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n")

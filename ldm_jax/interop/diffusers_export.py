@@ -13,10 +13,12 @@ from ldm_jax.conditioning.conditions import Conditions
 from ldm_jax.config import ClipTextConditioning, SdxlConditioning, TextConditioning, Unconditional
 from ldm_jax.errors import UserError
 from ldm_jax.interop.diffusers_autoencoder import autoencoder_slot, describe_autoencoder, write_autoencoder_config
-from ldm_jax.interop.diffusers_component import TRANSFORMERS, write_component, write_json
+from ldm_jax.interop.diffusers_component import TRANSFORMERS, write_component
 from ldm_jax.interop.diffusers_options import VERSION
 from ldm_jax.interop.diffusers_unet import unet_slot, write_unet_config
 from ldm_jax.interop.diffusers_unet_fields import DiffusersUNet
+from ldm_jax.interop.folders import require_empty
+from ldm_jax.interop.json_files import write_json
 from ldm_jax.interop.ldm_bert import write_ldm_bert, write_ldm_bert_config
 from ldm_jax.interop.mapping import write_tensors
 from ldm_jax.interop.scheduler_export import write_scheduler
@@ -68,8 +70,7 @@ class _Writer:
 
     def plan(self) -> dict[str, _Component]:
         """Every component, with its configuration computed and nothing written."""
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise UserError(f"{self.folder} is not empty; choose another folder")
+        require_empty(self.folder)
         autoencoder = describe_autoencoder(self.session.experiment, self.session.params["latent"])
         unet = self._unet()
         scheduler = self._scheduler()

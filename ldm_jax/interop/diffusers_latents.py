@@ -7,10 +7,9 @@
 
 from typing import Any
 
-import numpy as np
-
 from ldm_jax.interop.diffusers_options import Options
 from ldm_jax.interop.foreign_options import refusal
+from ldm_jax.interop.latents import scale_factor
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and spread (1), each one number for all channels or one for each."""
@@ -44,13 +43,7 @@ def _of_channels(options: Options, name: str, where: str) -> tuple[float, ...]:
 def write_statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
     """The options of an AutoencoderKL for mean and spread: the inverse of `read_statistics`."""
     if len(set(mean)) == 1 and len(set(std)) == 1:
-        return {"scaling_factor": _scale(std[0]), "shift_factor": mean[0] or None}
+        return {"scaling_factor": scale_factor(std[0]), "shift_factor": mean[0] or None}
     channels = max(len(mean), len(std))
     means, stds = (values if len(values) == channels else values * channels for values in (mean, std))
     return {"scaling_factor": 1.0, "latents_mean": means, "latents_std": stds}
-
-
-def _scale(std: float) -> float:
-    """The shortest decimal number whose inverse is `std` in float32: 0.18215 again, not 0.18214999."""
-    rounded = (float(f"{1 / std:.{digits}g}") for digits in range(1, 18))
-    return next((scale for scale in rounded if np.float32(1 / scale) == np.float32(std)), 1 / std)

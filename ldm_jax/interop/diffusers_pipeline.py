@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from tokenizers import Tokenizer
 
-from ldm_jax.conditioning.tokenizer import Marks, PromptEncoder, read_marks
+from ldm_jax.conditioning.tokenizer import PromptEncoder
 from ldm_jax.config import (
     ClipTextConditioning,
     Conditioning,
@@ -30,18 +30,19 @@ from ldm_jax.diffusion.samplers.sampler import Sampler
 from ldm_jax.errors import UserError
 from ldm_jax.interop.diffusers_autoencoder import (
     DiffusersAutoencoder,
-    latent_params,
     picture_size,
     read_autoencoder_config,
     read_autoencoder_params,
+    require_same_channels,
 )
 from ldm_jax.interop.diffusers_component import TRANSFORMERS, read_config, read_weights
 from ldm_jax.interop.diffusers_unet import read_unet_config, read_unet_params
 from ldm_jax.interop.diffusers_unet_fields import DiffusersUNet
 from ldm_jax.interop.json_files import read_json
+from ldm_jax.interop.latents import latent_params
 from ldm_jax.interop.ldm_bert import read_ldm_bert, read_ldm_bert_config
 from ldm_jax.interop.schedulers import Scheduler, read_scheduler
-from ldm_jax.interop.tokenizer_files import read_tokenizer
+from ldm_jax.interop.tokenizer_files import read_tokenizer, with_marks
 from ldm_jax.interop.transformers_text import read_clip_text, read_clip_text_config, sdxl_conditioning
 from ldm_jax.model import Params, make_model
 from ldm_jax.sampling.session import ImportedSampler, Session
@@ -111,7 +112,7 @@ def read_pipeline(folder: Path, variant: str | None = None) -> Session:
         "autoencoder": read_weights(
             folder / pipeline.autoencoder, read_autoencoder_params, autoencoder, variant=variant
         ),
-        "latent": latent_params(autoencoder),
+        "latent": latent_params(autoencoder.latent_mean, autoencoder.latent_std, autoencoder.config.latent_channels),
         "conditioner": _read_conditioner(folder, variant, conditioning),
         "denoiser": read_weights(folder / "unet", read_unet_params, unet, variant=variant),
     }
@@ -157,7 +158,7 @@ def _read_conditioning(
         case "bert":
             config = read_ldm_bert_config(*read_config(folder / "bert"))
             tokenizer = read_tokenizer(folder / "tokenizer", config.context_length)
-            return _with_marks(config, tokenizer), {"tokens": tokenizer}
+            return with_marks(config, tokenizer), {"tokens": tokenizer}
         case "clip":
             config, tokenizer = _read_clip(folder, index, "")
             return config, {"tokens": tokenizer}
@@ -173,13 +174,7 @@ def _read_clip(folder: Path, index: Mapping[str, Any], suffix: str) -> tuple[Cli
     values, where = read_config(folder / f"text_encoder{suffix}")
     config = read_clip_text_config(values, where, architecture=index[f"text_encoder{suffix}"][1])
     tokenizer = read_tokenizer(folder / f"tokenizer{suffix}", config.context_length)
-    return _with_marks(config, tokenizer), tokenizer
-
-
-def _with_marks(config: Any, tokenizer: Tokenizer) -> Any:
-    """The configuration with the marks that the tokenizer writes; where the pooled text is read stays as it was."""
-    marks: Marks = read_marks(tokenizer)
-    return dataclasses.replace(config, begin_token=marks.begin, end_token=marks.end, pad_token=marks.pad)
+    return with_marks(config, tokenizer), tokenizer
 
 
 def _read_conditioner(folder: Path, variant: str | None, config: Conditioning) -> Params:
@@ -214,11 +209,7 @@ def _experiment(
             f"{folder}: the U-Net predicts {unet.out_channels} channels, but latents have {latent_channels}; a learned "
             "variance is not supported"
         )
-    if autoencoder.in_channels != autoencoder.out_channels:
-        raise UserError(
-            f"{folder}: the autoencoder takes {autoencoder.in_channels} channels and puts out "
-            f"{autoencoder.out_channels}; both must be the same"
-        )
+    require_same_channels(autoencoder, folder)
     schedule, total = scheduler.schedule, scheduler.schedule.num_train_timesteps
     sampling = SamplingConfig(
         sampler="imported",

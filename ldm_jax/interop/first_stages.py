@@ -15,14 +15,16 @@ from ldm_jax.errors import UserError
 from ldm_jax.interop.diffusers_autoencoder import (
     autoencoder_slot,
     describe_autoencoder,
-    latent_params,
     picture_size,
     read_autoencoder_config,
     read_autoencoder_params,
+    require_same_channels,
     write_autoencoder_config,
 )
 from ldm_jax.interop.diffusers_component import read_config, read_weights, write_component
+from ldm_jax.interop.folders import require_empty
 from ldm_jax.interop.json_files import read_json
+from ldm_jax.interop.latents import latent_params
 from ldm_jax.interop.mapping import write_tensors
 from ldm_jax.interop.write_safetensors import FloatType
 from ldm_jax.model import Params, make_model
@@ -77,18 +79,14 @@ def read_autoencoder(folder: Path, variant: str | None = None) -> Session:
         UserError: an option is not supported, a file is missing or damaged, weights do not fit.
     """
     record = read_autoencoder_config(*read_config(folder))
-    if record.in_channels != record.out_channels:
-        raise UserError(
-            f"{folder}: the autoencoder takes {record.in_channels} channels and puts out {record.out_channels}; both "
-            "must be the same"
-        )
+    require_same_channels(record, folder)
     return first_stage_session(
         folder.resolve().name,
         record.config,
         image_size=picture_size(record.sample_size, record),
         image_channels=record.in_channels,
         params=read_weights(folder, read_autoencoder_params, record, variant=variant),
-        latent=latent_params(record),
+        latent=latent_params(record.latent_mean, record.latent_std, record.config.latent_channels),
     )
 
 
@@ -98,8 +96,7 @@ def write_autoencoder(session: Session, folder: Path, dtype: FloatType | None = 
     Raises:
         UserError: diffusers has no such autoencoder, or the folder cannot be written or is not empty.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; choose another folder")
+    require_empty(folder)
     record = describe_autoencoder(session.experiment, session.params["latent"])
     config, tensors = (
         write_autoencoder_config(record),

@@ -1,4 +1,4 @@
-"""JSON files of other systems, read so that a fault names the file."""
+"""JSON files of other systems: read so that a fault names the file, and written as they write them."""
 
 import json
 from pathlib import Path
@@ -22,3 +22,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__} where an object of options belongs")
     return values
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write an object, with the folder of the file; raises OSError where that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n")

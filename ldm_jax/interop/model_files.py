@@ -11,6 +11,7 @@ from ldm_jax.errors import UserError
 from ldm_jax.interop.diffusers_export import write_pipeline
 from ldm_jax.interop.diffusers_pipeline import imported_sampler, is_pipeline, read_pipeline
 from ldm_jax.interop.first_stages import is_autoencoder, read_autoencoder, write_autoencoder
+from ldm_jax.interop.folders import require_empty
 from ldm_jax.interop.json_files import read_json
 from ldm_jax.interop.original_checkpoint import Weights
 from ldm_jax.interop.original_files import is_original, read_original, write_original
@@ -116,8 +117,7 @@ def _open_run(path: Path) -> Session:
 def _write_run(session: Session, path: Path) -> None:
     """A run folder whose stages are finished: `sample.py`, `--start` and `--first-stage.run` take it."""
     run, experiment, params = RunFolder(path), session.experiment, session.params
-    if path.exists() and any(path.iterdir()):
-        raise UserError(f"{path} is not empty; choose another folder")
+    require_empty(path)
     run.open(experiment)
     run.save_tokenizers(session.tokenizers)
     run.write_manifest(experiment, {"class_names": list(session.class_names), "credit": session.credit})

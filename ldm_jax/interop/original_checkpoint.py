@@ -15,6 +15,7 @@ import numpy as np
 from ldm_jax.conditioning.build import make_conditioner
 from ldm_jax.config import EmbeddingConditioning, SdxlConditioning, SpatialConditioning, Unconditional
 from ldm_jax.errors import UserError
+from ldm_jax.interop.latents import latent_params
 from ldm_jax.interop.mapping import (
     PLAIN,
     Prefixed,
@@ -31,7 +32,7 @@ from ldm_jax.interop.original_autoencoder import (
     read_autoencoder,
 )
 from ldm_jax.interop.original_buffers import KNOWN, engine_buffers, schedule_buffers
-from ldm_jax.interop.original_project import OriginalProject, latent_params
+from ldm_jax.interop.original_project import OriginalProject
 from ldm_jax.interop.original_text import read_text_stage_params, write_text_stage_params
 from ldm_jax.interop.original_text_options import TextConfig, text_stage_of
 from ldm_jax.interop.original_unet import read_unet, unet_tensors
@@ -69,7 +70,9 @@ def read_checkpoint(source: TensorSource, project: OriginalProject, *, where: st
             first_stage, project.autoencoder, where=f"{where} ({FIRST_STAGE}*)", ema=first_stage_ema
         ),
         "conditioner": _read_conditioner(source, project, where),
-        "latent": latent_params(_scale_factor(source, project), project.autoencoder.config.latent_channels),
+        "latent": latent_params(
+            (0.0,), (1.0 / _scale_factor(source, project),), project.autoencoder.config.latent_channels
+        ),
     }
 
 

@@ -15,11 +15,10 @@ from ldm_jax.config import (
 )
 from ldm_jax.errors import UserError
 from ldm_jax.interop.foreign_options import Options
+from ldm_jax.interop.original_clip_options import FindModel, find_none
 from ldm_jax.interop.original_text_options import (
     LDM,
     SGM,
-    FindModel,
-    find_none,
     read_text_stage,
     text_stage_of,
     write_text_stage,

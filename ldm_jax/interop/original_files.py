@@ -15,17 +15,13 @@ import numpy as np
 from ldm_jax.conditioning.tokenizer import PromptEncoder
 from ldm_jax.config import Conditioning
 from ldm_jax.errors import UserError
-from ldm_jax.interop.diffusers_component import write_json
 from ldm_jax.interop.first_stages import first_stage_session
-from ldm_jax.interop.json_files import read_json
+from ldm_jax.interop.folders import require_empty
+from ldm_jax.interop.json_files import read_json, write_json
+from ldm_jax.interop.latents import latent_params
 from ldm_jax.interop.original_autoencoder import OriginalAutoencoder, autoencoder_tensors
 from ldm_jax.interop.original_checkpoint import Weights, checkpoint_tensors, read_checkpoint, read_first_stage
-from ldm_jax.interop.original_project import (
-    Unsaid,
-    describe_autoencoder,
-    describe_project,
-    latent_params,
-)
+from ldm_jax.interop.original_project import Unsaid, describe_autoencoder, describe_project
 from ldm_jax.interop.original_text_options import TextConfig, model_to_write, text_stage_of
 from ldm_jax.interop.original_tokenizers import read_tokenizers, write_tokenizers
 from ldm_jax.interop.original_yaml import read_project
@@ -137,8 +133,7 @@ def _project_file_of(file: Path) -> Path:
 
 
 def _require_free(path: Path, *files: Path) -> None:
-    if path.is_dir() and any(path.iterdir()):
-        raise UserError(f"{path} is not empty; choose another folder")
+    require_empty(path)
     for file in files:
         if file.exists():
             raise UserError(f"{file} is already there; choose another place")
@@ -190,7 +185,7 @@ def _read_first_stage(file: Path, autoencoder: OriginalAutoencoder, name: str, w
         image_size=autoencoder.resolution,
         image_channels=autoencoder.image_channels,
         params=params,
-        latent=latent_params(1.0, autoencoder.config.latent_channels),
+        latent=latent_params((0.0,), (1.0,), autoencoder.config.latent_channels),
     )
 
 

@@ -22,8 +22,9 @@ from ldm_jax.config import (
     Unconditional,
 )
 from ldm_jax.errors import UserError
+from ldm_jax.interop.latents import scale_factor
 from ldm_jax.interop.original_autoencoder import OriginalAutoencoder
-from ldm_jax.interop.original_text_options import FindModel, find_none
+from ldm_jax.interop.original_clip_options import FindModel, find_none
 from ldm_jax.interop.original_unet import OriginalUNet
 from ldm_jax.interop.original_unet_export import describe_unet
 from ldm_jax.interop.original_unet_options import Library
@@ -140,11 +141,6 @@ def _as_drawn(diffusion: DiffusionConfig) -> DiffusionConfig:
     return replace(diffusion, cond_drop_prob=0.0, loss=loss, weighting="uniform")
 
 
-def latent_params(scale_factor: float, channels: int) -> Params:
-    """Latent statistics with the spread that a scale factor undoes."""
-    return {"mean": np.zeros(channels, np.float32), "std": np.full(channels, 1.0 / scale_factor, np.float32)}
-
-
 def scale_factor_of(latent: dict[str, Any]) -> float:
     """The scale factor of latent statistics, with no more digits than give the same spread again.
 
@@ -157,6 +153,4 @@ def scale_factor_of(latent: dict[str, Any]) -> float:
             "the original code scales all channels of a latent by one factor; this model has "
             f"latent.mean={mean.tolist()} and latent.std={std.tolist()}: train with latent_scale=global"
         )
-    exact = 1.0 / float(std[0])
-    rounded = (float(f"{exact:.{digits}g}") for digits in range(1, 18))
-    return next(factor for factor in rounded if np.float32(1.0 / factor) == std[0])
+    return scale_factor(float(std[0]))

@@ -1,30 +1,35 @@
 """Text encoders in the YAML files of latent-diffusion, Stable Diffusion and SDXL: classes and their options.
 
-A FrozenCLIPEmbedder names its model (`version`): a published one, whose sizes are known here, or a folder with the
-config.json of transformers.
+The options of CLIP are in `original_clip_options`.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ldm_jax.config import ClipTextConditioning, SdxlConditioning, TextConditioning, differences
 from ldm_jax.errors import UserError
 from ldm_jax.interop.foreign_options import Options
 from ldm_jax.interop.ldm_bert import BERT_MARKS, marks_within
-from ldm_jax.interop.open_clip import OPEN_CLIP_TOWERS, OPENAI_TOWERS, TextTower, split_architecture
-from ldm_jax.interop.transformers_text import read_clip_text_config, write_clip_text_config
+from ldm_jax.interop.open_clip import OPENAI_TOWERS
+from ldm_jax.interop.original_clip_options import (
+    NEITHER_HERE_NOR_THERE,
+    FindModel,
+    find_none,
+    published,
+    read_clip,
+    read_open_clip,
+    write_clip,
+    write_open_clip,
+)
+from ldm_jax.interop.transformers_text import write_clip_text_config
 
 TextStageKind: TypeAlias = Literal["bert", "clip", "open_clip", "sdxl"]
 TextConfig: TypeAlias = TextConditioning | ClipTextConditioning | SdxlConditioning
-FindModel: TypeAlias = Callable[[str], Mapping[str, Any] | None]
-"""From the name of a CLIP that is not published to its config.json, or to None where there is none."""
 
 LDM, SGM = "ldm.modules.encoders.modules.", "sgm.modules.encoders.modules."
 CONDITIONER = "sgm.modules.GeneralConditioner"
-_OPENAI = "openai/clip-vit-large-patch14"
 _SIZES = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
-_NEITHER_HERE_NOR_THERE = ("device", "freeze")
 
 
 class TextStage(NamedTuple):
@@ -32,11 +37,6 @@ class TextStage(NamedTuple):
 
     kind: TextStageKind
     config: TextConfig
-
-
-def find_none(name: str) -> None:
-    """Find no CLIP but the published ones."""
-    del name
 
 
 def text_stage_of(config: TextConfig) -> TextStage:
@@ -67,9 +67,9 @@ def read_text_stage(target: str, options: Options, find_model: FindModel = find_
         case "TransformerEmbedder":
             return TextStage("bert", _read_bert(options, tokenizer=False))
         case "FrozenCLIPEmbedder":
-            return TextStage("clip", _read_clip(options, find_model))
+            return TextStage("clip", read_clip(options, find_model))
         case "FrozenOpenCLIPEmbedder":
-            return TextStage("open_clip", _read_open_clip(options, norm=True))
+            return TextStage("open_clip", read_open_clip(options, norm=True))
         case "GeneralConditioner":
             return TextStage("sdxl", _read_sdxl(options, find_model))
     known = "BERTEmbedder, TransformerEmbedder, FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder or GeneralConditioner"
@@ -86,19 +86,20 @@ def write_text_stage(stage: TextStage, folder: str | None = None) -> tuple[str, 
     Raises:
         UserError: the original class cannot be told to be like this; the message names the fields.
     """
+    model = None if folder is None else model_to_write(stage)
+    folder = None if model is None else folder
     match stage:
         case TextStage("bert", TextConditioning() as config):
             target, params = f"{LDM}BERTEmbedder", _write_bert(config)
         case TextStage("clip", ClipTextConditioning() as config):
-            target, params = f"{LDM}FrozenCLIPEmbedder", _write_clip(config, folder)
+            target, params = f"{LDM}FrozenCLIPEmbedder", write_clip(config, folder)
         case TextStage("open_clip", ClipTextConditioning() as config):
-            target, params = f"{LDM}FrozenOpenCLIPEmbedder", _write_open_clip(config)
+            target, params = f"{LDM}FrozenOpenCLIPEmbedder", write_open_clip(config)
         case TextStage("sdxl", SdxlConditioning() as config):
             target, params = CONDITIONER, _write_sdxl(config, folder)
         case _:
             raise UserError(f"a {type(stage.config).__name__} cannot be written as a text encoder of kind {stage.kind}")
-    models = {} if folder is None else {folder: model_to_write(stage)}
-    again = read_text_stage(target, Options(params, target), models.get).config
+    again = read_text_stage(target, Options(params, target), {folder: model}.get).config
     if lost := list(differences(_deciding(stage.config), _deciding(again))):
         raise UserError(f"{target} cannot be told to be like this text encoder:\n  " + "\n  ".join(lost))
     return target, params
@@ -114,7 +115,7 @@ def model_to_write(stage: TextStage) -> dict[str, Any] | None:
     if not isinstance(config, ClipTextConditioning) or stage.kind == "open_clip":
         return None
     plain = dataclasses.replace(config, context_layer="last", context_norm=True)  # what transformers' files do not say
-    if any(_deciding(plain) == _deciding(_published(tower)) for tower in OPENAI_TOWERS.values()):
+    if any(_deciding(plain) == _deciding(published(tower)) for tower in OPENAI_TOWERS.values()):
         return None
     return write_clip_text_config(plain)
 
@@ -134,7 +135,7 @@ def _read_bert(options: Options, *, tokenizer: bool) -> TextConditioning:
         "num_layers": options.positive("n_layer"),
         **(marks_within(vocab_size) if tokenizer else {"tokens": "boxes"}),  # of its models only layout2img has none
     }
-    options.ignore(*_NEITHER_HERE_NOR_THERE)
+    options.ignore(*NEITHER_HERE_NOR_THERE)
     # what x-transformers takes whatever the width
     return options.build(TextConditioning, num_heads=8, num_head_channels=64, **fields)
 
@@ -148,82 +149,6 @@ def _write_bert(config: TextConditioning) -> dict[str, Any]:
         "max_seq_len": config.context_length,
         "use_tokenizer": marks == BERT_MARKS and config.tokens == "captions",
     }
-
-
-# --- CLIP of transformers and of OpenCLIP ----------------------------------------------------------------------------
-
-
-def _published(tower: TextTower) -> ClipTextConditioning:
-    return ClipTextConditioning(**tower._asdict())
-
-
-def _read_clip(options: Options, find_model: FindModel) -> ClipTextConditioning:
-    config = _named_clip(options, find_model)
-    layer, index = options.choose("layer", ("last", "hidden"), "last"), options.whole_or_none("layer_idx")
-    context: dict[str, Any] = {}
-    if layer == "hidden":
-        # hidden states are the embedded tokens and the output of each layer
-        names = {config.num_layers: "last", -1: "last", config.num_layers - 1: "penultimate", -2: "penultimate"}
-        if index not in names:
-            raise options.refused("layer_idx", index, f"use {' or '.join(map(str, names))}")
-        context = {"context_layer": names[index], "context_norm": False}
-    length = options.whole("max_length", 77)
-    if length != config.context_length:
-        raise options.refused("max_length", length, f"only {config.context_length} can be imported")
-    options.only("always_return_pooled", False)
-    options.ignore(*_NEITHER_HERE_NOR_THERE)
-    options.finish()
-    return dataclasses.replace(config, **context)
-
-
-def _named_clip(options: Options, find_model: FindModel) -> ClipTextConditioning:
-    """The CLIP that `version` names, as transformers has it."""
-    version = options.text("version", _OPENAI)
-    if version in OPENAI_TOWERS:
-        return _published(OPENAI_TOWERS[version])
-    values = find_model(version)
-    if values is None:
-        known = " or ".join(map(repr, OPENAI_TOWERS))
-        raise options.refused("version", version, f"use {known}, or a folder with the config.json of a CLIPTextModel")
-    return read_clip_text_config(values, f"{version}/config.json", architecture="CLIPTextModel")
-
-
-def _write_clip(config: ClipTextConditioning, folder: str | None) -> dict[str, Any]:
-    if folder is not None and model_to_write(TextStage("clip", config)) is not None:
-        params: dict[str, Any] = {"version": folder, "max_length": config.context_length}
-    else:
-        params = {"version": _name_of(config, OPENAI_TOWERS)}
-    if config.context_norm and config.context_layer == "last":
-        return {**params, "layer": "last"}
-    index = config.num_layers - (1 if config.context_layer == "penultimate" else 0)
-    return {**params, "layer": "hidden", "layer_idx": index}
-
-
-def _read_open_clip(options: Options, *, norm: bool) -> ClipTextConditioning:
-    given = options.text("arch", "ViT-H-14")
-    name, quick = split_architecture(given)
-    if name not in OPEN_CLIP_TOWERS:
-        raise options.refused("arch", given, f"use {', '.join(OPEN_CLIP_TOWERS)}, with -quickgelu or without")
-    tower = OPEN_CLIP_TOWERS[name]
-    quick = options.text("version", "laion2b_s32b_b79k") == "openai" or quick
-    layer = options.choose("layer", ("last", "penultimate"), "last")
-    options.only("max_length", 77)
-    options.ignore(*_NEITHER_HERE_NOR_THERE)
-    return options.build(
-        ClipTextConditioning,
-        **tower._asdict(),
-        activation="quick_gelu" if quick else "gelu",
-        context_layer=layer,
-        context_norm=norm,
-        projection_dim=tower.context_dim,
-        pooled_at="largest",
-        pad_token=0,
-    )
-
-
-def _write_open_clip(config: ClipTextConditioning) -> dict[str, Any]:
-    suffix = "-quickgelu" if config.activation == "quick_gelu" else ""
-    return {"arch": _name_of(config, OPEN_CLIP_TOWERS) + suffix, "layer": config.context_layer}
 
 
 # --- SDXL's two ------------------------------------------------------------------------------------------------------
@@ -261,7 +186,7 @@ def _embedder(entry: Mapping[str, Any], where: str) -> tuple[str, Options]:
 def _first_of_sdxl(target: str, options: Options, find_model: FindModel) -> ClipTextConditioning:
     if target != "FrozenCLIPEmbedder":
         raise options.refused("target", target, "SDXL's first text encoder is a FrozenCLIPEmbedder")
-    return _read_clip(options, find_model)
+    return read_clip(options, find_model)
 
 
 def _second_of_sdxl(target: str, options: Options) -> ClipTextConditioning:
@@ -269,7 +194,7 @@ def _second_of_sdxl(target: str, options: Options) -> ClipTextConditioning:
         raise options.refused("target", target, "SDXL's second text encoder is a FrozenOpenCLIPEmbedder2")
     for name, needed, default in (("always_return_pooled", True, False), ("legacy", False, True)):
         options.choose(name, (needed,), default)
-    return _read_open_clip(options, norm=False)
+    return read_open_clip(options, norm=False)
 
 
 def _size_dim(target: str, options: Options) -> int:
@@ -281,9 +206,9 @@ def _size_dim(target: str, options: Options) -> int:
 
 
 def _write_sdxl(config: SdxlConditioning, folder: str | None) -> dict[str, Any]:
-    second = {**_write_open_clip(config.second), "legacy": False, "always_return_pooled": True}
+    second = {**write_open_clip(config.second), "legacy": False, "always_return_pooled": True}
     entries = [
-        ("txt", f"{SGM}FrozenCLIPEmbedder", _write_clip(config.first, folder)),
+        ("txt", f"{SGM}FrozenCLIPEmbedder", write_clip(config.first, folder)),
         ("txt", f"{SGM}FrozenOpenCLIPEmbedder2", second),
         *((key, f"{SGM}ConcatTimestepEmbedderND", {"outdim": config.size_dim}) for key in _SIZES),
     ]
@@ -293,17 +218,6 @@ def _write_sdxl(config: SdxlConditioning, folder: str | None) -> dict[str, Any]:
             for key, target, params in entries
         ]
     }
-
-
-def _name_of(config: ClipTextConditioning, towers: Mapping[str, TextTower]) -> str:
-    """Name of the architecture with these sizes."""
-    for name, tower in towers.items():
-        if all(getattr(config, field) == value for field, value in tower._asdict().items()):
-            return name
-    raise UserError(
-        f"no architecture is called by name that has context_dim={config.context_dim}, num_layers={config.num_layers} "
-        f"and num_heads={config.num_heads}; known: {', '.join(towers)}"
-    )
 
 
 def _deciding(config: Any) -> Any:

@@ -5,16 +5,13 @@ OpenCLIP has the vocabulary of OpenAI's CLIP and fills up with another token of 
 
 import dataclasses
 from pathlib import Path
-from typing import TypeVar
 
 from tokenizers import Tokenizer
 
-from ldm_jax.conditioning.tokenizer import fix_length, read_marks
+from ldm_jax.conditioning.tokenizer import fix_length
 from ldm_jax.config import ClipTextConditioning, Conditioning, SdxlConditioning, TextConditioning
 from ldm_jax.errors import UserError
-from ldm_jax.interop.tokenizer_files import read_tokenizer, write_tokenizer
-
-Text = TypeVar("Text", TextConditioning, ClipTextConditioning)
+from ldm_jax.interop.tokenizer_files import read_tokenizer, with_marks, write_tokenizer
 
 
 def read_tokenizers(folder: Path, conditioning: Conditioning) -> tuple[Conditioning, dict[str, Tokenizer]]:
@@ -31,16 +28,16 @@ def read_tokenizers(folder: Path, conditioning: Conditioning) -> tuple[Condition
         case TextConditioning():
             captions = dataclasses.replace(conditioning, tokens="captions")
             tokenizer = _read(folder, captions)
-            return _with_marks(captions, tokenizer), {"tokens": tokenizer}
+            return with_marks(captions, tokenizer), {"tokens": tokenizer}
         case ClipTextConditioning():
             tokenizer = _read(folder, conditioning)
-            return _with_marks(conditioning, tokenizer), {"tokens": tokenizer}
+            return with_marks(conditioning, tokenizer), {"tokens": tokenizer}
         case SdxlConditioning():
             first, second = _read(folder, conditioning.first), _read(folder, conditioning.second)
             marked = dataclasses.replace(
                 conditioning,
-                first=_with_marks(conditioning.first, first),
-                second=_with_marks(conditioning.second, second),
+                first=with_marks(conditioning.first, first),
+                second=with_marks(conditioning.second, second),
             )
             return marked, {"tokens": first, "tokens_2": second}
     kind = type(conditioning).__name__
@@ -73,8 +70,3 @@ def _read(folder: Path, config: TextConditioning | ClipTextConditioning) -> Toke
     if isinstance(config, ClipTextConditioning) and config.projection_dim is not None:  # OpenCLIP's
         fix_length(tokenizer, config.context_length, pad=str(tokenizer.id_to_token(config.pad_token)))
     return tokenizer
-
-
-def _with_marks(config: Text, tokenizer: Tokenizer) -> Text:
-    marks = read_marks(tokenizer)
-    return dataclasses.replace(config, begin_token=marks.begin, end_token=marks.end, pad_token=marks.pad)

@@ -5,20 +5,24 @@ A folder has `tokenizer_config.json`, perhaps `special_tokens_map.json`, and the
 `padding="max_length", truncation=True`, for every text.
 """
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import AddedToken, Tokenizer
 
 from ldm_jax.conditioning.tokenizer import fix_length, fixed_length, read_marks
+from ldm_jax.config import ClipTextConditioning, TextConditioning
 from ldm_jax.errors import UserError
 from ldm_jax.interop import vocabulary_files as files
 from ldm_jax.interop.tokenizer_folder import TokenizerFolder, open_folder, read_whole, special_tokens
 from ldm_jax.interop.tokenizer_models import WORD_END, clip_tokenizer, recognise, wordpiece_tokenizer
 
 logger = logging.getLogger(__name__)
+
+Text = TypeVar("Text", TextConditioning, ClipTextConditioning)
 
 
 def read_tokenizer(path: Path, context_length: int | None = None) -> Tokenizer:
@@ -113,6 +117,16 @@ def _read_whole(folder: TokenizerFolder, context_length: int) -> Tokenizer:
     recognise(tokenizer, tokens.recognised)
     fix_length(tokenizer, context_length, pad=tokens["pad_token"])
     return tokenizer
+
+
+def with_marks(config: Text, tokenizer: Tokenizer) -> Text:
+    """A text encoder with the marks that its tokenizer writes; where the pooled text is read stays as it was.
+
+    Raises:
+        UserError: the tokenizer's empty prompt is not `begin, end, pad...`.
+    """
+    marks = read_marks(tokenizer)
+    return dataclasses.replace(config, begin_token=marks.begin, end_token=marks.end, pad_token=marks.pad)
 
 
 def write_clip_tokenizer(tokenizer: Tokenizer, path: Path) -> None:

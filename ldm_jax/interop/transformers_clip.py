@@ -1,10 +1,11 @@
 """What CLIP's text and vision transformers have in common in transformers' files: options and names of their layers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from ldm_jax.config import ClipTextConditioning, ClipVisionConfig
 from ldm_jax.interop.foreign_options import Options
+from ldm_jax.interop.mapping import Slot, SlotOf, torch_layout
 from ldm_jax.interop.transformers_options import skip_bookkeeping
 
 _LAYER = {
@@ -18,6 +19,8 @@ _LAYER = {
     "feed_forward/dense_1": "mlp.fc2",
 }
 
+_EMBEDDINGS = {"position": "embeddings.position_embedding.weight", "class_token": "embeddings.class_embedding"}
+
 _HALVES = tuple(f"{half}_config{suffix}" for half in ("text", "vision") for suffix in ("", "_dict"))
 
 
@@ -25,6 +28,27 @@ def clip_layer_name(module: str) -> str:
     """Name of a module inside a layer, such as `layer_3/attention/query`."""
     layer, _, rest = module.removeprefix("layer_").partition("/")
     return f"encoder.layers.{layer}.{_LAYER[rest]}"
+
+
+def clip_slot(prefix: str, outside: Mapping[str, str], projection: str) -> SlotOf:
+    """The format of a half: what stands before every name, the modules outside the layers, and the projection."""
+
+    def slot_of(path: str) -> Slot:
+        module, _, leaf = path.rpartition("/")
+        weight, layout = torch_layout(path)
+        if module == "projection":
+            return Slot(f"{projection}.weight", layout)
+        if leaf in _EMBEDDINGS:
+            return Slot(prefix + _EMBEDDINGS[leaf], layout)
+        return Slot(f"{prefix}{outside.get(module) or clip_layer_name(module)}.{weight}", layout)
+
+    return slot_of
+
+
+def clip_prefix(usual: str, names: Iterable[str] | None, before: str = "") -> str:
+    """The prefix that a file with these names uses, or else the usual one, behind what stands `before` every name."""
+    whole = before + usual
+    return whole if names is None or any(name.startswith(whole) for name in names) else before
 
 
 def read_clip_layers(options: Options, *, num_heads: int, mlp_dim: int) -> dict[str, Any]:

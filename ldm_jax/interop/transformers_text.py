@@ -18,8 +18,8 @@ from ldm_jax.conditioning.clip_text import ClipTextTransformer
 from ldm_jax.config import ClipTextConditioning, SdxlConditioning
 from ldm_jax.errors import UserError
 from ldm_jax.interop.foreign_options import Options
-from ldm_jax.interop.mapping import Slot, SlotOf, TensorSource, read_params, torch_layout, write_tensors
-from ldm_jax.interop.transformers_clip import clip_layer_name, clip_section, read_clip_layers, write_clip_layers
+from ldm_jax.interop.mapping import SlotOf, TensorSource, read_params, write_tensors
+from ldm_jax.interop.transformers_clip import clip_prefix, clip_section, clip_slot, read_clip_layers, write_clip_layers
 from ldm_jax.interop.transformers_options import class_of, skip_bookkeeping
 from ldm_jax.model import Params
 
@@ -130,17 +130,7 @@ def end_at_context(config: ClipTextConditioning, params: Params) -> tuple[ClipTe
 
 def clip_text_slot(prefix: str = PREFIX) -> SlotOf:
     """The format of the weights, with or without the prefix."""
-
-    def slot_of(path: str) -> Slot:
-        module, _, leaf = path.rpartition("/")
-        weight, layout = torch_layout(path)
-        if module == "projection":
-            return Slot("text_projection.weight", layout)
-        if leaf == "position":
-            return Slot(f"{prefix}embeddings.position_embedding.weight", layout)
-        return Slot(f"{prefix}{_OUTSIDE.get(module) or clip_layer_name(module)}.{weight}", layout)
-
-    return slot_of
+    return clip_slot(prefix, _OUTSIDE, "text_projection")
 
 
 def _read_marks(options: Options, vocab_size: int) -> dict[str, Any]:
@@ -167,8 +157,7 @@ def _read_marks(options: Options, vocab_size: int) -> dict[str, Any]:
 
 def clip_text_prefix(names: Iterable[str] | None, before: str = "") -> str:
     """The prefix that a file with these names uses, or else the usual one, behind what stands `before` every name."""
-    usual = before + PREFIX
-    return usual if names is None or any(name.startswith(usual) for name in names) else before
+    return clip_prefix(PREFIX, names, before)
 
 
 def is_buffer(name: str) -> bool:

@@ -1,6 +1,6 @@
 """CLIP's vision transformer as transformers stores it: with a projection or without, or inside a CLIPModel."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,8 +10,8 @@ import numpy as np
 from ldm_jax.conditioning.clip_vision import ClipVisionTransformer
 from ldm_jax.config import ClipVisionConfig
 from ldm_jax.interop.foreign_options import Options
-from ldm_jax.interop.mapping import Slot, SlotOf, TensorSource, read_params, torch_layout, write_tensors
-from ldm_jax.interop.transformers_clip import clip_layer_name, clip_section, read_clip_layers, write_clip_layers
+from ldm_jax.interop.mapping import SlotOf, TensorSource, read_params, write_tensors
+from ldm_jax.interop.transformers_clip import clip_prefix, clip_section, clip_slot, read_clip_layers, write_clip_layers
 from ldm_jax.interop.transformers_options import class_of, skip_bookkeeping
 from ldm_jax.model import Params
 
@@ -73,24 +73,7 @@ def write_clip_vision_config(config: ClipVisionConfig) -> dict[str, Any]:
 
 def clip_vision_slot(prefix: str = PREFIX) -> SlotOf:
     """The format of the weights, with or without the prefix."""
-
-    def slot_of(path: str) -> Slot:
-        module, _, leaf = path.rpartition("/")
-        weight, layout = torch_layout(path)
-        if module == "projection":
-            return Slot("visual_projection.weight", layout)
-        if leaf == "position":
-            return Slot(f"{prefix}embeddings.position_embedding.weight", layout)
-        if leaf == "class_token":
-            return Slot(f"{prefix}embeddings.class_embedding", layout)
-        return Slot(f"{prefix}{_OUTSIDE.get(module) or clip_layer_name(module)}.{weight}", layout)
-
-    return slot_of
-
-
-def clip_vision_prefix(names: Iterable[str]) -> str:
-    """The prefix that a file uses."""
-    return PREFIX if any(name.startswith(PREFIX) for name in names) else ""
+    return clip_slot(prefix, _OUTSIDE, "visual_projection")
 
 
 def is_no_vision_weight(name: str) -> bool:
@@ -106,7 +89,7 @@ def read_clip_vision(source: TensorSource, config: ClipVisionConfig, where: str)
     Raises:
         UserError: the file does not hold exactly the weights of `config`.
     """
-    slot_of = clip_vision_slot(clip_vision_prefix(source.names()))
+    slot_of = clip_vision_slot(clip_prefix(PREFIX, source.names()))
     return read_params(source, slot_of, abstract_clip_vision(config), where=where, ignore=is_no_vision_weight)
 
 
