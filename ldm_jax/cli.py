@@ -53,6 +53,10 @@ class SampleCommand:
     """Folder of the run."""
     model: str | None = None
     """Instead of a run: a model of another system, as `ldm convert` reads it."""
+    config: str | None = None
+    """YAML of a single file (--model), where it does not lie beside it."""
+    tokenizer: str | None = None
+    """Folder of the tokenizer, in the format of transformers, of a single file (--model) that takes prompts."""
     prompt: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-p"])] = ()
     """What to draw; repeat the flag for several: --prompt "red apple" --prompt "angry cat"."""
     class_label: tuple[str, ...] = ()
@@ -96,17 +100,20 @@ class ConvertCommand:
     """Read a model of one system and write it for another; nothing that is there is overwritten."""
 
     source: tyro.conf.Positional[str]
-    """A run, a pipeline folder of diffusers, or a .ckpt or .safetensors of the original repositories with its YAML."""
+    """A run, a pipeline or autoencoder of diffusers, or a .ckpt or .safetensors of the original repositories with its
+    YAML."""
     destination: tyro.conf.Positional[str]
-    """Where to write: a new folder."""
+    """Where to write: a new folder, or for --to original also a new .safetensors."""
     to: Literal["run", "diffusers", "original"] = "run"
     """Format to write: a run of this project, a pipeline of diffusers, or a single file with its YAML."""
     config: str | None = None
     """YAML of a single file, where it does not lie beside it."""
     variant: str | None = None
-    """Variant of a pipeline's weights to read, such as fp16."""
+    """Variant of the weights of diffusers to read, such as fp16."""
     weights: Literal["auto", "ema", "raw"] = "auto"
     """Weights of a single file to read: its moving averages, the others, or the averages where it has them."""
+    tokenizer: str | None = None
+    """Folder of the tokenizer, in the format of transformers, of a single file that takes prompts."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Numbers to write for another system."""
 
@@ -161,7 +168,8 @@ def sample(arguments: Sequence[str]) -> None:
     from ldm_jax.interop.model_files import open_model
     from ldm_jax.sampling.files import draw_to_files
 
-    session = open_model(Path(command.run or command.model or ""))
+    source = Path(command.run or command.model or "")
+    session = open_model(source, config=_path(command.config), tokenizer=_path(command.tokenizer))
     default = Path(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
     files = draw_to_files(
         session,
@@ -199,11 +207,20 @@ def convert(arguments: Sequence[str]) -> None:
     start_jax(1)
     from ldm_jax.interop.model_files import open_model, save_model
 
-    config = Path(command.config) if command.config else None
-    session = open_model(Path(command.source), config=config, variant=command.variant, weights=command.weights)
+    session = open_model(
+        Path(command.source),
+        config=_path(command.config),
+        variant=command.variant,
+        weights=command.weights,
+        tokenizer=_path(command.tokenizer),
+    )
     dtype = None if command.dtype == "float32" else command.dtype
     save_model(session, Path(command.destination), command.to, dtype)
     logger.info("%s is written as %s", command.destination, command.to)
+
+
+def _path(given: str | None) -> Path | None:
+    return None if given is None else Path(given)
 
 
 def parity(arguments: Sequence[str]) -> int:

@@ -71,11 +71,12 @@ def _start(experiment: Experiment) -> Session | None:
     """The model that training starts from, if any.
 
     Raises:
-        UserError: it is no model, or another model than this experiment trains.
+        UserError: it is no model, or another model than this experiment trains, or a first stage alone.
     """
     if experiment.start is None:
         return None
     session = open_model(Path(experiment.start))
+    session.require_denoiser()
     changed = [
         line
         for name in ("first_stage.autoencoder", "data.image_channels", "conditioning", "denoiser")

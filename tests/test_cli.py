@@ -58,7 +58,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         asked.append({"session": session, **arguments})
         return [Path("a.png"), Path("grid.png")]
 
-    def open_model(path: Path) -> Any:
+    def open_model(path: Path, **given: Any) -> Any:
+        assert set(given) == {"config", "tokenizer"}
         return types.SimpleNamespace(experiment=restore_experiment(path / "config.json"))
 
     monkeypatch.setattr(ldm_jax.sampling.files, "draw_to_files", draw)

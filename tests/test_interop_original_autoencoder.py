@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ldm_jax.config import AutoencoderVQConfig
 from ldm_jax.errors import UserError
+from ldm_jax.interop.foreign_options import Options
 from ldm_jax.interop.original_autoencoder import (
     OriginalAutoencoder,
     abstract_params,
@@ -22,7 +23,6 @@ from ldm_jax.interop.original_autoencoder import (
 )
 from ldm_jax.interop.original_autoencoder_options import autoencoder_from_options, options_of_autoencoder
 from ldm_jax.interop.original_checkpoint import read_first_stage
-from ldm_jax.interop.original_options import Options
 
 KL, VQ = "ldm.models.autoencoder.AutoencoderKL", "ldm.models.autoencoder.VQModelInterface"
 DD = {
@@ -191,18 +191,18 @@ def test_options_of_training_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("target", "dd", "changes", "message"),
     [
-        (KL, {"out_ch": 4}, {}, "ddconfig: out_ch=4 is not supported: pictures go in with in_channels=3"),
-        (KL, {"double_z": False}, {}, "ddconfig: double_z=False is not supported: mean and variance come from"),
-        (VQ, {"double_z": True}, {}, "ddconfig: double_z=True is not supported: mean and variance come from"),
-        (KL, {"tanh_out": True}, {}, "ddconfig: tanh_out=True is not supported: the decoder ends with its last"),
-        (KL, {"give_pre_end": True}, {}, "ddconfig: give_pre_end=True is not supported: the decoder ends with"),
-        (KL, {"use_linear_attn": True}, {}, "ddconfig: use_linear_attn=True is not supported: the decoder ends"),
-        (KL, {"attn_type": "linear"}, {}, "attn_type='linear' is not supported: known here: vanilla, vanilla-xformers"),
-        (KL, {"resamp_with_conv": False}, {}, "resamp_with_conv=False is not supported: resolution is changed by a"),
+        (KL, {"out_ch": 4}, {}, "ddconfig: out_ch=4 is not supported; pictures go in with in_channels=3"),
+        (KL, {"double_z": False}, {}, "ddconfig: double_z=False is not supported; mean and variance come from"),
+        (VQ, {"double_z": True}, {}, "ddconfig: double_z=True is not supported; mean and variance come from"),
+        (KL, {"tanh_out": True}, {}, "ddconfig: tanh_out=True is not supported; the decoder ends with its last"),
+        (KL, {"give_pre_end": True}, {}, "ddconfig: give_pre_end=True is not supported; the decoder ends with"),
+        (KL, {"use_linear_attn": True}, {}, "ddconfig: use_linear_attn=True is not supported; the decoder ends"),
+        (KL, {"attn_type": "linear"}, {}, "attn_type='linear' is not supported; use 'vanilla' or 'vanilla-xformers'"),
+        (KL, {"resamp_with_conv": False}, {}, "resamp_with_conv=False is not supported; resolution is changed by a"),
         (KL, {"resolution": 34, "ch_mult": [1, 1, 1], "attn_resolutions": [17]}, {}, "does not halve to whole sizes"),
-        (KL, {"magic": 1}, {}, "project.yaml.ddconfig: unknown options magic=1"),
-        (VQ, {}, {"remap": "used.npy"}, "remap='used.npy' is not supported: indices count the codes as they are"),
-        (KL, {}, {"n_embed": 3}, "project.yaml: unknown options n_embed=3"),
+        (KL, {"magic": 1}, {}, "project.yaml.ddconfig: magic=1 is not supported; no such option"),
+        (VQ, {}, {"remap": "used.npy"}, "remap='used.npy' is not supported; indices count the codes as they are"),
+        (KL, {}, {"n_embed": 3}, "project.yaml: n_embed=3 is not supported; no such option"),
         (
             "ldm.models.autoencoder.IdentityFirstStage",
             {},

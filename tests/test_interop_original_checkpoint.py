@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,23 @@ import ml_dtypes
 import numpy as np
 import pytest
 import yaml
-from foreign_tensors import Tensors, foreign_shapes, random_tensors_of
+from foreign_tensors import Tensors, random_tensors_of
 from module_trials import compiled, random_array
 from safetensors.numpy import load_file
-from test_interop_original_yaml import CLASSES, PLAIN, changed, engine, project, stage, text
+from test_interop_original_yaml import CLASSES, PLAIN, changed, project, stage
+from test_original_text import STAGES, tensors_of
 from tiny import random_params
 
 from ldm_jax.conditioning.conditions import Conditions
 from ldm_jax.config import ScheduleConfig
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import UserError
-from ldm_jax.interop.mapping import PLAIN as SAME
-from ldm_jax.interop.mapping import Prefixed, Slot, TensorSource, read_params, write_tensors
-from ldm_jax.interop.original_autoencoder import abstract_params as abstract_autoencoder
-from ldm_jax.interop.original_autoencoder import autoencoder_slots
+from ldm_jax.interop.mapping import Prefixed
 from ldm_jax.interop.original_buffers import KNOWN, engine_buffers, schedule_buffers
 from ldm_jax.interop.original_checkpoint import checkpoint_tensors, read_checkpoint
 from ldm_jax.interop.original_project import OriginalProject, describe_project
-from ldm_jax.interop.original_unet import abstract_params as abstract_unet
-from ldm_jax.interop.original_unet import unet_slots
+from ldm_jax.interop.original_text_options import TextStageKind
+from ldm_jax.interop.original_unet_options import Library
 from ldm_jax.interop.original_yaml import parse_project, read_project
 from ldm_jax.interop.original_yaml_export import project_yaml
 from ldm_jax.model import Params, make_model
@@ -227,51 +224,29 @@ def test_labels_alone_need_no_table_in_the_file() -> None:
     assert same(read_checkpoint(written, found, where="f"), params)
 
 
-def read_width(source: TensorSource, config: Any, where: str) -> Params:
-    """A text encoder of one tensor."""
-    del where
-    abstract = {"position": jax.ShapeDtypeStruct((config.context_dim,), np.float32)}
-    return read_params(source, lambda path: Slot(path, SAME), abstract, where="text")
-
-
-def write_width(params: Params, config: Any) -> Iterator[tuple[str, np.ndarray]]:
-    del config
-    return write_tensors(params, lambda path: Slot(path, SAME))
-
-
-def whole(found: OriginalProject, text: dict[str, tuple[int, ...]]) -> Tensors:
-    """A file of random tensors for a project."""
-    unet = foreign_shapes(unet_slots(found.unet.config), abstract_unet(found.unet))
-    first_stage = foreign_shapes(autoencoder_slots(), abstract_autoencoder(found.autoencoder))
-    shapes = {f"model.diffusion_model.{name}": shape for name, shape in unet.items()}
-    return random_tensors_of(
-        shapes | {f"first_stage_model.{name}": shape for name, shape in first_stage.items()} | text
-    )
-
-
-def test_text_encoders_have_a_format_of_their_own() -> None:
-    found = text("FrozenCLIPEmbedder", 768)
-    tensors = whole(found, {"cond_stage_model.position": (768,)})
-    params = read_checkpoint(tensors, found, where="f", read_text=read_width)
-    written = Tensors(checkpoint_tensors(params, found, write_width))
-    np.testing.assert_array_equal(written["cond_stage_model.position"], tensors["cond_stage_model.position"])
-    message = "ClipTextConditioning needs the format of its text encoder, and none was given"
-    with pytest.raises(UserError, match=message):
-        read_checkpoint(tensors, found, where="f")
-    with pytest.raises(UserError, match=message):
-        list(checkpoint_tensors(params, found))
-
-
-def test_the_two_text_encoders_of_the_later_code() -> None:
-    found = engine()
-    names = {"conditioner.embedders.0.position": (768,), "conditioner.embedders.1.position": (1280,)}
-    tensors = whole(found, names)
-    tensors["denoiser.sigmas"] = np.ones(1000)
-    params = read_checkpoint(tensors, found, where="f", read_text=read_width)
-    assert set(params["conditioner"]) == {"first", "second"}
-    written = Tensors(checkpoint_tensors(params, found, write_width))
-    assert set(written) == set(tensors)
-    np.testing.assert_array_equal(written["conditioner.embedders.1.position"], tensors[list(names)[1]])
+@pytest.mark.parametrize(
+    ("kind", "library", "prefix"),
+    [
+        ("bert", "ldm", "cond_stage_model."),
+        ("clip", "ldm", "cond_stage_model."),
+        ("open_clip", "ldm", "cond_stage_model."),
+        ("open_clip", "sgm", "conditioner.embedders.0."),
+        ("sdxl", "sgm", "conditioner."),
+    ],
+)
+def test_text_encoders_stand_among_the_rest(kind: TextStageKind, library: Library, prefix: str) -> None:
+    found, tensors, _ = golden(CASES[0])
+    found = dataclasses.replace(found, conditioning=STAGES[kind].config, library=library)
+    texts = {prefix + name: tensor for name, tensor in tensors_of(STAGES[kind]).items()}
+    params = read_checkpoint(Tensors(tensors | texts), found, where="f")
+    written = Tensors(checkpoint_tensors(params, found))
+    assert {name for name in written if name.startswith(prefix)} == set(texts)
+    for name, tensor in texts.items():
+        np.testing.assert_array_equal(written[name], tensor)
+    damaged = Tensors(tensors | texts)
+    del damaged[next(iter(texts))]
+    with pytest.raises(UserError, match=rf"^model.ckpt \({prefix}\*\) does not hold(.|\n)*missing: "):
+        read_checkpoint(damaged, found, where="model.ckpt")
 
 
 # --- buffers ---------------------------------------------------------------------------------------------------------

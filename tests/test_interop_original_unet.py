@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ldm_jax.errors import UserError
-from ldm_jax.interop.original_options import Options
+from ldm_jax.interop.foreign_options import Options
 from ldm_jax.interop.original_unet import (
     OriginalUNet,
     abstract_params,

@@ -10,7 +10,7 @@ from test_interop_original_unet import TINY, options, unet
 
 from ldm_jax.config import UNetConfig
 from ldm_jax.errors import UserError
-from ldm_jax.interop.original_options import Options
+from ldm_jax.interop.foreign_options import Options
 from ldm_jax.interop.original_unet import OriginalUNet, abstract_params
 from ldm_jax.interop.original_unet_export import describe_unet, options_of_unet
 from ldm_jax.interop.original_unet_options import unet_from_options, with_concatenation
@@ -79,24 +79,24 @@ def test_the_context_may_be_a_list_of_one_width() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channel_mult": [2, 2]}, "channel_mult=[2, 2] is not supported: the original runs only with 1 for the first"),
-        ({"channel_mult": [1, 1.5]}, "channel_mult=[1, 1.5] must be a list of whole numbers"),
-        ({"conv_resample": False}, "conv_resample=False is not supported: resolution is changed by a convolution"),
-        ({"dims": 4}, "dims=4 is not supported: known here: 1, 2, 3"),
-        ({"dims": 1, **TRANSFORMER}, "dims=1 is not supported: the original's spatial transformers are for images"),
-        ({"num_classes": "continuous"}, "num_classes='continuous' is not supported: use a number of classes"),
+        ({"channel_mult": [2, 2]}, "channel_mult=[2, 2] is not supported; the original runs only with 1 for the first"),
+        ({"channel_mult": [1, 1.5]}, "channel_mult=[1, 1.5] is not supported; it has to be a list of whole numbers"),
+        ({"conv_resample": False}, "conv_resample=False is not supported; resolution is changed by a convolution"),
+        ({"dims": 4}, "dims=4 is not supported; use 1 or 2 or 3"),
+        ({"dims": 1, **TRANSFORMER}, "dims=1 is not supported; the original's spatial transformers are for images"),
+        ({"num_classes": "continuous"}, "num_classes='continuous' is not supported; use a number of classes"),
         ({"num_classes": "sequential"}, "adm_in_channels is missing"),
-        ({"num_attention_blocks": [2, 1]}, "num_attention_blocks=[2, 1] is not supported: attention follows residual"),
-        ({"num_heads": -1}, "num_heads=-1 is not supported: set num_heads or num_head_channels"),
-        ({"num_heads": 3}, "num_heads=3 is not supported: it does not divide the 64 channels of level 1"),
-        ({"num_head_channels": 24}, "num_head_channels=24 is not supported: it does not divide the 64 channels"),
-        ({"num_head_channels": 99}, "num_head_channels=99 is not supported: it does not divide the 64 channels"),
-        ({"context_dim": 8}, "context_dim=8 is not supported: plain attention sees no context"),
-        ({"use_spatial_transformer": True}, "context_dim=None is not supported: spatial transformers need the one"),
-        ({**TRANSFORMER, "context_dim": [8, 9]}, "context_dim=[8, 9] is not supported: spatial transformers need"),
-        ({**TRANSFORMER, "disable_self_attentions": [True]}, "disable_self_attentions=[True] is not supported: give"),
+        ({"num_attention_blocks": [2, 1]}, "num_attention_blocks=[2, 1] is not supported; attention follows residual"),
+        ({"num_heads": -1}, "num_heads=-1 is not supported; set num_heads or num_head_channels"),
+        ({"num_heads": 3}, "num_heads=3 is not supported; it does not divide the 64 channels of level 1"),
+        ({"num_head_channels": 24}, "num_head_channels=24 is not supported; it does not divide the 64 channels"),
+        ({"num_head_channels": 99}, "num_head_channels=99 is not supported; it does not divide the 64 channels"),
+        ({"context_dim": 8}, "context_dim=8 is not supported; plain attention sees no context"),
+        ({"use_spatial_transformer": True}, "context_dim=None is not supported; spatial transformers need the one"),
+        ({**TRANSFORMER, "context_dim": [8, 9]}, "context_dim=[8, 9] is not supported; spatial transformers need"),
+        ({**TRANSFORMER, "disable_self_attentions": [True]}, "disable_self_attentions=[True] is not supported; give"),
         ({**TRANSFORMER, "spatial_transformer_attn_type": "linear"}, "spatial_transformer_attn_type='linear' is not"),
-        ({"use_magic": 1}, "unknown options use_magic=1"),
+        ({"use_magic": 1}, "use_magic=1 is not supported; no such option"),
         ({"model_channels": 48}, "UNetConfig.num_groups=32 does not divide 48 channels"),
     ],
 )
@@ -122,8 +122,8 @@ def test_channels_besides_the_latent_are_concatenated() -> None:
     there = with_concatenation(unet(in_channels=7), 3, Options({}, "f"))
     assert there.config.concat_channels == 4
     for changes, message in (
-        ({"in_channels": 2}, "f: in_channels=2 is not supported: the latent has 3 channels"),
-        ({"out_channels": 6}, "f: out_channels=6 is not supported: the latent has 3 channels"),
+        ({"in_channels": 2}, "f: in_channels=2 is not supported; the latent has 3 channels"),
+        ({"out_channels": 6}, "f: out_channels=6 is not supported; the latent has 3 channels"),
     ):
         with pytest.raises(UserError, match=message):
             with_concatenation(unet(**changes), 3, Options({}, "f"))

@@ -7,6 +7,7 @@ import pytest
 
 from ldm_jax.config import ClipTextConditioning, SdxlConditioning, TextConditioning, load_experiment
 from ldm_jax.errors import UserError
+from ldm_jax.interop.foreign_options import Options
 from ldm_jax.interop.original_text_options import TextStage, read_text_stage, write_text_stage
 
 MODULES = "ldm.modules.encoders.modules."
@@ -70,6 +71,12 @@ ZOO = {
 }
 
 
+def again(stage: TextStage) -> TextStage:
+    """What comes back of a text encoder that is written."""
+    target, params = write_text_stage(stage)
+    return read_text_stage(target, Options(params, "again.yaml"))
+
+
 def without_rule(config: Any) -> Any:
     """SDXL's default reads the pooled text at the end mark, OpenCLIP at the largest id, which are the same place."""
     if not isinstance(config, SdxlConditioning):
@@ -80,7 +87,7 @@ def without_rule(config: Any) -> Any:
 @pytest.mark.parametrize("name", ZOO)
 def test_the_zoo_is_read(name: str) -> None:
     target, params, expected = ZOO[name]
-    stage = read_text_stage(MODULES + target, params, "project.yaml")
+    stage = read_text_stage(MODULES + target, Options(params, "project.yaml"))
     assert stage.kind == expected.kind
     assert without_rule(stage.config) == expected.config
 
@@ -88,10 +95,10 @@ def test_the_zoo_is_read(name: str) -> None:
 @pytest.mark.parametrize("name", ZOO)
 def test_the_zoo_comes_back(name: str) -> None:
     target, params, _ = ZOO[name]
-    stage = read_text_stage(target, params, "project.yaml")
+    stage = read_text_stage(target, Options(params, "project.yaml"))
     written, options = write_text_stage(stage)
     assert written.endswith(f".{target}")
-    assert read_text_stage(written, options, "again.yaml") == stage
+    assert read_text_stage(written, Options(options, "again.yaml")) == stage
 
 
 @pytest.mark.parametrize(
@@ -109,9 +116,9 @@ def test_the_zoo_comes_back(name: str) -> None:
     ],
 )
 def test_options_of_openai_s_clip(options, fields) -> None:
-    stage = read_text_stage("FrozenCLIPEmbedder", options, "x")
+    stage = read_text_stage("FrozenCLIPEmbedder", Options(options, "x"))
     assert stage.config == ClipTextConditioning(**fields)
-    assert read_text_stage(*write_text_stage(stage), "again") == stage
+    assert again(stage) == stage
 
 
 @pytest.mark.parametrize(
@@ -123,10 +130,10 @@ def test_options_of_openai_s_clip(options, fields) -> None:
     ],
 )
 def test_openai_s_weights_and_the_suffix_ask_for_the_quick_gelu(options, activation: str) -> None:
-    stage = read_text_stage("FrozenOpenCLIPEmbedder", options, "x")
+    stage = read_text_stage("FrozenOpenCLIPEmbedder", Options(options, "x"))
     assert isinstance(stage.config, ClipTextConditioning)
     assert (stage.config.activation, stage.config.context_dim) == (activation, 768)
-    assert read_text_stage(*write_text_stage(stage), "again") == stage
+    assert again(stage) == stage
 
 
 @pytest.mark.parametrize("name", ["txt2img-1p4B", "layout2img", "sd1", "sdxl"])
@@ -135,7 +142,7 @@ def test_the_experiments_of_the_zoo_have_these_text_encoders(name: str) -> None:
 
 
 def test_an_embedder_without_tokenizer_has_no_bert_marks() -> None:
-    stage = read_text_stage("TransformerEmbedder", {"n_embed": 8, "n_layer": 1, "vocab_size": 500}, "x")
+    stage = read_text_stage("TransformerEmbedder", Options({"n_embed": 8, "n_layer": 1, "vocab_size": 500}, "x"))
     assert isinstance(stage.config, TextConditioning)
     assert (stage.config.begin_token, stage.config.end_token) == (1, 2)
 
@@ -144,16 +151,16 @@ def test_sdxl_is_trained_or_not() -> None:
     entries = sdxl_entries()
     for entry in entries[:2]:
         entry |= {"is_trainable": True, "ucg_rate": 0.1, "legacy_ucg_value": ""}
-    stage = read_text_stage("GeneralConditioner", {"emb_models": entries}, "x")
+    stage = read_text_stage("GeneralConditioner", Options({"emb_models": entries}, "x"))
     assert isinstance(stage.config, SdxlConditioning) and stage.config.trainable
-    assert read_text_stage(*write_text_stage(stage), "again") == stage
+    assert again(stage) == stage
 
 
 @pytest.mark.parametrize(
     ("target", "options", "message"),
     [
         ("FrozenT5Embedder", {}, "target='FrozenT5Embedder' is not supported; the text encoders that can be imported"),
-        ("BERTEmbedder", {"n_layer": 1}, "n_embed=0 is not supported; it has to be at least 1"),
+        ("BERTEmbedder", {"n_layer": 1}, "n_embed is missing"),
         (
             "BERTEmbedder",
             {"n_embed": 8, "n_layer": 1, "embedding_dropout": 0.1},
@@ -185,7 +192,7 @@ def test_sdxl_is_trained_or_not() -> None:
 )
 def test_an_option_that_asks_for_something_else_is_refused(target: str, options, message: str) -> None:
     with pytest.raises(UserError) as error:
-        read_text_stage(target, options, "project.yaml")
+        read_text_stage(target, Options(options, "project.yaml"))
     assert str(error.value).startswith(f"project.yaml: {message}")
 
 
@@ -208,7 +215,7 @@ def test_another_conditioner_than_sdxl_s_is_refused(index: int, changes, params,
     entries = sdxl_entries()
     entries[index] |= {"params": {**entries[index]["params"], **params}, **changes}
     with pytest.raises(UserError) as error:
-        read_text_stage("GeneralConditioner", {"emb_models": entries}, "x")
+        read_text_stage("GeneralConditioner", Options({"emb_models": entries}, "x"))
     assert str(error.value).startswith(message)
 
 

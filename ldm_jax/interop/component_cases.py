@@ -23,13 +23,12 @@ from ldm_jax.errors import UserError
 from ldm_jax.interop.case_arrays import Arrays
 from ldm_jax.interop.comparison import Comparison, compare
 from ldm_jax.interop.diffusers_autoencoder import read_autoencoder_config, read_autoencoder_params
+from ldm_jax.interop.diffusers_component import TRANSFORMERS, read_config, read_weights
 from ldm_jax.interop.diffusers_unet import read_unet_config, read_unet_params
 from ldm_jax.interop.diffusers_unet_fields import DiffusersUNet
-from ldm_jax.interop.json_files import read_json
 from ldm_jax.interop.ldm_bert import read_ldm_bert, read_ldm_bert_config
 from ldm_jax.interop.transformers_text import read_clip_text, read_clip_text_config
 from ldm_jax.interop.transformers_vision import read_clip_vision, read_clip_vision_config
-from ldm_jax.interop.weight_files import find_weights, open_tensors
 from ldm_jax.model import Params, apply
 from ldm_jax.nn.embeddings import sinusoidal_embedding
 
@@ -60,8 +59,8 @@ def first(x: Any) -> np.ndarray:
 
 def run_unet_case(path: Path, arrays: Arrays, tolerance: float) -> list[Comparison]:
     """A U-Net of diffusers: sample, timestep and conditions -> out."""
-    unet = read_unet_config(read_json(path / "config.json"), str(path / "config.json"))
-    params = _read(path, read_unet_params, unet, "diffusion_pytorch_model")
+    unet = read_unet_config(*read_config(path))
+    params = read_weights(path, read_unet_params, unet)
 
     def found() -> Outputs:
         given = {name: arrays[name] for name in sorted({"sample", "timestep", *arrays} & _UNET_INPUTS)}
@@ -91,8 +90,8 @@ def _unet(unet: DiffusersUNet, params: Params, arrays: dict[str, Any]) -> Any:
 
 def run_autoencoder_case(path: Path, arrays: Arrays, tolerance: float) -> list[Comparison]:
     """An autoencoder of diffusers: sample -> moments, or latents and codes; what they decode to."""
-    record = read_autoencoder_config(read_json(path / "config.json"), str(path / "config.json"))
-    params = _read(path, read_autoencoder_params, record, "diffusion_pytorch_model")
+    record = read_autoencoder_config(*read_config(path))
+    params = read_weights(path, read_autoencoder_params, record)
     module = make_autoencoder(record.config, record.out_channels, "float32")
     return outputs_of(
         arrays, {"sample"}, lambda: autoencoder_outputs(module, params, arrays["sample"], arrays, flat=True), tolerance
@@ -122,8 +121,8 @@ def autoencoder_outputs(module: Any, params: Params, image: np.ndarray, arrays: 
 
 def run_clip_text_case(path: Path, arrays: Arrays, tolerance: float) -> list[Comparison]:
     """A text transformer of transformers: input_ids -> its outputs."""
-    config = read_clip_text_config(read_json(path / "config.json"), str(path / "config.json"))
-    params = _read(path, read_clip_text, config, "model")
+    config = read_clip_text_config(*read_config(path))
+    params = read_weights(path, read_clip_text, config, TRANSFORMERS)
     module = ClipTextTransformer(config)
 
     def found() -> Outputs:
@@ -139,8 +138,8 @@ def run_clip_text_case(path: Path, arrays: Arrays, tolerance: float) -> list[Com
 
 def run_clip_vision_case(path: Path, arrays: Arrays, tolerance: float) -> list[Comparison]:
     """A vision transformer of transformers: pixel_values -> its outputs."""
-    config = read_clip_vision_config(read_json(path / "config.json"), str(path / "config.json"))
-    params = _read(path, read_clip_vision, config, "model")
+    config = read_clip_vision_config(*read_config(path))
+    params = read_weights(path, read_clip_vision, config, TRANSFORMERS)
     module = ClipVisionTransformer(config)
 
     def found() -> Outputs:
@@ -154,8 +153,8 @@ def run_clip_vision_case(path: Path, arrays: Arrays, tolerance: float) -> list[C
 
 def run_bert_case(path: Path, arrays: Arrays, tolerance: float) -> list[Comparison]:
     """LDM's text transformer as diffusers stores it: input_ids -> last_hidden_state."""
-    config = read_ldm_bert_config(read_json(path / "config.json"), str(path / "config.json"))
-    params = _read(path, read_ldm_bert, config, "model")
+    config = read_ldm_bert_config(*read_config(path))
+    params = read_weights(path, read_ldm_bert, config, TRANSFORMERS)
     module = TextTransformer(config)
 
     def found() -> Outputs:
@@ -163,9 +162,3 @@ def run_bert_case(path: Path, arrays: Arrays, tolerance: float) -> list[Comparis
         return {"last_hidden_state": np.asarray(conditions.context)}
 
     return outputs_of(arrays, {"input_ids"}, found, tolerance)
-
-
-def _read(path: Path, read: Callable[..., Params], config: Any, stem: str) -> Params:
-    weights = find_weights(path, stem)
-    with open_tensors(weights) as tensors:
-        return read(tensors, config, str(weights))

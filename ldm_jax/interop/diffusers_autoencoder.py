@@ -10,26 +10,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ldm_jax import rng
 from ldm_jax.autoencoder.build import make_autoencoder
-from ldm_jax.config import AutoencoderKLConfig, AutoencoderVQConfig
+from ldm_jax.config import AutoencoderKLConfig, AutoencoderVQConfig, Experiment
 from ldm_jax.errors import UserError
 from ldm_jax.interop import diffusers_blocks as blocks
 from ldm_jax.interop.diffusers_latents import read_statistics, write_statistics
 from ldm_jax.interop.diffusers_options import (
     ACTIVATIONS,
     Options,
-    build,
     channel_mult,
     complete,
     level_blocks,
     number,
     read_options,
-    refusal,
     require_defaults,
     require_written,
 )
+from ldm_jax.interop.foreign_options import build, refusal
 from ldm_jax.interop.mapping import Slot, SlotOf, TensorSource, read_params, torch_layout
 from ldm_jax.model import Params
 
@@ -265,3 +265,35 @@ def read_autoencoder_params(source: TensorSource, autoencoder: DiffusersAutoenco
     """
     slot_of = autoencoder_slot(autoencoder, before_2023=blocks.has_names_from_before_2023(source.names()))
     return read_params(source, slot_of, abstract_autoencoder_params(autoencoder), where=where)
+
+
+def latent_params(autoencoder: DiffusersAutoencoder) -> Params:
+    """Latent statistics, one for each channel."""
+    channels = autoencoder.config.latent_channels
+    statistics = {"mean": autoencoder.latent_mean, "std": autoencoder.latent_std}
+    return {name: np.broadcast_to(np.asarray(value, np.float32), channels).copy() for name, value in statistics.items()}
+
+
+def picture_size(size: int | tuple[int, ...], autoencoder: DiffusersAutoencoder, denoiser_levels: int = 1) -> int:
+    """Side of square pictures of at least this size that autoencoder and denoiser can halve."""
+    side = max(size) if isinstance(size, tuple) else size
+    whole = autoencoder.config.downsample_factor * 2 ** (denoiser_levels - 1)
+    return -(-side // whole) * whole
+
+
+def describe_autoencoder(experiment: Experiment, latent: Params) -> DiffusersAutoencoder:
+    """The autoencoder of an experiment as diffusers has it, with the statistics of its latents."""
+    channels = experiment.data.image_channels
+    mean, std = (tuple(float(x) for x in np.asarray(latent[name])) for name in ("mean", "std"))
+    return DiffusersAutoencoder(
+        config=experiment.first_stage.autoencoder,
+        in_channels=channels,
+        out_channels=channels,
+        sample_size=experiment.data.image_size,
+        latent_mean=_one_or_all(mean),
+        latent_std=_one_or_all(std),
+    )
+
+
+def _one_or_all(values: tuple[float, ...]) -> tuple[float, ...]:
+    return values[:1] if len(set(values)) == 1 else values

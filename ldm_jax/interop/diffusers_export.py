@@ -1,7 +1,6 @@
 """Models of this project as pipelines of diffusers: the way back from `diffusers_pipeline`."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from tokenizers import Tokenizer
 from ldm_jax.conditioning.conditions import Conditions
 from ldm_jax.config import ClipTextConditioning, SdxlConditioning, TextConditioning, Unconditional
 from ldm_jax.errors import UserError
-from ldm_jax.interop.diffusers_autoencoder import DiffusersAutoencoder, autoencoder_slot, write_autoencoder_config
+from ldm_jax.interop.diffusers_autoencoder import autoencoder_slot, describe_autoencoder, write_autoencoder_config
+from ldm_jax.interop.diffusers_component import TRANSFORMERS, write_component, write_json
 from ldm_jax.interop.diffusers_options import VERSION
 from ldm_jax.interop.diffusers_unet import unet_slot, write_unet_config
 from ldm_jax.interop.diffusers_unet_fields import DiffusersUNet
@@ -22,11 +22,10 @@ from ldm_jax.interop.mapping import write_tensors
 from ldm_jax.interop.scheduler_export import write_scheduler
 from ldm_jax.interop.tokenizer_files import is_clip, write_tokenizer
 from ldm_jax.interop.transformers_text import end_at_context, write_clip_text, write_clip_text_config
-from ldm_jax.interop.write_safetensors import FloatType, save_weights
+from ldm_jax.interop.write_safetensors import FloatType
 from ldm_jax.model import Params
 from ldm_jax.sampling.session import Session
 
-_DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model", "model"
 _INDEX = "model_index.json"
 
 
@@ -48,7 +47,7 @@ def write_pipeline(session: Session, folder: Path, dtype: FloatType | None = Non
             component.write(folder / name)
         index = {"_class_name": writer.class_name(), "_diffusers_version": VERSION, **writer.settings()}
         index |= {name: list(component.kind) for name, component in components.items()}
-        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write_json(folder / _INDEX, index)
     except OSError as error:
         raise UserError(f"cannot write {folder} ({error}); choose another folder") from error
 
@@ -71,7 +70,8 @@ class _Writer:
         """Every component, with its configuration computed and nothing written."""
         if self.folder.exists() and any(self.folder.iterdir()):
             raise UserError(f"{self.folder} is not empty; choose another folder")
-        autoencoder, unet = self._autoencoder(), self._unet()
+        autoencoder = describe_autoencoder(self.session.experiment, self.session.params["latent"])
+        unet = self._unet()
         scheduler = self._scheduler()
         name = scheduler["_class_name"]
         parts = {
@@ -79,7 +79,7 @@ class _Writer:
                 write_autoencoder_config(autoencoder), "autoencoder", autoencoder_slot(autoencoder)
             ),
             "unet": self._module(write_unet_config(unet), "denoiser", unet_slot(unet)),
-            "scheduler": _Component(("diffusers", name), lambda p: _write_json(p / "scheduler_config.json", scheduler)),
+            "scheduler": _Component(("diffusers", name), lambda p: write_json(p / "scheduler_config.json", scheduler)),
         }
         return parts | self._text()
 
@@ -118,23 +118,9 @@ class _Writer:
 
     def _module(self, config: dict[str, Any], name: str, slot_of: Any) -> _Component:
         def write(path: Path) -> None:
-            _write_json(path / "config.json", config)
-            save_weights(path, _DIFFUSERS, dict(write_tensors(self.session.params[name], slot_of)), dtype=self.dtype)
+            write_component(path, config, write_tensors(self.session.params[name], slot_of), dtype=self.dtype)
 
         return _Component(("diffusers", config["_class_name"]), write)
-
-    def _autoencoder(self) -> DiffusersAutoencoder:
-        experiment, latent = self.session.experiment, self.session.params["latent"]
-        channels = experiment.data.image_channels
-        mean, std = (tuple(float(x) for x in np.asarray(latent[name])) for name in ("mean", "std"))
-        return DiffusersAutoencoder(
-            config=experiment.first_stage.autoencoder,
-            in_channels=channels,
-            out_channels=channels,
-            sample_size=experiment.data.image_size,
-            latent_mean=_one_or_all(mean),
-            latent_std=_one_or_all(std),
-        )
 
     def _unet(self) -> DiffusersUNet:
         experiment, model = self.session.experiment, self.session.model
@@ -189,8 +175,7 @@ class _Writer:
         self, kind: tuple[str, str], values: dict[str, Any], tensors: Callable[[], Iterator[tuple[str, np.ndarray]]]
     ) -> _Component:
         def write(path: Path) -> None:
-            _write_json(path / "config.json", values)
-            save_weights(path, _TRANSFORMERS, dict(tensors()), dtype=self.dtype)
+            write_component(path, values, tensors(), TRANSFORMERS, self.dtype)
 
         return _Component(kind, write)
 
@@ -198,12 +183,3 @@ class _Writer:
 def _tokenizer(tokenizer: Tokenizer) -> _Component:
     kind = "CLIPTokenizer" if is_clip(tokenizer) else "PreTrainedTokenizerFast"
     return _Component(("transformers", kind), lambda path: write_tokenizer(tokenizer, path))
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n")
-
-
-def _one_or_all(values: tuple[float, ...]) -> tuple[float, ...]:
-    return values[:1] if len(set(values)) == 1 else values

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.interop.diffusers_options import Options, refusal
+from ldm_jax.interop.diffusers_options import Options
+from ldm_jax.interop.foreign_options import refusal
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and spread (1), each one number for all channels or one for each."""

@@ -1,10 +1,11 @@
 """The options of a diffusers config.json: each is used, changes nothing, or is refused by name."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from ldm_jax.errors import UserError
+from ldm_jax.interop.foreign_options import refusal
 
 Options = Mapping[str, Any]
 
@@ -12,13 +13,6 @@ ACTIVATIONS = ("silu", "swish")  # two names of one function
 
 VERSION = "0.42.1"
 """The version of diffusers whose options these are."""
-
-_Config = TypeVar("_Config")
-
-
-def refusal(where: str, name: str, value: Any, instead: str) -> UserError:
-    """The error for an option that cannot be used: `where` is the file, `instead` says what can."""
-    return UserError(f"{where}: {name}={value!r} is not supported; {instead}")
 
 
 def read_options(config: Options, defaults: Options, neutral: Mapping[str, tuple], where: str) -> dict[str, Any]:
@@ -97,14 +91,6 @@ def channel_mult(options: Options, where: str) -> dict[str, Any]:
 def one_or_each(values: tuple[Any, ...]) -> Any:
     """One value where all levels have the same, else one for each level."""
     return values[0] if len(set(values)) == 1 else values
-
-
-def build(kind: Callable[..., _Config], fields: Options, where: str) -> _Config:
-    """Our configuration; a value that it refuses is told with the file."""
-    try:
-        return kind(**fields)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 def require_written(possible: bool, config: Any, name: str, reason: str) -> None:

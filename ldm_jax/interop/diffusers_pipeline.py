@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from ldm_jax.conditioning.tokenizer import Marks, PromptEncoder, read_marks
@@ -31,9 +30,12 @@ from ldm_jax.diffusion.samplers.sampler import Sampler
 from ldm_jax.errors import UserError
 from ldm_jax.interop.diffusers_autoencoder import (
     DiffusersAutoencoder,
+    latent_params,
+    picture_size,
     read_autoencoder_config,
     read_autoencoder_params,
 )
+from ldm_jax.interop.diffusers_component import TRANSFORMERS, read_config, read_weights
 from ldm_jax.interop.diffusers_unet import read_unet_config, read_unet_params
 from ldm_jax.interop.diffusers_unet_fields import DiffusersUNet
 from ldm_jax.interop.json_files import read_json
@@ -41,7 +43,6 @@ from ldm_jax.interop.ldm_bert import read_ldm_bert, read_ldm_bert_config
 from ldm_jax.interop.schedulers import Scheduler, read_scheduler
 from ldm_jax.interop.tokenizer_files import read_tokenizer
 from ldm_jax.interop.transformers_text import read_clip_text, read_clip_text_config, sdxl_conditioning
-from ldm_jax.interop.weight_files import find_weights, open_tensors
 from ldm_jax.model import Params, make_model
 from ldm_jax.sampling.session import ImportedSampler, Session
 
@@ -101,16 +102,18 @@ def read_pipeline(folder: Path, variant: str | None = None) -> Session:
     """
     index = read_json(folder / "model_index.json")
     pipeline = _check_index(folder, index)
-    unet = read_unet_config(*_config(folder / "unet"))
-    autoencoder = read_autoencoder_config(*_config(folder / pipeline.autoencoder))
+    unet = read_unet_config(*read_config(folder / "unet"))
+    autoencoder = read_autoencoder_config(*read_config(folder / pipeline.autoencoder))
     scheduler, sampler = imported_sampler(read_json(folder / "scheduler" / "scheduler_config.json"))
     conditioning, tokenizers = _read_conditioning(folder, index, pipeline, unet)
     experiment = _experiment(folder, pipeline, unet, autoencoder, scheduler, conditioning)
     params = {
-        "autoencoder": _weights(folder / pipeline.autoencoder, variant, read_autoencoder_params, autoencoder),
-        "latent": _latent(autoencoder),
+        "autoencoder": read_weights(
+            folder / pipeline.autoencoder, read_autoencoder_params, autoencoder, variant=variant
+        ),
+        "latent": latent_params(autoencoder),
         "conditioner": _read_conditioner(folder, variant, conditioning),
-        "denoiser": _weights(folder / "unet", variant, read_unet_params, unet),
+        "denoiser": read_weights(folder / "unet", read_unet_params, unet, variant=variant),
     }
     encoder = PromptEncoder(tokenizers, warn=True) if tokenizers else None
     return Session(experiment, make_model(experiment), params, encoder, imported_sampler=sampler)
@@ -144,25 +147,6 @@ def _check_index(folder: Path, index: Mapping[str, Any]) -> Pipeline:
     return pipeline
 
 
-def _config(folder: Path) -> tuple[dict[str, Any], str]:
-    path = folder / "config.json"
-    return read_json(path), str(path)
-
-
-def _weights(
-    folder: Path, variant: str | None, read: Any, config: Any, stem: str = "diffusion_pytorch_model"
-) -> Params:
-    path = find_weights(folder, stem, variant)
-    with open_tensors(path) as tensors:
-        return read(tensors, config, str(path))
-
-
-def _latent(autoencoder: DiffusersAutoencoder) -> Params:
-    channels = autoencoder.config.latent_channels
-    statistics = {"mean": autoencoder.latent_mean, "std": autoencoder.latent_std}
-    return {name: np.broadcast_to(np.asarray(value, np.float32), channels).copy() for name, value in statistics.items()}
-
-
 def _read_conditioning(
     folder: Path, index: Mapping[str, Any], pipeline: Pipeline, unet: DiffusersUNet
 ) -> tuple[Conditioning, dict[str, Tokenizer]]:
@@ -171,7 +155,7 @@ def _read_conditioning(
         case "none":
             return Unconditional(), {}
         case "bert":
-            config = read_ldm_bert_config(*_config(folder / "bert"))
+            config = read_ldm_bert_config(*read_config(folder / "bert"))
             tokenizer = read_tokenizer(folder / "tokenizer", config.context_length)
             return _with_marks(config, tokenizer), {"tokens": tokenizer}
         case "clip":
@@ -186,7 +170,7 @@ def _read_conditioning(
 
 
 def _read_clip(folder: Path, index: Mapping[str, Any], suffix: str) -> tuple[ClipTextConditioning, Tokenizer]:
-    values, where = _config(folder / f"text_encoder{suffix}")
+    values, where = read_config(folder / f"text_encoder{suffix}")
     config = read_clip_text_config(values, where, architecture=index[f"text_encoder{suffix}"][1])
     tokenizer = read_tokenizer(folder / f"tokenizer{suffix}", config.context_length)
     return _with_marks(config, tokenizer), tokenizer
@@ -201,13 +185,13 @@ def _with_marks(config: Any, tokenizer: Tokenizer) -> Any:
 def _read_conditioner(folder: Path, variant: str | None, config: Conditioning) -> Params:
     match config:
         case TextConditioning():
-            return _weights(folder / "bert", variant, read_ldm_bert, config, "model")
+            return read_weights(folder / "bert", read_ldm_bert, config, TRANSFORMERS, variant)
         case ClipTextConditioning():
-            return _weights(folder / "text_encoder", variant, read_clip_text, config, "model")
+            return read_weights(folder / "text_encoder", read_clip_text, config, TRANSFORMERS, variant)
         case SdxlConditioning():
             parts = {"first": ("text_encoder", config.first), "second": ("text_encoder_2", config.second)}
             return {
-                name: _weights(folder / part, variant, read_clip_text, text, "model")
+                name: read_weights(folder / part, read_clip_text, text, TRANSFORMERS, variant)
                 for name, (part, text) in parts.items()
             }
         case _:
@@ -266,9 +250,8 @@ def _denoiser(folder: Path, unet: DiffusersUNet, latent_channels: int) -> UNetCo
 
 def _image_size(unet: DiffusersUNet, autoencoder: DiffusersAutoencoder) -> int:
     """Side of the pictures: that of the latents the U-Net was trained at, or of the autoencoder's pictures."""
-    size, factor = unet.sample_size, autoencoder.config.downsample_factor
-    if size is None:
-        size, factor = autoencoder.sample_size, 1
-    side = max(size) if isinstance(size, tuple) else size
-    whole = autoencoder.config.downsample_factor * 2 ** (len(unet.config.channel_mult) - 1)
-    return -(-side * factor // whole) * whole
+    levels = len(unet.config.channel_mult)
+    if unet.sample_size is None:
+        return picture_size(autoencoder.sample_size, autoencoder, levels)
+    latent = max(unet.sample_size) if isinstance(unet.sample_size, tuple) else unet.sample_size
+    return picture_size(latent * autoencoder.config.downsample_factor, autoencoder, levels)

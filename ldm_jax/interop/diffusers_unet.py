@@ -7,12 +7,13 @@ import jax.numpy as jnp
 
 from ldm_jax.denoiser.unet import UNet
 from ldm_jax.interop import diffusers_blocks as blocks
-from ldm_jax.interop.diffusers_options import Options, complete, refusal
+from ldm_jax.interop.diffusers_options import Options, complete
 from ldm_jax.interop.diffusers_unet_2d import OPTIONS as OPTIONS_2D
 from ldm_jax.interop.diffusers_unet_2d import read_unet_2d, write_unet_2d
 from ldm_jax.interop.diffusers_unet_2d_condition import OPTIONS as OPTIONS_2D_CONDITION
 from ldm_jax.interop.diffusers_unet_2d_condition import read_unet_2d_condition, write_unet_2d_condition
 from ldm_jax.interop.diffusers_unet_fields import DiffusersUNet
+from ldm_jax.interop.foreign_options import refusal
 from ldm_jax.interop.mapping import Slot, SlotOf, TensorSource, read_params, torch_layout
 from ldm_jax.model import Params
 

@@ -17,7 +17,6 @@ from ldm_jax.interop.diffusers_options import (
     one_or_each,
     per_level,
     read_options,
-    refusal,
     require_written,
 )
 from ldm_jax.interop.diffusers_unet_fields import (
@@ -31,6 +30,7 @@ from ldm_jax.interop.diffusers_unet_fields import (
     write_fields,
     write_levels,
 )
+from ldm_jax.interop.foreign_options import refusal
 
 OPTIONS: Options = {
     **DEFAULTS,

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from ldm_jax.config import UNetConfig
-from ldm_jax.interop.diffusers_options import ACTIVATIONS, Options, build, channel_mult, number, require_defaults
+from ldm_jax.interop.diffusers_options import ACTIVATIONS, Options, channel_mult, number, require_defaults
+from ldm_jax.interop.foreign_options import build
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,15 +53,15 @@ def read_ldm_bert_config(values: Mapping[str, Any], where: str) -> TextCondition
         "num_heads": options.positive("encoder_attention_heads", 8),
         "num_head_channels": options.positive("head_dim", 64),
         "mlp_dim": options.positive("encoder_ffn_dim", 5120),
-        "dropout": options.take("dropout", float, 0.1),
+        "dropout": options.number("dropout", 0.1),
         **marks_within(vocab_size),
     }
-    options.neutral("activation_function", "gelu")
-    options.neutral("num_hidden_layers", num_layers)
+    options.only("activation_function", "gelu")
+    options.only("num_hidden_layers", num_layers)
     for name in ("attention_dropout", "activation_dropout", "encoder_layerdrop", "classifier_dropout"):
-        options.neutral(name, 0.0)
-    options.neutral("scale_embedding", False)
-    options.skip(("init_std", "pad_token_id"))  # the tokenizer pads, and no token is masked
+        options.only(name, 0.0)
+    options.only("scale_embedding", False)
+    options.ignore("init_std", "pad_token_id")  # the tokenizer pads, and no token is masked
     skip_bookkeeping(options)
     return options.build(TextConditioning, **fields)
 

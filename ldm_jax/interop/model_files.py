@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
+from ldm_jax.conditioning.tokenizer import token_inputs
 from ldm_jax.errors import UserError
 from ldm_jax.interop.diffusers_export import write_pipeline
 from ldm_jax.interop.diffusers_pipeline import imported_sampler, is_pipeline, read_pipeline
+from ldm_jax.interop.first_stages import is_autoencoder, read_autoencoder, write_autoencoder
 from ldm_jax.interop.json_files import read_json
+from ldm_jax.interop.original_checkpoint import Weights
+from ldm_jax.interop.original_files import is_original, read_original, write_original
 from ldm_jax.interop.write_safetensors import FloatType
 from ldm_jax.model import Params
 from ldm_jax.sampling.session import Session, load_session
@@ -18,9 +21,10 @@ from ldm_jax.training.checkpoints import write_atomically
 from ldm_jax.training.run_folder import RunFolder
 
 Format = Literal["run", "diffusers", "original"]
-Weights = Literal["auto", "ema", "raw"]
 
 _SCHEDULER = "scheduler_config.json"
+_LATENT = "latent.json"
+"""In a run: statistics of the latents of a first stage alone, which has no second stage that would hold them."""
 
 
 def is_run(path: Path) -> bool:
@@ -29,28 +33,43 @@ def is_run(path: Path) -> bool:
 
 
 def open_model(
-    path: Path, *, config: Path | None = None, variant: str | None = None, weights: Weights = "auto"
+    path: Path,
+    *,
+    config: Path | None = None,
+    variant: str | None = None,
+    weights: Weights = "auto",
+    tokenizer: Path | None = None,
 ) -> Session:
-    """The model at `path`, ready to draw and to train on.
+    """The model at `path`, ready to draw and to train on, or a first stage alone.
 
     Args:
-        path: a run, a pipeline folder of diffusers, or a single file (or its folder) of the original repositories.
+        path: a run, a pipeline or an autoencoder of diffusers, or a single file (or its folder) of the original
+            repositories.
         config: the YAML of a single file, where it does not lie beside it.
-        variant: of a pipeline's weights, such as "fp16".
+        variant: of the weights of diffusers, such as "fp16".
         weights: of a single file, its moving averages (ema), the others (raw), or the first where it has them (auto).
+        tokenizer: of a single file, the folder of the tokenizer that its text encoder was trained with.
 
     Raises:
         UserError: nothing there is a model that this project knows, or it is damaged; the message says what.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist")
+    of_original = {"--config": config, "--weights": weights != "auto", "--tokenizer": tokenizer}
+    of_diffusers = {"--variant": variant}
     if is_run(path):
+        _refuse_flags(path, "a run", of_original | of_diffusers)
         return _open_run(path)
-    if is_pipeline(path):
-        return read_pipeline(path, variant)
+    if is_pipeline(path) or is_autoencoder(path):
+        _refuse_flags(path, "a model of diffusers", of_original)
+        return read_pipeline(path, variant) if is_pipeline(path) else read_autoencoder(path, variant)
+    if is_original(path) or config is not None:
+        _refuse_flags(path, "a checkpoint of the original repositories", of_diffusers)
+        return read_original(path, config, weights, tokenizer)
     raise UserError(
-        f"{path} is no model known here: neither a run (config.json and checkpoints/), nor a pipeline of diffusers "
-        "(model_index.json), nor a checkpoint of the original repositories (.ckpt or .safetensors with its .yaml)"
+        f"{path} is no model known here: neither a run (config.json and checkpoints/), nor a pipeline or an "
+        "autoencoder of diffusers (model_index.json, config.json), nor a checkpoint of the original repositories "
+        "(.ckpt or .safetensors with its .yaml)"
     )
 
 
@@ -60,14 +79,33 @@ def save_model(session: Session, path: Path, form: Format, dtype: FloatType | No
     Raises:
         UserError: the format cannot hold this model, or the path cannot be written.
     """
+    if form != "original" and token_inputs(session.experiment.conditioning) and not session.tokenizers:
+        raise UserError(
+            f"{path}: a model of prompts is written with its tokenizer, and this one came without; give the folder of "
+            "the one that it was trained with: --tokenizer FOLDER"
+        )
     match form:
         case "run":
             _write_run(session, path)
+        case "diffusers" if session.is_first_stage:
+            write_autoencoder(session, path, dtype)
         case "diffusers":
             write_pipeline(session, path, dtype)
+        case "original":
+            write_original(session, path, dtype)
+
+
+def _refuse_flags(path: Path, kind: str, flags: dict[str, Any]) -> None:
+    """Refuse what would be left unused: whoever gives it expects another model."""
+    if given := [name for name, value in flags.items() if value]:
+        raise UserError(f"{path} is {kind}, for which {given[0]} means nothing; leave it out")
 
 
 def _open_run(path: Path) -> Session:
+    if (path / _LATENT).is_file() and not RunFolder(path).checkpoints("diffusion").steps():
+        session = load_session(path, "autoencoder")
+        latent = {name: np.asarray(values, np.float32) for name, values in read_json(path / _LATENT).items()}
+        return Session(**{**vars(session), "params": session.params | {"latent": latent}})
     session = load_session(path)
     if not (path / _SCHEDULER).is_file():
         return session
@@ -76,8 +114,8 @@ def _open_run(path: Path) -> Session:
 
 
 def _write_run(session: Session, path: Path) -> None:
-    """A run folder of which both stages are finished: `sample.py`, `--start` and `--first-stage.run` take it."""
-    run, experiment = RunFolder(path), session.experiment
+    """A run folder whose stages are finished: `sample.py`, `--start` and `--first-stage.run` take it."""
+    run, experiment, params = RunFolder(path), session.experiment, session.params
     if path.exists() and any(path.iterdir()):
         raise UserError(f"{path} is not empty; choose another folder")
     run.open(experiment)
@@ -85,12 +123,15 @@ def _write_run(session: Session, path: Path) -> None:
     run.write_manifest(experiment, {"class_names": list(session.class_names), "credit": session.credit})
     if session.imported_sampler is not None:
         write_atomically(run.path / _SCHEDULER, json.dumps(dict(session.imported_sampler.options), indent=1) + "\n")
-    params: Params = jax.tree.map(jnp.asarray, session.params)
-    stages: dict[str, tuple[Any, Params]] = {
-        "autoencoder": (experiment.first_stage.training, {"autoencoder": params["autoencoder"]}),
-        "diffusion": (experiment.training, params),
-    }
-    for name, (training, model) in stages.items():
-        checkpoints = run.checkpoints(name)
-        checkpoints.save(training.num_steps, {"model": model})
-        checkpoints.wait()
+    _save(run, "autoencoder", experiment.first_stage.training.num_steps, {"autoencoder": params["autoencoder"]})
+    if session.is_first_stage:
+        latent = {name: np.asarray(values).tolist() for name, values in params["latent"].items()}
+        write_atomically(run.path / _LATENT, json.dumps(latent) + "\n")
+    else:
+        _save(run, "diffusion", experiment.training.num_steps, params)
+
+
+def _save(run: RunFolder, stage: str, step: int, model: Params) -> None:
+    checkpoints = run.checkpoints(stage)
+    checkpoints.save(step, {"model": model})
+    checkpoints.wait()

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from ldm_jax.autoencoder.build import make_autoencoder
 from ldm_jax.autoencoder.kl import AutoencoderKL
 from ldm_jax.autoencoder.vq import AutoencoderVQ
 from ldm_jax.config import AutoencoderKLConfig, AutoencoderVQConfig
+from ldm_jax.errors import UserError
 from ldm_jax.interop.mapping import (
     PLAIN,
     Slot,
@@ -45,6 +47,18 @@ class OriginalAutoencoder:
     """Height and width of the pictures that it was made for."""
     codebook: str = "quantize"
     """Name of the module that holds the codes."""
+
+    @property
+    def picture_channels(self) -> Literal[1, 3]:
+        """Channels of the pictures.
+
+        Raises:
+            UserError: they are neither grey nor RGB.
+        """
+        match self.image_channels:
+            case 1 | 3 as channels:
+                return channels
+        raise UserError(f"the first stage has in_channels={self.image_channels}; pictures here have 1 or 3")
 
     @property
     def module(self) -> AutoencoderKL | AutoencoderVQ:

@@ -7,8 +7,8 @@ from typing import Any
 
 from ldm_jax.config import AutoencoderKLConfig, AutoencoderVQConfig
 from ldm_jax.errors import UserError
+from ldm_jax.interop.foreign_options import Options
 from ldm_jax.interop.original_autoencoder import OriginalAutoencoder
-from ldm_jax.interop.original_options import Options
 
 NUM_GROUPS = 32
 _KL = (
@@ -39,19 +39,21 @@ def autoencoder_from_options(target: str, options: Options) -> OriginalAutoencod
     options.ignore(*_IRRELEVANT)
     latent_channels, dd = options.whole("embed_dim"), options.table("ddconfig")
     image_channels, resolution = dd.whole("in_channels"), dd.whole("resolution")
-    dd.only("out_ch", image_channels, f"pictures go in with in_channels={image_channels} and come out with as many")
+    dd.only(
+        "out_ch", image_channels, because=f"pictures go in with in_channels={image_channels} and come out with as many"
+    )
     values: dict[str, Any] = _levels(dd, resolution) | {"latent_channels": latent_channels, "num_groups": NUM_GROUPS}
     z_channels = dd.whole("z_channels")
     values["z_channels"] = None if z_channels == latent_channels else z_channels
-    dd.only("double_z", target in _KL, "mean and variance come from an AutoencoderKL, and from no other")
+    dd.only("double_z", target in _KL, because="mean and variance come from an AutoencoderKL, and from no other")
     for name in ("tanh_out", "give_pre_end", "use_linear_attn"):
-        dd.only(name, False, "the decoder ends with its last convolution, and attention is plain")
-    dd.only("resamp_with_conv", True, "resolution is changed by a convolution only")
+        dd.only(name, False, because="the decoder ends with its last convolution, and attention is plain")
+    dd.only("resamp_with_conv", True, because="resolution is changed by a convolution only")
     dd.finish()
     codebook = "regularization" if target.startswith("sgm.") else "quantize"
     if target in _VQ:
         values["codebook_size"] = options.whole("n_embed")
-        options.only("remap", None, "indices count the codes as they are")
+        options.only("remap", None, because="indices count the codes as they are")
         options.flag("sane_index_shape", False)  # indices always have the latent's shape here
         config = AutoencoderVQConfig(**values)
     else:
@@ -68,7 +70,7 @@ def _levels(dd: Options, resolution: int) -> dict[str, Any]:
     on_the_way_up = tuple(
         level for level in range(len(multiples)) if resolution // 2**lowest * 2 ** (lowest - level) in sizes
     )
-    has_attention = dd.one_of("attn_type", ("vanilla", "vanilla-xformers", "none"), "vanilla") != "none"
+    has_attention = dd.choose("attn_type", ("vanilla", "vanilla-xformers", "none"), "vanilla") != "none"
     if has_attention and attended != on_the_way_up:
         because = f"resolution={resolution} does not halve to whole sizes, so encoder and decoder differ in attention"
         raise dd.refused("attn_resolutions", list(sizes), because)

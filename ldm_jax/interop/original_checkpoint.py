@@ -6,22 +6,14 @@ buffers of `original_buffers`.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import Literal, TypeVar
+from collections.abc import Iterator
+from typing import Literal
 
 import jax
 import numpy as np
 
 from ldm_jax.conditioning.build import make_conditioner
-from ldm_jax.config import (
-    ClipTextConditioning,
-    Conditioning,
-    EmbeddingConditioning,
-    SdxlConditioning,
-    SpatialConditioning,
-    TextConditioning,
-    Unconditional,
-)
+from ldm_jax.config import EmbeddingConditioning, SdxlConditioning, SpatialConditioning, Unconditional
 from ldm_jax.errors import UserError
 from ldm_jax.interop.mapping import (
     PLAIN,
@@ -40,6 +32,8 @@ from ldm_jax.interop.original_autoencoder import (
 )
 from ldm_jax.interop.original_buffers import KNOWN, engine_buffers, schedule_buffers
 from ldm_jax.interop.original_project import OriginalProject, latent_params
+from ldm_jax.interop.original_text import read_text_stage_params, write_text_stage_params
+from ldm_jax.interop.original_text_options import TextConfig, text_stage_of
 from ldm_jax.interop.original_unet import read_unet, unet_tensors
 from ldm_jax.model import Params
 
@@ -47,24 +41,11 @@ logger = logging.getLogger(__name__)
 
 Weights = Literal["auto", "ema", "raw"]
 """Which parameters: moving averages, those that were trained, or what the original code would use."""
-Hook = TypeVar("Hook")
-TextConfig = TextConditioning | ClipTextConditioning
-ReadText = Callable[[TensorSource, TextConfig, str], Params]
-"""`read(source, config, where)`: the parameters of one text encoder, whose prefix the source has taken off."""
-WriteText = Callable[[Params, TextConfig], Iterator[tuple[str, np.ndarray]]]
-"""The inverse of `ReadText`."""
 
 UNET, AVERAGES, FIRST_STAGE = "model.diffusion_model.", "model_ema.diffusion_model", "first_stage_model."
 
 
-def read_checkpoint(
-    source: TensorSource,
-    project: OriginalProject,
-    *,
-    where: str,
-    weights: Weights = "auto",
-    read_text: ReadText | None = None,
-) -> Params:
+def read_checkpoint(source: TensorSource, project: OriginalProject, *, where: str, weights: Weights = "auto") -> Params:
     """The parameters of a `LatentDiffusion` from a file that must hold exactly them, and known buffers.
 
     Args:
@@ -73,7 +54,6 @@ def read_checkpoint(
         where: the file, for messages.
         weights: `auto` takes the U-Net's moving averages where the file has them and the project uses them, and the
             first stage as it was trained; `ema` takes the averages of both that the file has.
-        read_text: reads a text encoder.
 
     Raises:
         UserError: tensors are missing, unexpected or of another shape; or there are no moving averages.
@@ -88,7 +68,7 @@ def read_checkpoint(
         "autoencoder": read_autoencoder(
             first_stage, project.autoencoder, where=f"{where} ({FIRST_STAGE}*)", ema=first_stage_ema
         ),
-        "conditioner": _read_conditioner(source, project, where, read_text),
+        "conditioner": _read_conditioner(source, project, where),
         "latent": latent_params(_scale_factor(source, project), project.autoencoder.config.latent_channels),
     }
 
@@ -105,21 +85,15 @@ def read_first_stage(
     return read_autoencoder(source, autoencoder, where=where, ema=ema)
 
 
-def checkpoint_tensors(
-    params: Params, project: OriginalProject, write_text: WriteText | None = None
-) -> Iterator[tuple[str, np.ndarray]]:
+def checkpoint_tensors(params: Params, project: OriginalProject) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of a file, the inverse of `read_checkpoint`, with the buffers that the original code has."""
     for name, tensor in unet_tensors(params["denoiser"], project.unet):
         yield UNET + name, tensor
     for name, tensor in autoencoder_tensors(params["autoencoder"], project.autoencoder):
         yield FIRST_STAGE + name, tensor
-    for prefix, config, part in _conditioner_parts(project):
-        values = params["conditioner"][part] if part else params["conditioner"]
-        if isinstance(config, TextConditioning | ClipTextConditioning):
-            tensors = _needed(write_text, config)(values, config)
-        else:
-            tensors = write_tensors(values, conditioner_slot)
-        yield from ((prefix + name, tensor) for name, tensor in tensors)
+    if prefix := _conditioner_prefix(project):
+        for name, tensor in _conditioner_tensors(params["conditioner"], project):
+            yield prefix + name, tensor
     buffers = engine_buffers if project.library == "sgm" else schedule_buffers
     yield from buffers(project.diffusion.schedule)
 
@@ -143,8 +117,8 @@ def _scale_factor(source: TensorSource, project: OriginalProject) -> float:
 
 
 def _require_known(source: TensorSource, project: OriginalProject, where: str) -> None:
-    modules = [UNET, AVERAGES, FIRST_STAGE, *(prefix for prefix, _, _ in _conditioner_parts(project))]
-    modules += [f"{stage}." for stage in project.other_stages]
+    prefix = _conditioner_prefix(project)
+    modules = [UNET, AVERAGES, FIRST_STAGE, *([prefix] if prefix else []), *(f"{s}." for s in project.other_stages)]
     if project.first_stage_conditions:
         modules.append("cond_stage_model.")  # the first stage once more
     names = sorted(source.names())
@@ -160,16 +134,15 @@ def _require_known(source: TensorSource, project: OriginalProject, where: str) -
 # --- conditioning stage ----------------------------------------------------------------------------------------------
 
 
-def _conditioner_parts(project: OriginalProject) -> list[tuple[str, Conditioning, str]]:
-    """Prefix, configuration and key of each conditioner with parameters; the key is empty where it is the only one."""
+def _conditioner_prefix(project: OriginalProject) -> str | None:
+    """Prefix of the conditioner's tensors; None where it has none."""
     conditioning = project.conditioning
-    if isinstance(conditioning, SdxlConditioning):
-        parts = (("0", conditioning.first, "first"), ("1", conditioning.second, "second"))
-        return [(f"conditioner.embedders.{i}.", config, part) for i, config, part in parts]
     as_it_comes = isinstance(conditioning, SpatialConditioning) and conditioning.out_channels is None
     if isinstance(conditioning, Unconditional | EmbeddingConditioning) or as_it_comes or project.has_labels_only:
-        return []
-    return [("cond_stage_model." if project.library == "ldm" else "conditioner.embedders.0.", conditioning, "")]
+        return None
+    if isinstance(conditioning, SdxlConditioning):
+        return "conditioner."  # of both, `embedders.0` and `embedders.1`
+    return "cond_stage_model." if project.library == "ldm" else "conditioner.embedders.0."
 
 
 def conditioner_slot(path: str) -> Slot:
@@ -185,21 +158,19 @@ def _abstract_conditioner(project: OriginalProject) -> Params:
     return jax.eval_shape(lambda: module.init(jax.random.key(0), module.null_inputs(1)))["params"]
 
 
-def _needed(hook: Hook | None, config: TextConfig) -> Hook:
-    if hook is None:
-        raise UserError(f"{type(config).__name__} needs the format of its text encoder, and none was given")
-    return hook
-
-
-def _read_conditioner(source: TensorSource, project: OriginalProject, where: str, read_text: ReadText | None) -> Params:
+def _read_conditioner(source: TensorSource, project: OriginalProject, where: str) -> Params:
+    conditioning, prefix = project.conditioning, _conditioner_prefix(project)
     if project.has_labels_only:
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), _abstract_conditioner(project))
-    params: Params = {}
-    for prefix, config, part in _conditioner_parts(project):
-        view, place = Prefixed(source, prefix), f"{where} ({prefix}*)"
-        if isinstance(config, TextConditioning | ClipTextConditioning):
-            values = _needed(read_text, config)(view, config, place)
-        else:
-            values = read_params(view, conditioner_slot, _abstract_conditioner(project), where=place)
-        params |= {part: values} if part else values
-    return params
+    if prefix is None:
+        return {}
+    view, place = Prefixed(source, prefix), f"{where} ({prefix}*)"
+    if isinstance(conditioning, TextConfig):
+        return read_text_stage_params(view, text_stage_of(conditioning), place)
+    return read_params(view, conditioner_slot, _abstract_conditioner(project), where=place)
+
+
+def _conditioner_tensors(params: Params, project: OriginalProject) -> Iterator[tuple[str, np.ndarray]]:
+    if isinstance(project.conditioning, TextConfig):
+        return write_text_stage_params(params, text_stage_of(project.conditioning))
+    return write_tensors(params, conditioner_slot)

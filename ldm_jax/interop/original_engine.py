@@ -9,10 +9,11 @@ from ldm_jax.config import (
     Unconditional,
 )
 from ldm_jax.errors import UserError
+from ldm_jax.interop.foreign_options import Options
 from ldm_jax.interop.original_autoencoder_options import autoencoder_from_options
-from ldm_jax.interop.original_conditioning import conditioning_from_options, sdxl_from_options
-from ldm_jax.interop.original_options import Options
-from ldm_jax.interop.original_project import OriginalProject
+from ldm_jax.interop.original_conditioning import conditioning_from_options
+from ldm_jax.interop.original_project import OriginalProject, Unsaid
+from ldm_jax.interop.original_text_options import CONDITIONER, read_text_stage
 from ldm_jax.interop.original_unet import OriginalUNet
 from ldm_jax.interop.original_unet_options import unet_from_options, with_concatenation
 
@@ -20,7 +21,6 @@ _DIFFUSION = "sgm.modules.diffusionmodules."
 UNET = _DIFFUSION + "openaimodel.UNetModel"
 DENOISER = _DIFFUSION + "denoiser.DiscreteDenoiser"
 DISCRETIZATION = _DIFFUSION + "discretizer.LegacyDDPMDiscretization"
-CONDITIONER = "sgm.modules.GeneralConditioner"
 SCALINGS: dict[str, PredictionType] = {
     _DIFFUSION + "denoiser_scaling.EpsScaling": "epsilon",
     _DIFFUSION + "denoiser_scaling.VScaling": "v",
@@ -33,23 +33,21 @@ _IRRELEVANT = (  # how it is trained, sampled and logged
 )
 
 
-def engine_from_options(options: Options, image_size: int | None = None) -> OriginalProject:
+def engine_from_options(options: Options, unsaid: Unsaid) -> OriginalProject:
     """The model that the options of `DiffusionEngine` describe.
 
-    Args:
-        options: the options.
-        image_size: height and width of pictures in pixels; by default 1024 for SDXL, and what the first stage was
-            made for otherwise, as the options do not tell.
+    As they do not tell the size of pictures, that is by default 1024 for SDXL, and else what the first stage was made
+    for.
 
     Raises:
         UserError: an option is not known, or has a value that is not supported.
     """
     options.ignore(*_IRRELEVANT)
-    options.only("network_wrapper", None, "the U-Net is called as it is")
+    options.only("network_wrapper", None, because="the U-Net is called as it is")
     autoencoder = autoencoder_from_options(*options.table("first_stage_config").target())
     params = _known(options, "network_config", UNET)
     unet = with_concatenation(unet_from_options(params, "sgm"), autoencoder.config.latent_channels, params)
-    conditioning = _conditioning(options, unet)
+    conditioning = _conditioning(options, unet, unsaid)
     default_size = _SDXL_SIZE if isinstance(conditioning, SdxlConditioning) else autoencoder.resolution
     project = OriginalProject(
         unet=unet,
@@ -57,7 +55,7 @@ def engine_from_options(options: Options, image_size: int | None = None) -> Orig
         conditioning=conditioning,
         diffusion=_diffusion(_known(options, "denoiser_config", DENOISER)),
         scale_factor=options.number("scale_factor", 1.0),
-        image_size=image_size or default_size,
+        image_size=unsaid.image_size or default_size,
         library="sgm",
         use_ema=options.flag("use_ema", False),
     )
@@ -80,10 +78,10 @@ def _diffusion(options: Options) -> DiffusionConfig:
         raise UserError(f"{options.where}: scaling_config={scaling} is not supported; known: {', '.join(SCALINGS)}")
     options.ignore("weighting_config")
     for name, value in (("do_append_zero", False), ("quantize_c_noise", True), ("flip", True)):
-        options.only(name, value, "times are the schedule's own")
+        options.only(name, value, because="times are the schedule's own")
     num_timesteps = options.whole("num_idx")
     steps = _known(options, "discretization_config", DISCRETIZATION)
-    steps.only("num_timesteps", num_timesteps, "the denoiser has num_idx, which must be the same")
+    steps.only("num_timesteps", num_timesteps, because="the denoiser has num_idx, which must be the same")
     schedule = ScheduleConfig(
         num_train_timesteps=num_timesteps,
         beta_start=steps.number("linear_start", 0.00085),
@@ -94,14 +92,10 @@ def _diffusion(options: Options) -> DiffusionConfig:
     return DiffusionConfig(schedule=schedule, prediction_type=SCALINGS[scaling], cond_drop_prob=0.0)
 
 
-def _conditioning(options: Options, unet: OriginalUNet) -> Conditioning:
-    embedders = _embedders(options) if "conditioner_config" in options else []
-    if not embedders:
-        conditioning = Unconditional()
-    elif len(embedders) == 1:
-        conditioning = conditioning_from_options(*embedders[0][1:])
-    else:
-        conditioning = sdxl_from_options(embedders)
+def _conditioning(options: Options, unet: OriginalUNet, unsaid: Unsaid) -> Conditioning:
+    conditioning = Unconditional()
+    if "conditioner_config" in options.left:
+        conditioning = _conditioner(_known(options, "conditioner_config", CONDITIONER), unsaid)
     wanted = {"context_dim": unet.context_dim, "vector_dim": unet.config.vector_dim}
     for name, width in wanted.items():
         if getattr(conditioning, name, None) != width:
@@ -110,14 +104,14 @@ def _conditioning(options: Options, unet: OriginalUNet) -> Conditioning:
     return conditioning
 
 
-def _embedders(options: Options) -> list[tuple[str, str, Options]]:
-    """Input key, class and options of each embedder."""
-    params = _known(options, "conditioner_config", CONDITIONER)
-    models = params.raw("emb_models")
-    params.finish()
-    embedders = []
-    for i, model in enumerate(models if isinstance(models, list) else [models]):
-        table = Options(model, f"{params.where}.emb_models[{i}]")
-        table.ignore("is_trainable", "ucg_rate", "legacy_ucg_value")
-        embedders.append((str(table.raw("input_key")), *table.target()))
-    return embedders
+def _conditioner(options: Options, unsaid: Unsaid) -> Conditioning:
+    """What `GeneralConditioner` makes of its embedders: of none, of one, or of SDXL's."""
+    models = options.raw("emb_models")
+    if not isinstance(models, list) or len(models) > 1:
+        return read_text_stage(CONDITIONER, Options({"emb_models": models}, options.where), unsaid.find_model).config
+    options.finish()
+    if not models:
+        return Unconditional()
+    table = Options(models[0], f"{options.where}.emb_models[0]")
+    table.ignore("is_trainable", "ucg_rate", "legacy_ucg_value", "input_key")
+    return conditioning_from_options(*table.target(), unsaid.null_class, unsaid.find_model)

@@ -1,12 +1,14 @@
 """A latent diffusion model of the original code, as its project file describes it, in our configurations."""
 
+import logging
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ldm_jax.config import (
     ClassConditioning,
+    ClipTextConditioning,
     Conditioning,
     DataConfig,
     DiffusionConfig,
@@ -14,15 +16,31 @@ from ldm_jax.config import (
     Experiment,
     FirstStageConfig,
     SamplingConfig,
+    SdxlConditioning,
     SpatialConditioning,
+    TextConditioning,
     Unconditional,
 )
 from ldm_jax.errors import UserError
 from ldm_jax.interop.original_autoencoder import OriginalAutoencoder
+from ldm_jax.interop.original_text_options import FindModel, find_none
 from ldm_jax.interop.original_unet import OriginalUNet
 from ldm_jax.interop.original_unet_export import describe_unet
 from ldm_jax.interop.original_unet_options import Library
 from ldm_jax.model import Params
+
+logger = logging.getLogger(__name__)
+
+
+class Unsaid(NamedTuple):
+    """What a project file leaves open."""
+
+    image_size: int | None = None
+    """Height and width of pictures in pixels, where the file's are not wanted or missing (sgm)."""
+    null_class: bool | None = None
+    """Whether the last class of a class table stands for none; None decides by its size."""
+    find_model: FindModel = find_none
+    """Where a CLIP is found whose `version` is not the name of a published one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,25 +74,30 @@ class OriginalProject:
         Raises:
             UserError: its parts do not fit together here.
         """
-        unguided = isinstance(self.conditioning, Unconditional) or not getattr(self.conditioning, "null_class", True)
         return Experiment(
             name=name,
-            data=DataConfig(image_size=self.image_size, image_channels=3 if self._is_rgb() else 1),
+            data=DataConfig(
+                image_size=self.image_size, image_channels=self.autoencoder.picture_channels, cache_latents=False
+            ),
             first_stage=FirstStageConfig(autoencoder=self.autoencoder.config),
             conditioning=self.conditioning,
             denoiser=self.unet.config,
             diffusion=self.diffusion,
             sampling=SamplingConfig(
                 num_sample_steps=min(50, self.diffusion.schedule.num_train_timesteps),
-                guidance_scale=1.0 if unguided else 5.0,
+                guidance_scale=5.0 if self._can_be_guided() else 1.0,
             ),
         )
 
-    def _is_rgb(self) -> bool:
-        channels = self.autoencoder.image_channels
-        if channels not in (1, 3):
-            raise UserError(f"the first stage has in_channels={channels}; pictures here have 1 or 3")
-        return channels == 3
+    def _can_be_guided(self) -> bool:
+        """Whether there is an input that stands for no condition, known from training."""
+        match self.conditioning:
+            case ClassConditioning(null_class=null_class):
+                return null_class
+            case TextConditioning() | ClipTextConditioning() | SdxlConditioning():
+                return True
+            case _:
+                return False
 
 
 def describe_project(experiment: Experiment, params: Params) -> OriginalProject:
@@ -83,21 +106,38 @@ def describe_project(experiment: Experiment, params: Params) -> OriginalProject:
     Raises:
         UserError: its latents are scaled channel by channel, which the original code cannot express.
     """
-    conditioning, autoencoder = experiment.conditioning, experiment.first_stage.autoencoder
+    conditioning = experiment.conditioning
     sdxl = not isinstance(conditioning, ClassConditioning | SpatialConditioning | EmbeddingConditioning | Unconditional)
     return OriginalProject(
         unet=describe_unet(experiment.denoiser, params["denoiser"]),
-        autoencoder=OriginalAutoencoder(
-            config=autoencoder, image_channels=experiment.data.image_channels, resolution=experiment.data.image_size
-        ),
+        autoencoder=describe_autoencoder(experiment),
         conditioning=conditioning,
-        diffusion=replace(experiment.diffusion, cond_drop_prob=0.0),
+        diffusion=_as_drawn(experiment.diffusion),
         scale_factor=scale_factor_of(params["latent"]),
         image_size=experiment.data.image_size,
         library="sgm" if sdxl and experiment.denoiser.vector_dim is not None else "ldm",
         use_ema=False,
         first_stage_conditions=isinstance(conditioning, Unconditional) and experiment.denoiser.concat_channels > 0,
     )
+
+
+def describe_autoencoder(experiment: Experiment) -> OriginalAutoencoder:
+    """The first stage of a model of ours as the original code has it."""
+    data = experiment.data
+    return OriginalAutoencoder(
+        config=experiment.first_stage.autoencoder, image_channels=data.image_channels, resolution=data.image_size
+    )
+
+
+def _as_drawn(diffusion: DiffusionConfig) -> DiffusionConfig:
+    """The configuration without those choices of training that the original code has not: pictures stay the same."""
+    loss = "l2" if diffusion.loss == "huber" else diffusion.loss
+    if loss != diffusion.loss or diffusion.weighting != "uniform":
+        logger.warning(
+            "the original code would train on with loss=%s and weighting=uniform, not with loss=%s and weighting=%s",
+            *(loss, diffusion.loss, diffusion.weighting),
+        )
+    return replace(diffusion, cond_drop_prob=0.0, loss=loss, weighting="uniform")
 
 
 def latent_params(scale_factor: float, channels: int) -> Params:

@@ -1,7 +1,11 @@
-"""Text encoders in the YAML files of latent-diffusion, Stable Diffusion and SDXL: classes and their options."""
+"""Text encoders in the YAML files of latent-diffusion, Stable Diffusion and SDXL: classes and their options.
+
+A FrozenCLIPEmbedder names its model (`version`): a published one, whose sizes are known here, or a folder with the
+config.json of transformers.
+"""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ldm_jax.config import ClipTextConditioning, SdxlConditioning, TextConditioning, differences
@@ -9,12 +13,15 @@ from ldm_jax.errors import UserError
 from ldm_jax.interop.foreign_options import Options
 from ldm_jax.interop.ldm_bert import BERT_MARKS, marks_within
 from ldm_jax.interop.open_clip import OPEN_CLIP_TOWERS, OPENAI_TOWERS, TextTower, split_architecture
+from ldm_jax.interop.transformers_text import read_clip_text_config, write_clip_text_config
 
 TextStageKind: TypeAlias = Literal["bert", "clip", "open_clip", "sdxl"]
+TextConfig: TypeAlias = TextConditioning | ClipTextConditioning | SdxlConditioning
+FindModel: TypeAlias = Callable[[str], Mapping[str, Any] | None]
+"""From the name of a CLIP that is not published to its config.json, or to None where there is none."""
 
-_LDM = "ldm.modules.encoders.modules."
-_SGM = "sgm.modules.encoders.modules."
-_CONDITIONER = "sgm.modules.GeneralConditioner"
+LDM, SGM = "ldm.modules.encoders.modules.", "sgm.modules.encoders.modules."
+CONDITIONER = "sgm.modules.GeneralConditioner"
 _OPENAI = "openai/clip-vit-large-patch14"
 _SIZES = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
 _NEITHER_HERE_NOR_THERE = ("device", "freeze")
@@ -24,72 +31,110 @@ class TextStage(NamedTuple):
     """A text encoder of an original file: which format its weights have, and what it is here."""
 
     kind: TextStageKind
-    config: TextConditioning | ClipTextConditioning | SdxlConditioning
+    config: TextConfig
 
 
-def read_text_stage(target: str, params: Mapping[str, Any], where: str) -> TextStage:
+def find_none(name: str) -> None:
+    """Find no CLIP but the published ones."""
+    del name
+
+
+def text_stage_of(config: TextConfig) -> TextStage:
+    """The format of a text encoder of ours: of OpenCLIP's, every one has a projection, of transformers' none."""
+    match config:
+        case TextConditioning():
+            return TextStage("bert", config)
+        case ClipTextConditioning():
+            return TextStage("clip" if config.projection_dim is None else "open_clip", config)
+        case SdxlConditioning():
+            return TextStage("sdxl", config)
+
+
+def read_text_stage(target: str, options: Options, find_model: FindModel = find_none) -> TextStage:
     """The text encoder that a YAML file asks for.
 
     Args:
         target: its class, of which the last part counts.
-        params: its options.
-        where: the file, for messages.
+        options: its options.
+        find_model: where a CLIP is found whose `version` is not the name of a published one.
 
     Raises:
         UserError: the class is no text encoder that is known here, or an option is not supported.
     """
-    options = Options(params, where)
     match target.rpartition(".")[2]:
         case "BERTEmbedder":
             return TextStage("bert", _read_bert(options, tokenizer=True))
         case "TransformerEmbedder":
             return TextStage("bert", _read_bert(options, tokenizer=False))
         case "FrozenCLIPEmbedder":
-            return TextStage("clip", _read_clip(options))
+            return TextStage("clip", _read_clip(options, find_model))
         case "FrozenOpenCLIPEmbedder":
             return TextStage("open_clip", _read_open_clip(options, norm=True))
         case "GeneralConditioner":
-            return TextStage("sdxl", _read_sdxl(options))
+            return TextStage("sdxl", _read_sdxl(options, find_model))
     known = "BERTEmbedder, TransformerEmbedder, FrozenCLIPEmbedder, FrozenOpenCLIPEmbedder or GeneralConditioner"
-    raise options.refuse("target", target, f"the text encoders that can be imported are {known}")
+    raise options.refused("target", target, f"the text encoders that can be imported are {known}")
 
 
-def write_text_stage(stage: TextStage) -> tuple[str, dict[str, Any]]:
+def write_text_stage(stage: TextStage, folder: str | None = None) -> tuple[str, dict[str, Any]]:
     """Class and options of a text encoder for a YAML file.
+
+    Args:
+        stage: the text encoder.
+        folder: name of the folder that holds `model_to_write(stage)`, where that is not None.
 
     Raises:
         UserError: the original class cannot be told to be like this; the message names the fields.
     """
     match stage:
         case TextStage("bert", TextConditioning() as config):
-            target, params = f"{_LDM}BERTEmbedder", _write_bert(config)
+            target, params = f"{LDM}BERTEmbedder", _write_bert(config)
         case TextStage("clip", ClipTextConditioning() as config):
-            target, params = f"{_LDM}FrozenCLIPEmbedder", _write_clip(config)
+            target, params = f"{LDM}FrozenCLIPEmbedder", _write_clip(config, folder)
         case TextStage("open_clip", ClipTextConditioning() as config):
-            target, params = f"{_LDM}FrozenOpenCLIPEmbedder", _write_open_clip(config)
+            target, params = f"{LDM}FrozenOpenCLIPEmbedder", _write_open_clip(config)
         case TextStage("sdxl", SdxlConditioning() as config):
-            target, params = _CONDITIONER, _write_sdxl(config)
+            target, params = CONDITIONER, _write_sdxl(config, folder)
         case _:
             raise UserError(f"a {type(stage.config).__name__} cannot be written as a text encoder of kind {stage.kind}")
-    again = read_text_stage(target, params, target).config
+    models = {} if folder is None else {folder: model_to_write(stage)}
+    again = read_text_stage(target, Options(params, target), models.get).config
     if lost := list(differences(_deciding(stage.config), _deciding(again))):
         raise UserError(f"{target} cannot be told to be like this text encoder:\n  " + "\n  ".join(lost))
     return target, params
 
 
+def model_to_write(stage: TextStage) -> dict[str, Any] | None:
+    """The config.json of the CLIP of transformers that a text encoder has, where it is none of the published ones.
+
+    Raises:
+        UserError: transformers has no such model.
+    """
+    config = stage.config.first if isinstance(stage.config, SdxlConditioning) else stage.config
+    if not isinstance(config, ClipTextConditioning) or stage.kind == "open_clip":
+        return None
+    plain = dataclasses.replace(config, context_layer="last", context_norm=True)  # what transformers' files do not say
+    if any(_deciding(plain) == _deciding(_published(tower)) for tower in OPENAI_TOWERS.values()):
+        return None
+    return write_clip_text_config(plain)
+
+
+# --- LDM's own text encoder ------------------------------------------------------------------------------------------
+
+
 def _read_bert(options: Options, *, tokenizer: bool) -> TextConditioning:
     vocab_size = options.positive("vocab_size", 30522)
     if tokenizer:
-        tokenizer = options.take("use_tokenizer", bool, True)
-        options.neutral("embedding_dropout", 0.0)
+        tokenizer = options.flag("use_tokenizer", True)
+        options.only("embedding_dropout", 0.0)
     fields = {
         "vocab_size": vocab_size,
         "context_length": options.positive("max_seq_len", 77),
-        "context_dim": options.positive("n_embed", 0),
-        "num_layers": options.positive("n_layer", 0),
+        "context_dim": options.positive("n_embed"),
+        "num_layers": options.positive("n_layer"),
         **(marks_within(vocab_size) if tokenizer else {"tokens": "boxes"}),  # of its models only layout2img has none
     }
-    options.skip(_NEITHER_HERE_NOR_THERE)
+    options.ignore(*_NEITHER_HERE_NOR_THERE)
     # what x-transformers takes whatever the width
     return options.build(TextConditioning, num_heads=8, num_head_channels=64, **fields)
 
@@ -105,25 +150,49 @@ def _write_bert(config: TextConditioning) -> dict[str, Any]:
     }
 
 
-def _read_clip(options: Options) -> ClipTextConditioning:
-    tower = options.choose("version", OPENAI_TOWERS, _OPENAI)
-    layer = options.choose("layer", {"last": "last", "hidden": "hidden"}, "last")
-    index = options.take_or_none("layer_idx", int, None)
+# --- CLIP of transformers and of OpenCLIP ----------------------------------------------------------------------------
+
+
+def _published(tower: TextTower) -> ClipTextConditioning:
+    return ClipTextConditioning(**tower._asdict())
+
+
+def _read_clip(options: Options, find_model: FindModel) -> ClipTextConditioning:
+    config = _named_clip(options, find_model)
+    layer, index = options.choose("layer", ("last", "hidden"), "last"), options.whole_or_none("layer_idx")
     context: dict[str, Any] = {}
     if layer == "hidden":
         # hidden states are the embedded tokens and the output of each layer
-        names = {tower.num_layers: "last", -1: "last", tower.num_layers - 1: "penultimate", -2: "penultimate"}
+        names = {config.num_layers: "last", -1: "last", config.num_layers - 1: "penultimate", -2: "penultimate"}
         if index not in names:
-            raise options.refuse("layer_idx", index, f"use {' or '.join(map(str, names))}")
+            raise options.refused("layer_idx", index, f"use {' or '.join(map(str, names))}")
         context = {"context_layer": names[index], "context_norm": False}
-    options.neutral("max_length", 77)
-    options.neutral("always_return_pooled", False)
-    options.skip(_NEITHER_HERE_NOR_THERE)
-    return options.build(ClipTextConditioning, **tower._asdict(), **context)
+    length = options.whole("max_length", 77)
+    if length != config.context_length:
+        raise options.refused("max_length", length, f"only {config.context_length} can be imported")
+    options.only("always_return_pooled", False)
+    options.ignore(*_NEITHER_HERE_NOR_THERE)
+    options.finish()
+    return dataclasses.replace(config, **context)
 
 
-def _write_clip(config: ClipTextConditioning) -> dict[str, Any]:
-    params: dict[str, Any] = {"version": _name_of(config, OPENAI_TOWERS)}
+def _named_clip(options: Options, find_model: FindModel) -> ClipTextConditioning:
+    """The CLIP that `version` names, as transformers has it."""
+    version = options.text("version", _OPENAI)
+    if version in OPENAI_TOWERS:
+        return _published(OPENAI_TOWERS[version])
+    values = find_model(version)
+    if values is None:
+        known = " or ".join(map(repr, OPENAI_TOWERS))
+        raise options.refused("version", version, f"use {known}, or a folder with the config.json of a CLIPTextModel")
+    return read_clip_text_config(values, f"{version}/config.json", architecture="CLIPTextModel")
+
+
+def _write_clip(config: ClipTextConditioning, folder: str | None) -> dict[str, Any]:
+    if folder is not None and model_to_write(TextStage("clip", config)) is not None:
+        params: dict[str, Any] = {"version": folder, "max_length": config.context_length}
+    else:
+        params = {"version": _name_of(config, OPENAI_TOWERS)}
     if config.context_norm and config.context_layer == "last":
         return {**params, "layer": "last"}
     index = config.num_layers - (1 if config.context_layer == "penultimate" else 0)
@@ -131,15 +200,15 @@ def _write_clip(config: ClipTextConditioning) -> dict[str, Any]:
 
 
 def _read_open_clip(options: Options, *, norm: bool) -> ClipTextConditioning:
-    given = options.take("arch", str, "ViT-H-14")
+    given = options.text("arch", "ViT-H-14")
     name, quick = split_architecture(given)
     if name not in OPEN_CLIP_TOWERS:
-        raise options.refuse("arch", given, f"use {', '.join(OPEN_CLIP_TOWERS)}, with -quickgelu or without")
+        raise options.refused("arch", given, f"use {', '.join(OPEN_CLIP_TOWERS)}, with -quickgelu or without")
     tower = OPEN_CLIP_TOWERS[name]
-    quick = options.take("version", str, "laion2b_s32b_b79k") == "openai" or quick
-    layer = options.choose("layer", {"last": "last", "penultimate": "penultimate"}, "last")
-    options.neutral("max_length", 77)
-    options.skip(_NEITHER_HERE_NOR_THERE)
+    quick = options.text("version", "laion2b_s32b_b79k") == "openai" or quick
+    layer = options.choose("layer", ("last", "penultimate"), "last")
+    options.only("max_length", 77)
+    options.ignore(*_NEITHER_HERE_NOR_THERE)
     return options.build(
         ClipTextConditioning,
         **tower._asdict(),
@@ -157,63 +226,66 @@ def _write_open_clip(config: ClipTextConditioning) -> dict[str, Any]:
     return {"arch": _name_of(config, OPEN_CLIP_TOWERS) + suffix, "layer": config.context_layer}
 
 
-def _read_sdxl(options: Options) -> SdxlConditioning:
-    entries = options.take("emb_models", list, [])
+# --- SDXL's two ------------------------------------------------------------------------------------------------------
+
+
+def _read_sdxl(options: Options, find_model: FindModel) -> SdxlConditioning:
+    entries = options.entries("emb_models")
     options.finish()
     keys = [entry.get("input_key") if isinstance(entry, Mapping) else None for entry in entries]
     if keys != ["txt", "txt", *_SIZES]:
         remedy = (
             f"only SDXL's two text encoders and sizes can be imported, in this order: txt, txt, {', '.join(_SIZES)}"
         )
-        raise options.refuse("emb_models with input_key", keys, remedy)
+        raise options.refused("emb_models with input_key", keys, remedy)
     first, second, *sizes = (_embedder(entry, f"{options.where}: emb_models[{i}]") for i, entry in enumerate(entries))
     dims = {_size_dim(*size) for size in sizes}
     if len(dims) > 1:
-        raise options.refuse("outdim", sorted(dims), "the three sizes are embedded alike")
+        raise options.refused("outdim", sorted(dims), "the three sizes are embedded alike")
     trainable = [bool(entry.get("is_trainable")) for entry in entries[:2]]
     if len(set(trainable)) > 1:
-        raise options.refuse("is_trainable", trainable, "both text encoders are trained or neither")
-    config = {"first": _first_of_sdxl(*first), "second": _second_of_sdxl(*second), "size_dim": dims.pop()}
-    return options.build(SdxlConditioning, **config, trainable=trainable[0])
+        raise options.refused("is_trainable", trainable, "both text encoders are trained or neither")
+    texts = {"first": _first_of_sdxl(*first, find_model), "second": _second_of_sdxl(*second)}
+    return options.build(SdxlConditioning, **texts, size_dim=dims.pop(), trainable=trainable[0])
 
 
 def _embedder(entry: Mapping[str, Any], where: str) -> tuple[str, Options]:
     """Class and options of an entry of `emb_models`; how often it was dropped in training is of no concern here."""
     options = Options(entry, where)
-    options.skip(("is_trainable", "ucg_rate", "legacy_ucg_value", "input_key"))
-    target, params = options.take("target", str, ""), options.take_or_none("params", dict, None)
+    options.ignore("is_trainable", "ucg_rate", "legacy_ucg_value", "input_key")
+    target, params = options.text("target"), options.table_or_none("params")
     options.finish()
     return target.rpartition(".")[2], Options(params or {}, where)
 
 
-def _first_of_sdxl(target: str, options: Options) -> ClipTextConditioning:
+def _first_of_sdxl(target: str, options: Options, find_model: FindModel) -> ClipTextConditioning:
     if target != "FrozenCLIPEmbedder":
-        raise options.refuse("target", target, "SDXL's first text encoder is a FrozenCLIPEmbedder")
-    return _read_clip(options)
+        raise options.refused("target", target, "SDXL's first text encoder is a FrozenCLIPEmbedder")
+    return _read_clip(options, find_model)
 
 
 def _second_of_sdxl(target: str, options: Options) -> ClipTextConditioning:
     if target != "FrozenOpenCLIPEmbedder2":
-        raise options.refuse("target", target, "SDXL's second text encoder is a FrozenOpenCLIPEmbedder2")
+        raise options.refused("target", target, "SDXL's second text encoder is a FrozenOpenCLIPEmbedder2")
     for name, needed, default in (("always_return_pooled", True, False), ("legacy", False, True)):
-        options.choose(name, {needed: needed}, default)
+        options.choose(name, (needed,), default)
     return _read_open_clip(options, norm=False)
 
 
 def _size_dim(target: str, options: Options) -> int:
     if target != "ConcatTimestepEmbedderND":
-        raise options.refuse("target", target, "SDXL's sizes are embedded by a ConcatTimestepEmbedderND")
-    dim = options.positive("outdim", 0)
+        raise options.refused("target", target, "SDXL's sizes are embedded by a ConcatTimestepEmbedderND")
+    dim = options.positive("outdim")
     options.finish()
     return dim
 
 
-def _write_sdxl(config: SdxlConditioning) -> dict[str, Any]:
+def _write_sdxl(config: SdxlConditioning, folder: str | None) -> dict[str, Any]:
     second = {**_write_open_clip(config.second), "legacy": False, "always_return_pooled": True}
     entries = [
-        ("txt", f"{_SGM}FrozenCLIPEmbedder", _write_clip(config.first)),
-        ("txt", f"{_SGM}FrozenOpenCLIPEmbedder2", second),
-        *((key, f"{_SGM}ConcatTimestepEmbedderND", {"outdim": config.size_dim}) for key in _SIZES),
+        ("txt", f"{SGM}FrozenCLIPEmbedder", _write_clip(config.first, folder)),
+        ("txt", f"{SGM}FrozenOpenCLIPEmbedder2", second),
+        *((key, f"{SGM}ConcatTimestepEmbedderND", {"outdim": config.size_dim}) for key in _SIZES),
     ]
     return {
         "emb_models": [

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from ldm_jax.config import Place, UNetConfig
-from ldm_jax.interop.original_options import Options
+from ldm_jax.interop.foreign_options import Options
 from ldm_jax.interop.original_unet import NORM_EPSILON, NUM_GROUPS, OriginalUNet
 
 Library = Literal["ldm", "sgm"]
@@ -84,12 +84,12 @@ def with_concatenation(unet: OriginalUNet, latent_channels: int, options: Option
 
 
 def _plain_options(options: Options, transformer: bool) -> dict[str, Any]:
-    dims = options.one_of("dims", (1, 2, 3), 2)
+    dims = options.choose("dims", (1, 2, 3), 2)
     if transformer and dims != 2:
         raise options.refused("dims", dims, "the original's spatial transformers are for images, dims=2")
     resample_with_res_blocks = options.flag("resblock_updown", False)
     if not resample_with_res_blocks:
-        options.only("conv_resample", True, "resolution is changed by a convolution or by residual blocks only")
+        options.only("conv_resample", True, because="resolution is changed by a convolution or by residual blocks only")
     options.ignore("conv_resample")
     return {
         "dropout": options.number("dropout", 0.0),
@@ -127,7 +127,7 @@ def _attention_options(options: Options, levels: int, transformer: bool) -> dict
     if not transformer:  # plain attention looks at none of these, but the middle always has it
         options.ignore(*_OF_TRANSFORMERS)
         return values | {"attention": "self"}
-    options.one_of("spatial_transformer_attn_type", ("softmax", "softmax-xformers"), "softmax")
+    options.choose("spatial_transformer_attn_type", ("softmax", "softmax-xformers"), "softmax")
     crossing = _flags(options, "disable_self_attentions", levels)
     return values | {
         "attention": "transformer",

@@ -4,9 +4,10 @@ It names classes (`target`) and their options (`params`). `LatentDiffusion` of l
 `DiffusionEngine` of sgm, and the first stages alone.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -21,15 +22,16 @@ from ldm_jax.config import (
     Unconditional,
 )
 from ldm_jax.errors import UserError
+from ldm_jax.interop.foreign_options import Options
 from ldm_jax.interop.original_autoencoder import OriginalAutoencoder
 from ldm_jax.interop.original_autoencoder_options import autoencoder_from_options
 from ldm_jax.interop.original_conditioning import conditioning_from_options, label_conditioning
 from ldm_jax.interop.original_engine import engine_from_options
-from ldm_jax.interop.original_options import Options
-from ldm_jax.interop.original_project import OriginalProject
+from ldm_jax.interop.original_project import OriginalProject, Unsaid
 from ldm_jax.interop.original_unet import OriginalUNet
 from ldm_jax.interop.original_unet_options import unet_from_options, with_concatenation
 
+_NOTHING = Unsaid()
 _LDM = "ldm.models.diffusion.ddpm."
 _VARIANTS: dict[str, tuple[str, ...]] = {  # and the modules that make their conditions outside of the model
     "LatentDiffusion": (),
@@ -68,6 +70,7 @@ _SCHEDULES: dict[str, ScheduleKind] = {
     "squaredcos_cap_v2": "cosine",
     "sqrt": "sqrt",
 }
+_LOSSES: dict[str, Literal["l1", "l2"]] = {"l1": "l1", "l2": "l2"}
 _PREDICTIONS: dict[str, PredictionType] = {"eps": "epsilon", "x0": "x0", "v": "v"}
 _FEEDS = {  # what each conditioning_key feeds: further channels, context tokens, an embedding beside the time's
     "concat": (True, False, False),
@@ -79,53 +82,65 @@ _FEEDS = {  # what each conditioning_key feeds: further channels, context tokens
 }
 
 
-def read_project(
-    path: Path, *, image_size: int | None = None, null_class: bool | None = None
-) -> OriginalProject | OriginalAutoencoder:
-    """What a project file describes: a latent diffusion model, or a first stage alone.
+class _Loader(yaml.SafeLoader):
+    """YAML as the original code reads it: `1e-4` is a number too, not only `1.0e-4`."""
 
-    Args:
-        path: the YAML file.
-        image_size: height and width of pictures in pixels, where the file's are not wanted or missing (sgm).
-        null_class: whether the last class of a class table stands for none; None decides by its size.
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z"), list("-+.0123456789")
+)
+
+
+def read_project(path: Path, unsaid: Unsaid = _NOTHING) -> OriginalProject | OriginalAutoencoder:
+    """What a project file describes: a latent diffusion model, or a first stage alone.
 
     Raises:
         UserError: the file is missing, is no YAML, or describes something that is not supported.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        text = path.read_text()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give the project file of the checkpoint") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    return parse_project(values, str(path), image_size=image_size, null_class=null_class)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); give the project file of the checkpoint") from None
+    return parse_project(parse_yaml(text, str(path)), str(path), unsaid)
 
 
-def parse_project(
-    values: Any, where: str, *, image_size: int | None = None, null_class: bool | None = None
-) -> OriginalProject | OriginalAutoencoder:
+def parse_yaml(text: str, where: str) -> Any:
+    """What a YAML file says, read with no more than plain values.
+
+    Raises:
+        UserError: it is no YAML.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not valid YAML: {error}") from None
+
+
+def parse_project(values: Any, where: str, unsaid: Unsaid = _NOTHING) -> OriginalProject | OriginalAutoencoder:
     """`read_project` for a file that is already read."""
     model = Options(values, where).table("model")
     model.ignore("base_learning_rate")
     target, options = model.target()
     if target == _ENGINE:
-        return engine_from_options(options, image_size)
+        return engine_from_options(options, unsaid)
     if not target.startswith(_LDM):
         return autoencoder_from_options(target, options)
     variant = target.removeprefix(_LDM)
     if variant not in _VARIANTS:
         raise UserError(f"{where}: target={target} is not supported; known: {', '.join(_VARIANTS)}, {_ENGINE}")
     options.ignore(*_IRRELEVANT)
-    return replace(_latent_diffusion(options, image_size, null_class), other_stages=_VARIANTS[variant])
+    return replace(_latent_diffusion(options, unsaid), other_stages=_VARIANTS[variant])
 
 
-def _latent_diffusion(options: Options, image_size: int | None, null_class: bool | None) -> OriginalProject:
+def _latent_diffusion(options: Options, unsaid: Unsaid) -> OriginalProject:
     autoencoder = autoencoder_from_options(*options.table("first_stage_config").target())
     latent_channels = autoencoder.config.latent_channels
-    options.only("channels", latent_channels, f"the first stage has embed_dim={latent_channels}")
+    options.only("channels", latent_channels, because=f"the first stage has embed_dim={latent_channels}")
     unet = _unet(options, latent_channels)
     stage = options.raw("cond_stage_config")
-    conditioning = _conditioning(options, unet, stage, null_class)
+    conditioning = _conditioning(options, unet, stage, unsaid)
     diffusion = diffusion_from_options(options)
     options.flag("scale_by_std", False)  # the factor that it measured is in the file
     latent_size = options.whole("image_size", 256)
@@ -135,7 +150,7 @@ def _latent_diffusion(options: Options, image_size: int | None, null_class: bool
         conditioning=conditioning,
         diffusion=diffusion,
         scale_factor=options.number("scale_factor", 1.0),
-        image_size=image_size or latent_size * autoencoder.config.downsample_factor,
+        image_size=unsaid.image_size or latent_size * autoencoder.config.downsample_factor,
         use_ema=options.flag("use_ema", True),
         first_stage_conditions=stage == "__is_first_stage__",
     )
@@ -145,7 +160,7 @@ def _latent_diffusion(options: Options, image_size: int | None, null_class: bool
 
 def _unet(options: Options, latent_channels: int) -> OriginalUNet:
     table = options.table("unet_config")
-    table.only("sequential_crossattn", False, "all transformer blocks see one context")
+    table.only("sequential_crossattn", False, because="all transformer blocks see one context")
     target, params = table.target()
     if target != _UNET:
         raise UserError(f"{table.where}: target={target} is not supported; known: {_UNET}")
@@ -159,17 +174,17 @@ def diffusion_from_options(options: Options) -> DiffusionConfig:
         UserError: an option has a value that is not supported.
     """
     for name, (value, because) in _CHANGES_NOTHING.items():
-        options.only(name, value, because)
+        options.only(name, value, because=because)
     schedule = ScheduleConfig(
-        kind=_SCHEDULES[options.one_of("beta_schedule", _SCHEDULES, "linear")],
+        kind=options.choose("beta_schedule", _SCHEDULES, "linear"),
         num_train_timesteps=options.whole("timesteps", 1000),
         beta_start=options.number("linear_start", 1e-4),
         beta_end=options.number("linear_end", 2e-2),
     )
     return DiffusionConfig(
         schedule=schedule,
-        prediction_type=_PREDICTIONS[options.one_of("parameterization", _PREDICTIONS, "eps")],
-        loss=options.one_of("loss_type", ("l1", "l2"), "l2"),
+        prediction_type=options.choose("parameterization", _PREDICTIONS, "eps"),
+        loss=options.choose("loss_type", _LOSSES, "l2"),
         cond_drop_prob=0.0,
     )
 
@@ -177,10 +192,10 @@ def diffusion_from_options(options: Options) -> DiffusionConfig:
 # --- conditioning ----------------------------------------------------------------------------------------------------
 
 
-def _conditioning(options: Options, unet: OriginalUNet, stage: Any, null_class: bool | None) -> Conditioning:
+def _conditioning(options: Options, unet: OriginalUNet, stage: Any, unsaid: Unsaid) -> Conditioning:
     key = _conditioning_key(options, unet, is_given=stage == "__is_unconditional__")
     if stage == "__is_unconditional__":
-        return _given(unet, null_class)
+        return _given(unet, unsaid.null_class)
     if stage == "__is_first_stage__" and key == "concat":
         return Unconditional()
     if isinstance(stage, str):
@@ -188,8 +203,8 @@ def _conditioning(options: Options, unet: OriginalUNet, stage: Any, null_class: 
         raise options.refused("cond_stage_config", stage, because)
     target, params = Options(stage, f"{options.where}.cond_stage_config").target()
     if target == "torch.nn.Identity":
-        return _given(unet, null_class)
-    conditioning = conditioning_from_options(target, params, null_class)
+        return _given(unet, unsaid.null_class)
+    conditioning = conditioning_from_options(target, params, unsaid.null_class, unsaid.find_model)
     is_map = isinstance(conditioning, SpatialConditioning)
     if key != "concat" if is_map else not key or not _FEEDS[key][1]:
         raise options.refused("conditioning_key", key, f"{target} needs {'concat' if is_map else 'crossattn'}")

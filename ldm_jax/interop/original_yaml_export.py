@@ -14,10 +14,12 @@ from ldm_jax.config import (
     Unconditional,
 )
 from ldm_jax.errors import UserError
+from ldm_jax.interop.original_autoencoder import OriginalAutoencoder
 from ldm_jax.interop.original_autoencoder_options import options_of_autoencoder
-from ldm_jax.interop.original_conditioning import SGM, options_of_conditioning
-from ldm_jax.interop.original_engine import CONDITIONER, DENOISER, DISCRETIZATION, SCALINGS, UNET
+from ldm_jax.interop.original_conditioning import options_of_conditioning
+from ldm_jax.interop.original_engine import DENOISER, DISCRETIZATION, SCALINGS, UNET
 from ldm_jax.interop.original_project import OriginalProject
+from ldm_jax.interop.original_text_options import CONDITIONER, LDM, SGM
 from ldm_jax.interop.original_unet_export import options_of_unet
 
 _SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear", "cosine": "cosine", "sqrt": "sqrt"}
@@ -30,20 +32,27 @@ _STAGE_KEYS = {
 }
 
 
-def project_yaml(project: OriginalProject) -> str:
-    """The project file of a model.
+def project_yaml(project: OriginalProject | OriginalAutoencoder, folder: str | None = None) -> str:
+    """The project file of a model or of a first stage alone.
+
+    Args:
+        project: the model.
+        folder: name of the folder, beside the file, of a CLIP that has no published name (`model_to_write`).
 
     Raises:
         UserError: the original code cannot express it; what is in the way is named.
     """
-    if project.library == "sgm":
-        target, params = "sgm.models.diffusion.DiffusionEngine", _engine(project)
+    if isinstance(project, OriginalAutoencoder):
+        model = options_of_autoencoder(project)
+    elif project.library == "sgm":
+        model = {"target": "sgm.models.diffusion.DiffusionEngine", "params": _engine(project, folder)}
     else:
-        target, params = "ldm.models.diffusion.ddpm.LatentDiffusion", _latent_diffusion(project)
-    return yaml.safe_dump({"model": {"target": target, "params": params}}, sort_keys=False)
+        params = _latent_diffusion(project, folder)
+        model = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}
+    return yaml.safe_dump({"model": model}, sort_keys=False)
 
 
-def _latent_diffusion(project: OriginalProject) -> dict[str, Any]:
+def _latent_diffusion(project: OriginalProject, folder: str | None) -> dict[str, Any]:
     diffusion, config = project.diffusion, project.autoencoder.config
     _require_expressible(project)
     return {
@@ -67,7 +76,7 @@ def _latent_diffusion(project: OriginalProject) -> dict[str, Any]:
             "params": options_of_unet(project.unet),
         },
         "first_stage_config": options_of_autoencoder(project.autoencoder),
-        "cond_stage_config": _stage(project),
+        "cond_stage_config": _stage(project, folder),
     }
 
 
@@ -81,7 +90,7 @@ def _conditioning_key(project: OriginalProject) -> str | None:
     return key or None
 
 
-def _stage(project: OriginalProject) -> str | dict[str, Any]:
+def _stage(project: OriginalProject, folder: str | None) -> str | dict[str, Any]:
     conditioning = project.conditioning
     if project.first_stage_conditions:
         return "__is_first_stage__"
@@ -90,10 +99,10 @@ def _stage(project: OriginalProject) -> str | dict[str, Any]:
     as_it_comes = SpatialConditioning(in_channels=project.unet.config.concat_channels or 1)
     if isinstance(conditioning, EmbeddingConditioning | Unconditional) or conditioning == as_it_comes:
         return {"target": "torch.nn.Identity"}
-    return {"target": "torch.nn.Identity"} if project.has_labels_only else options_of_conditioning(conditioning)
+    return {"target": "torch.nn.Identity"} if project.has_labels_only else options_of_conditioning(conditioning, folder)
 
 
-def _engine(project: OriginalProject) -> dict[str, Any]:
+def _engine(project: OriginalProject, folder: str | None) -> dict[str, Any]:
     schedule = project.diffusion.schedule
     _require_expressible(project)
     scaling = next(name for name, prediction in SCALINGS.items() if prediction == project.diffusion.prediction_type)
@@ -113,7 +122,7 @@ def _engine(project: OriginalProject) -> dict[str, Any]:
         "use_ema": project.use_ema,
         "denoiser_config": {"target": DENOISER, "params": denoiser},
         "network_config": {"target": UNET, "params": options_of_unet(project.unet, "sgm")},
-        "conditioner_config": {"target": CONDITIONER, "params": {"emb_models": _embedders(project)}},
+        "conditioner_config": _conditioner(project, folder),
         "first_stage_config": first_stage | {"target": "sgm.models.autoencoder." + _class_name(first_stage["target"])},
     }
 
@@ -122,16 +131,15 @@ def _class_name(target: str) -> str:
     return "AutoencoderKL" if target.endswith("KL") else "AutoencoderLegacyVQ"
 
 
-def _embedders(project: OriginalProject) -> list[dict[str, Any]]:
+def _conditioner(project: OriginalProject, folder: str | None) -> dict[str, Any]:
     conditioning = project.conditioning
-    if isinstance(conditioning, Unconditional):
-        return []
-    if not isinstance(conditioning, SdxlConditioning):
-        return [{"input_key": "txt", **options_of_conditioning(conditioning, SGM)}]
-    texts = [{"input_key": "txt", **options_of_conditioning(c, SGM)} for c in (conditioning.first, conditioning.second)]
-    sizes = {"target": SGM + "ConcatTimestepEmbedderND", "params": {"outdim": conditioning.size_dim}}
-    keys = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
-    return [*texts, *({"input_key": key, **sizes} for key in keys)]
+    if isinstance(conditioning, SdxlConditioning):
+        return options_of_conditioning(conditioning, folder)
+    embedders = []
+    if not isinstance(conditioning, Unconditional):
+        embedder = options_of_conditioning(conditioning, folder)
+        embedders = [{"input_key": "txt", **embedder, "target": embedder["target"].replace(LDM, SGM)}]
+    return {"target": CONDITIONER, "params": {"emb_models": embedders}}
 
 
 def _require_expressible(project: OriginalProject) -> None:

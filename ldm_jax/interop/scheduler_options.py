@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from ldm_jax.config import PredictionType
 from ldm_jax.diffusion.samplers.estimate import NO_CLIPPING, Clipping
 from ldm_jax.errors import UserError
+from ldm_jax.interop.foreign_options import refusal
 
 Options: TypeAlias = dict[str, Any]
 
@@ -140,7 +141,7 @@ def refuse(options: Options, name: str, *supported: Any) -> None:
     value = options.get(name, supported[0])
     if value not in supported:
         allowed = " or ".join(repr(v) for v in supported)
-        raise UserError(f"{options['class']}: {name}={value!r} is not supported; use {allowed}")
+        raise refusal(options["class"], name, value, f"use {allowed}")
 
 
 def prediction_type_of(

@@ -7,8 +7,6 @@ from ldm_jax.config import ClipTextConditioning, ClipVisionConfig
 from ldm_jax.interop.foreign_options import Options
 from ldm_jax.interop.transformers_options import skip_bookkeeping
 
-_ACTIVATIONS = {name: name for name in ("quick_gelu", "gelu")}
-
 _LAYER = {
     "norm_0": "layer_norm1",
     "norm_1": "layer_norm2",
@@ -36,13 +34,13 @@ def read_clip_layers(options: Options, *, num_heads: int, mlp_dim: int) -> dict[
         UserError: an option has a value that is not supported.
     """
     for name in ("attention_dropout", "dropout"):
-        options.neutral(name, 0.0)
+        options.only(name, 0.0)
     return {
         "num_layers": options.positive("num_hidden_layers", 12),
         "num_heads": options.positive("num_attention_heads", num_heads),
         "mlp_dim": options.positive("intermediate_size", mlp_dim),
-        "activation": options.choose("hidden_act", _ACTIVATIONS, "quick_gelu"),
-        "norm_epsilon": options.take("layer_norm_eps", float, 1e-5),
+        "activation": options.choose("hidden_act", ("quick_gelu", "gelu"), "quick_gelu"),
+        "norm_epsilon": options.number("layer_norm_eps", 1e-5),
     }
 
 
@@ -69,8 +67,8 @@ def clip_section(values: Mapping[str, Any], half: Literal["text", "vision"], whe
         UserError: an option of the whole is not known.
     """
     options = Options(values, where)
-    first, second = (options.take_or_none(f"{half}_config{suffix}", dict, None) for suffix in ("", "_dict"))
-    options.skip((*_HALVES, "logit_scale_init_value"))
+    first, second = (options.table_or_none(f"{half}_config{suffix}") for suffix in ("", "_dict"))
+    options.ignore(*_HALVES, "logit_scale_init_value")
     projection_dim = options.positive("projection_dim", 512)
     skip_bookkeeping(options)
     options.finish()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ldm_jax.interop.foreign_options import Options
+from ldm_jax.interop.foreign_options import Options, refusal
 
 # What every configuration may carry, and what only matters to training from scratch, to generation of text and to
 # classification. Old files list all of them.
@@ -29,7 +29,7 @@ def class_of(values: Mapping[str, Any], where: str, known: tuple[str, ...], give
     """
     named = values.get("architectures") or [] if given is None else [given]
     if len(named) != 1 or named[0] not in known:
-        raise Options({}, where).refuse("architectures", named, f"use one of {', '.join(known)}")
+        raise refusal(where, "architectures", named, f"use one of {', '.join(known)}")
     return named[0]
 
 
@@ -39,8 +39,8 @@ def skip_bookkeeping(options: Options) -> None:
     Raises:
         UserError: an option would make another model.
     """
-    options.skip(_BOOKKEEPING)
+    options.ignore(*_BOOKKEEPING, *(name for name in options.left if name.startswith("_")))
     for name in ("is_decoder", "is_encoder_decoder", "add_cross_attention"):
-        options.neutral(name, False)
-    options.neutral("cross_attention_hidden_size", None)
-    options.neutral("pruned_heads", {}, None)
+        options.only(name, False)
+    options.only("cross_attention_hidden_size", None)
+    options.only("pruned_heads", {}, None)

@@ -145,15 +145,15 @@ def clip_text_slot(prefix: str = PREFIX) -> SlotOf:
 
 def _read_marks(options: Options, vocab_size: int) -> dict[str, Any]:
     """Where the pooled text is read, and the marks."""
-    end = options.take("eos_token_id", int, 49407)
+    end = options.whole("eos_token_id", 49407)
     begin, pad = (
-        options.take_or_none(name, int, default) for name, default in (("bos_token_id", 49406), ("pad_token_id", 1))
+        options.whole_or_none(name, default) for name, default in (("bos_token_id", 49406), ("pad_token_id", 1))
     )
     if end == _LEGACY_END:
         marks = {"begin_token": vocab_size - 2, "end_token": vocab_size - 1, "pad_token": vocab_size - 1}
         return {"pooled_at": "largest", **marks}
     if not 0 <= end < vocab_size:
-        raise options.refuse(
+        raise options.refused(
             "eos_token_id", end, f"it has to be in the vocabulary of {vocab_size}, or 2 for the largest id"
         )
     inside = range(vocab_size)

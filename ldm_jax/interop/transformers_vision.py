@@ -53,7 +53,7 @@ def read_clip_vision_config(
         **read_clip_layers(options, num_heads=12, mlp_dim=3072),
         "projection_dim": None if architecture == "CLIPVisionModel" else projection_dim,
     }
-    options.skip(("bos_token_id", "eos_token_id", "pad_token_id"))  # listed by old files, without a meaning here
+    options.ignore("bos_token_id", "eos_token_id", "pad_token_id")  # listed by old files, without a meaning here
     skip_bookkeeping(options)
     return options.build(ClipVisionConfig, **fields)
 

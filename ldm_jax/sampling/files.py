@@ -30,8 +30,10 @@ def draw_to_files(
     """Draw `num_samples` pictures for each prompt or class (or of anything), and return the files, the grid last.
 
     Raises:
-        UserError: prompts and classes together, a model that takes neither, or a folder that cannot be written.
+        UserError: prompts and classes together, a model that takes neither, a first stage alone, or a folder that
+            cannot be written.
     """
+    session.require_denoiser()
     if prompts and class_labels:
         raise UserError("give --prompt or --class-label, not both")
     labels = list(prompts or class_labels) or [""]

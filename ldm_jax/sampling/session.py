@@ -55,12 +55,34 @@ class Session:
         """The tokenizers of its prompts, by the input that each makes."""
         return {} if self.encode_caption is None else self.encode_caption.tokenizers
 
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this is an autoencoder alone, with parameters of `autoencoder` (and `latent`) and no others."""
+        return "denoiser" not in self.params
+
+    def require_denoiser(self) -> None:
+        """Refuse to draw with an autoencoder alone.
+
+        Raises:
+            UserError: there is no denoiser.
+        """
+        if self.is_first_stage:
+            raise UserError(
+                f"{self.experiment.name} is a first stage alone: it encodes and decodes pictures, and draws none; "
+                "train a denoiser on its latents with --first-stage.run RUN (`ldm convert` writes it as a run)"
+            )
+
     def prompt_inputs(self, prompts: Sequence[str]) -> Inputs:
         """The conditioner's inputs for prompts, one sample each.
 
         Raises:
-            UserError: the model takes no prompts.
+            UserError: the model takes no prompts, or came without a tokenizer.
         """
+        if self.encode_caption is None and token_inputs(self.experiment.conditioning):
+            raise UserError(
+                "this model's files hold no tokenizer, which prompts need; give the folder of the one that it was "
+                "trained with: --tokenizer FOLDER"
+            )
         if self.encode_caption is None:
             kind = type(self.experiment.conditioning).__name__
             raise UserError(f"this model has {kind} and takes no prompt; {self._instead()}")
@@ -105,7 +127,12 @@ class Session:
     def draw(
         self, inputs: Inputs, count: int, config: SamplingConfig, seed: int, batch_size: int = 16
     ) -> Iterator[UInt8[np.ndarray, "h w c"]]:
-        """Draw `count` pictures for as many rows of `inputs`, in batches of one size; picture i has sample index i."""
+        """Draw `count` pictures for as many rows of `inputs`, in batches of one size; picture i has sample index i.
+
+        Raises:
+            UserError: it is a first stage alone.
+        """
+        self.require_denoiser()
         sampler = self.sampler(config)
         generate = make_generate(self.model, guided=config.guidance_scale != 1.0 and bool(inputs))
         mesh = sharding.make_mesh(MeshConfig())
