@@ -7,11 +7,14 @@ its value and the nearest value that works. Nothing here imports jax, so `--help
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import inspect
 import json
+import math
+import traceback
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +27,9 @@ from ldm_jax.errors import UserError
 # A field that may differ when a run folder is continued: it changes how the work is done, not what comes out.
 _HOW = {"identity": False}
 
+LARGEST = 2**31 - 1
+"""Largest whole number of a configuration, seeds included: sizes, steps and samples are counted in 32 bits."""
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -32,13 +38,18 @@ def _require(condition: bool, message: str) -> None:
 
 def _require_positive(config: Any, *names: str) -> None:
     for name in names:
-        value = getattr(config, name)
-        _require(value > 0, f"{type(config).__name__}.{name}={value} must be greater than 0")
+        _require_positive_value(f"{type(config).__name__}.{name}", getattr(config, name))
+
+
+def _require_positive_value(name: str, value: int | float) -> None:
+    _require_number(name, value)
+    _require(value > 0, f"{name}={value} must be greater than 0")
 
 
 def _require_not_negative(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
+        _require_number(f"{type(config).__name__}.{name}", value)
         _require(value >= 0, f"{type(config).__name__}.{name}={value} must not be negative")
 
 
@@ -46,6 +57,12 @@ def _require_fraction(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         _require(0.0 <= value <= 1.0, f"{type(config).__name__}.{name}={value} must lie between 0 and 1")
+
+
+def _require_number(name: str, value: int | float) -> None:
+    """What every number has to be: nan passes many a comparison, inf nearly all, and arrays count in 32 bits."""
+    _require(abs(value) < math.inf, f"{name}={value} must be a finite number")
+    _require(not isinstance(value, int) or abs(value) <= LARGEST, f"{name}={value} must be at most {LARGEST}")
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -59,6 +76,9 @@ class OpenMoji:
     """Unicode groups to keep, such as food-drink; empty keeps all but `component`."""
     max_tags: int = 3
     """Largest number of keywords that a training caption may carry behind its label; the number is drawn each step."""
+
+    def __post_init__(self) -> None:
+        _require_not_negative(self, "max_tags")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -441,11 +461,8 @@ class UNetConfig:
 
 def nearest_divisor(number: int, wanted: int) -> int:
     """The divisor of `number` that lies nearest to `wanted`."""
-    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: abs(d - wanted))
-
-
-def _require_positive_value(name: str, value: int) -> None:
-    _require(value > 0, f"{name}={value} must be greater than 0")
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return min([*small, *(number // d for d in reversed(small))], key=lambda d: abs(d - wanted))
 
 
 def _check_levels(config: AutoencoderConfig | UNetConfig) -> None:
@@ -460,8 +477,9 @@ def _check_levels(config: AutoencoderConfig | UNetConfig) -> None:
                 f"{config.channel_mult} has levels 0 to {levels - 1}",
             )
     for level, mult in enumerate(config.channel_mult):
-        _require(mult > 0, f"{kind}.channel_mult entry={mult} must be greater than 0")
+        _require_positive_value(f"{kind}.channel_mult entry", mult)
         channels = config.channels_at(level)
+        _require_number(f"{kind}.base_channels={config.base_channels} times channel_mult entry {mult}", channels)
         _require(
             abs(channels - config.base_channels * mult) < 1e-6,
             f"{kind}.channel_mult entry {mult} times base_channels={config.base_channels} is no whole number of "
@@ -644,6 +662,7 @@ class SdxlConditioning:
 
 def _check_tokens(config: TextConditioning | ClipTextConditioning) -> None:
     kind = type(config).__name__
+    _require_positive(config, "context_length")
     _require(
         config.context_length >= 3,
         f"{kind}.context_length={config.context_length} must be at least 3: begin, one token, end",
@@ -773,6 +792,7 @@ class ScheduleConfig:
     """Time shift of `flow` towards noise, for large pictures (Esser et al. 2024: 3 at 1024 pixels); 1 is none."""
 
     def __post_init__(self) -> None:
+        _require_positive(self, "num_train_timesteps")
         _require(
             self.num_train_timesteps >= 2,
             f"ScheduleConfig.num_train_timesteps={self.num_train_timesteps} must be at least 2",
@@ -1000,6 +1020,7 @@ class MeshConfig:
     def __post_init__(self) -> None:
         sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         for name, size in sizes.items():
+            _require_number(f"MeshConfig.{name}", size)
             _require(size > 0 or size == -1, f"MeshConfig.{name}={size} must be positive, or -1 for the rest")
         _require(
             list(sizes.values()).count(-1) <= 1,
@@ -1127,7 +1148,11 @@ def load_experiment(name: str) -> Experiment:
         UserError: there is no such experiment; the message offers the nearest names.
     """
     module, variant = _find(name)
-    return module.get_config() if variant is None else module.get_config(variant)
+    with _blamed_on(Path(module.__file__ or name)):
+        experiment = module.get_config() if variant is None else module.get_config(variant)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"get_config() of {name} returns {experiment!r}, not an Experiment")
+    return experiment
 
 
 def describe_experiment(name: str) -> str:
@@ -1163,8 +1188,23 @@ def _load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"ldm_jax_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _blamed_on(path):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def _blamed_on(path: Path) -> Iterator[None]:
+    """Errors of an experiment's file, which a user has written, with the file and the line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path.absolute())]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else "?"
+        raise UserError(f"{path} line {line}: {type(error).__name__}: {error}") from error
 
 
 def to_dict(config: Any) -> Any:
@@ -1185,14 +1225,36 @@ def from_dict(values: Any) -> Any:
         return tuple(from_dict(v) for v in values)
     if not isinstance(values, dict):
         return values
-    kind = globals().get(values.get("type", ""))
+    name = values.get("type", "")
+    kind = globals().get(name) if isinstance(name, str) else None
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise UserError(f"the saved configuration holds an unknown type {values.get('type')!r}")
-    known = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - known - {"type"})
+    known = field_types(kind)
+    unknown = sorted(set(values) - set(known) - {"type"})
     if unknown:
         raise UserError(f"the saved {kind.__name__} has unknown fields {unknown}; known: {sorted(known)}")
-    return kind(**{key: from_dict(value) for key, value in values.items() if key != "type"})
+    fields = {key: from_dict(value) for key, value in values.items() if key != "type"}
+    for key, value in fields.items():
+        if not _is_a(value, known[key]):
+            raise UserError(f"the saved {kind.__name__} has {key}={value!r}, which is not {_named(known[key])}")
+    return kind(**fields)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type of a field."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_a(entry, arguments[0]) for entry in value)
+    if arguments:
+        return any(_is_a(value, choice) for choice in arguments)
+    kinds = (int, float) if hint is float else hint
+    return isinstance(value, kinds) and (hint is bool or not isinstance(value, bool))
+
+
+def _named(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace(f"{__name__}.", "")
 
 
 def save_experiment(config: Experiment, path: Path) -> None:
@@ -1207,10 +1269,14 @@ def restore_experiment(path: Path) -> Experiment:
         UserError: the file is missing, is not JSON, or does not fit this version.
     """
     try:
-        config = from_dict(json.loads(path.read_text()))
-    except FileNotFoundError:
+        config = from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist: {path.parent} is not a run folder") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore it or train into another folder") from None
     if not isinstance(config, Experiment):
         raise UserError(f"{path} holds a {type(config).__name__}, not an Experiment")
@@ -1220,10 +1286,12 @@ def restore_experiment(path: Path) -> Experiment:
 def read_manifest(path: Path) -> dict[str, Any]:
     """A run's manifest.json as it stands; empty when it is missing or damaged."""
     try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        lists = [manifest["devices"], manifest["continued"], manifest["data"].get("class_names", [])]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
-    return manifest if isinstance(manifest, dict) else {}
+    named = isinstance(lists[0], list) and all(isinstance(device, str) for device in lists[0])
+    return manifest if named and all(isinstance(part, list) for part in lists) else {}
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
@@ -1239,5 +1307,5 @@ def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
 
 
 def field_types(kind: type) -> dict[str, Any]:
-    """Resolved types of a configuration class, for tests and documentation."""
+    """Resolved types of the fields of a configuration class."""
     return typing.get_type_hints(kind)

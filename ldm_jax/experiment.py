@@ -1,23 +1,20 @@
 """One experiment from data to pictures: autoencoder, latents, denoiser, and the grids that show what they can do."""
 
-import dataclasses
-import functools
 import logging
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from ldm_jax import sharding
 from ldm_jax.conditioning.tokenizer import token_inputs
-from ldm_jax.config import ClassConditioning, Experiment, differences
+from ldm_jax.config import ClassConditioning, Experiment
 from ldm_jax.data.transforms import evaluation_transforms
 from ldm_jax.errors import UserError
-from ldm_jax.interop.model_files import open_model
+from ldm_jax.interop.starting_point import find_starting_point
 from ldm_jax.model import Params
 from ldm_jax.pictures import draw_grid, to_uint8
-from ldm_jax.sampling.session import Session, load_session
+from ldm_jax.sampling.session import Session
 from ldm_jax.training.autoencoder_stage import make_autoencoder_stage
 from ldm_jax.training.diffusion_stage import make_diffusion_stage
 from ldm_jax.training.latents import LatentReader
@@ -46,96 +43,43 @@ def train_experiment(experiment: Experiment, run_dir: Path) -> None:
             "%s is finished: trained for %d steps, pictures in %s", run_dir, experiment.training.num_steps, run.samples
         )
         return
-    start = _start(experiment)
-    if start is None:
-        _check_first_stage(experiment)
-    work = open_workspace(experiment, run_dir, start.tokenizers if start else None)
-    state = run_stage(_diffusion_stage(work, start), work.run, work.mesh, work.root)
+    start = find_starting_point(experiment, run)
+    work = open_workspace(experiment, run_dir, start.tokenizers)
+    state = run_stage(_diffusion_stage(work, start.params), work.run, work.mesh, work.root)
     _draw_heldout(work, state)
     logger.info("pictures are in %s", work.run.samples)
 
 
-def _diffusion_stage(work: Workspace, start: Session | None) -> Stage:
-    """The second stage, behind the first: latents of a trained autoencoder, or all of the model that it starts from."""
-    frozen = {"autoencoder": start.params["autoencoder"]} if start else _first_stage(work)
+def _diffusion_stage(work: Workspace, given: Params) -> Stage:
+    """The second stage, behind the first unless the autoencoder is `given`, from any other parts that are."""
+    everywhere = sharding.replicated(work.mesh)
+    frozen = {"autoencoder": given["autoencoder"]} if "autoencoder" in given else _first_stage(work)
+    frozen = jax.device_put(frozen, everywhere)  # once, not for every batch that is encoded
     latents = LatentReader(work, frozen)
-    frozen |= {"latent": start.params["latent"]} if start else latents.statistics()
-    initial = {name: start.params[name] for name in ("conditioner", "denoiser")} if start else {}
+    frozen |= {"latent": given["latent"]} if "latent" in given else latents.statistics()
+    initial = {name: given[name] for name in ("conditioner", "denoiser") if name in given}
     if not getattr(work.experiment.conditioning, "trainable", True):
         frozen["conditioner"] = initial.pop("conditioner")
-    frozen = jax.device_put(frozen, sharding.replicated(work.mesh))
-    return make_diffusion_stage(work, latents, frozen, lambda state, step: _draw_samples(work, state, step), initial)
-
-
-def _start(experiment: Experiment) -> Session | None:
-    """The model that training starts from, if any.
-
-    Raises:
-        UserError: it is no model, or another model than this experiment trains, or a first stage alone.
-    """
-    if experiment.start is None:
-        return None
-    session = open_model(Path(experiment.start))
-    session.require_denoiser()
-    changed = [
-        line
-        for name in ("first_stage.autoencoder", "data.image_channels", "conditioning", "denoiser")
-        for line in differences(_model_part(session.experiment, name), _model_part(experiment, name), name)
-    ]
-    if changed:
-        listing = "\n  ".join(changed)
-        raise UserError(f"start={experiment.start} is another model:\n  {listing}\ngive this experiment the same one")
-    return session
-
-
-def _model_part(experiment: Experiment, name: str) -> Any:
-    """A part of the configuration by its dotted name, without what training may choose anew."""
-    part = functools.reduce(getattr, name.split("."), experiment)
-    return dataclasses.replace(part, trainable=True) if hasattr(part, "trainable") else part
+    frozen = jax.device_put(frozen, everywhere)
+    return make_diffusion_stage(work, latents, frozen, lambda state, step: _try_to_draw(work, state, step), initial)
 
 
 def _first_stage(work: Workspace) -> Params:
-    """The averaged autoencoder of this run, trained now or earlier, or that of the run it starts from."""
-    config = work.experiment.first_stage
-    if config.run is None:
-        return run_stage(make_autoencoder_stage(work), work.run, work.mesh, work.root).model_params
-    return load_session(_trained_autoencoder(Path(config.run)), stage="autoencoder").params
-
-
-def _trained_autoencoder(run: Path) -> Path:
-    """The run in which the first stage of `run` was trained: it may itself have started from another."""
-    while (earlier := RunFolder(run).load_config().first_stage.run) is not None:
-        run = Path(earlier)
-    return run
-
-
-def _check_first_stage(experiment: Experiment) -> None:
-    """Refuse, before anything is written, another run's first stage that is not there, not finished or does not fit."""
-    config = experiment.first_stage
-    if config.run is None:
-        return
-    run = RunFolder(_trained_autoencoder(Path(config.run)))
-    other = run.load_config()
-    changed = [
-        *differences(other.first_stage.autoencoder, config.autoencoder, "first_stage.autoencoder"),
-        *differences(other.data.image_channels, experiment.data.image_channels, "data.image_channels"),
-    ]
-    if changed:
-        raise UserError(
-            f"first_stage.run={config.run} has another autoencoder ({'; '.join(changed)}); give this experiment "
-            "the same one"
-        )
-    steps, wanted = run.checkpoints("autoencoder").steps(), other.first_stage.training.num_steps
-    if not steps or steps[-1] < wanted:
-        raise UserError(
-            f"first_stage.run={config.run} has trained its autoencoder for {steps[-1] if steps else 0} of {wanted} "
-            "steps; finish that run first"
-        )
+    """The averaged autoencoder of this run, trained now or earlier."""
+    return run_stage(make_autoencoder_stage(work), work.run, work.mesh, work.root).model_params
 
 
 def _session(work: Workspace, state: TrainState) -> Session:
     info = work.train.info
     return Session(work.experiment, work.model, state.model_params, work.encode_caption, info.class_names, info.credit)
+
+
+def _try_to_draw(work: Workspace, state: TrainState, step: int) -> None:
+    """A model that does not draw yet may still learn to."""
+    try:
+        _draw_samples(work, state, step)
+    except UserError as error:
+        logger.warning("there are no pictures of step %d: %s", step, error)
 
 
 def _draw_samples(work: Workspace, state: TrainState, step: int) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -242,6 +243,98 @@ def test_a_choice_of_class_survives_saving():
         denoiser=c.UNetConfig(transformer_depth=(1, 2, 3)),
     )
     assert c.from_dict(json.loads(json.dumps(c.to_dict(config)))) == config
+
+
+UNUSABLE = {float: (math.nan, math.inf, -math.inf), int: (2**31, 10**400)}
+
+
+def _unusable(kind: type) -> list[dict[str, Any]]:
+    """Every field that may hold a number, with each number that none may hold."""
+    cases = []
+    for name, hint in c.field_types(kind).items():
+        for number, values in UNUSABLE.items():
+            if hint in (number, number | None, number | tuple[number, ...]):
+                cases += [{name: value} for value in values]
+            elif hint == tuple[int | float, ...]:
+                cases += [{name: (1, value)} for value in values]
+    return cases
+
+
+@pytest.mark.parametrize("kind", [kind for kind in config_classes() if _unusable(kind)], ids=lambda kind: kind.__name__)
+def test_no_number_is_infinite_or_too_large_to_count(kind: type):
+    for fields in _unusable(kind):
+        with pytest.raises(UserError):
+            kind(**fields)
+
+
+def test_what_a_number_has_to_be_is_said():
+    with pytest.raises(UserError, match=r"OptimizerConfig.learning_rate=nan must be a finite number"):
+        c.OptimizerConfig(learning_rate=math.nan)
+    with pytest.raises(UserError, match=r"AutoencoderKLConfig.channel_mult entry=inf must be a finite number"):
+        c.AutoencoderKLConfig(channel_mult=(1, math.inf))
+    with pytest.raises(UserError, match=r"Experiment.seed=4294967296 must be at most 2147483647"):
+        c.Experiment(seed=2**32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "abc"}, "the saved Experiment has seed='abc', which is not int"),
+        ({"seed": True}, "the saved Experiment has seed=True, which is not int"),
+        ({"seed": None}, "the saved Experiment has seed=None, which is not int"),
+        ({"compute_dtype": "float8"}, "has compute_dtype='float8', which is not Literal['float32', 'bfloat16']"),
+        ({"data": 3}, "the saved Experiment has data=3, which is not DataConfig"),
+        ({"denoiser": {"type": "UNetConfig", "attention_levels": ["a"]}}, "has attention_levels=('a',), which is not"),
+        ({"training": {"type": "OptimizerConfig"}}, "which is not TrainingConfig"),
+        ({"data": {"type": ["DataConfig"]}}, "the saved configuration holds an unknown type ['DataConfig']"),
+    ],
+)
+def test_a_saved_field_of_another_type_is_refused_by_name(tmp_path: Path, change: dict[str, Any], message: str):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**c.to_dict(c.Experiment()), **change}))
+    with pytest.raises(UserError, match=re.escape(f"{path}: the saved ")) as error:
+        c.restore_experiment(path)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\xfe{}", "is not valid JSON"), (b"[" * 100_000, "is not valid JSON"), (b"[]", "holds a tuple, not an")],
+)
+def test_a_saved_configuration_that_is_none(tmp_path: Path, content: bytes, message: str):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        c.restore_experiment(tmp_path / "config.json")
+
+
+def test_a_saved_configuration_that_cannot_be_read(tmp_path: Path):
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        c.restore_experiment(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{}", "[]", '{"devices": 1, "continued": [], "data": {}}', '{"devices": [1], "continued": [], "data": {}}',
+     '{"devices": [], "continued": {}, "data": {}}', '{"devices": [], "continued": [], "data": {"class_names": 3}}'],
+)  # fmt: skip
+def test_a_manifest_of_another_form_is_none(tmp_path: Path, content: str):
+    (tmp_path / "manifest.json").write_text(content)
+    assert c.read_manifest(tmp_path / "manifest.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(:", "mine.py line 1: SyntaxError: invalid syntax"),
+        ("import nothing_like_this", "mine.py line 1: ModuleNotFoundError: No module named 'nothing_like_this'"),
+        ("def get_config():\n    return 1 / 0", "mine.py line 2: ZeroDivisionError: division by zero"),
+        ("def get_config():\n    return 3", "mine.py returns 3, not an Experiment"),
+    ],
+)
+def test_an_experiment_file_with_a_mistake_is_told_where(tmp_path: Path, content: str, message: str):
+    (tmp_path / "mine.py").write_text(content)
+    with pytest.raises(UserError, match=re.escape(message)):
+        c.load_experiment(str(tmp_path / "mine.py"))
 
 
 def test_unknown_type_and_field_are_named():

@@ -6,18 +6,23 @@ import logging
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from tiny import CLASSES, tiny_experiment
 
+import ldm_jax.experiment
 from ldm_jax.config import AutoencoderKLConfig, Experiment, FirstStageConfig, Unconditional, save_experiment
 from ldm_jax.errors import UserError
 from ldm_jax.experiment import train_experiment
 from ldm_jax.sampling.session import load_session
 from ldm_jax.training.logging import read_metrics
+from ldm_jax.training.state import TrainState
+from ldm_jax.training.workspace import open_workspace
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -137,11 +142,35 @@ def test_a_first_stage_that_is_not_there_is_refused(data_cache: Path, tmp_path: 
 def test_a_first_stage_that_is_not_finished_is_refused(finished: Path, data_cache: Path, tmp_path: Path):
     shutil.copytree(finished, tmp_path / "half")
     (tmp_path / "half" / "checkpoints" / "autoencoder" / "00000003.json").unlink()
+    shutil.rmtree(tmp_path / "half" / "checkpoints" / "diffusion")
     experiment = from_run(tiny_experiment(data_cache), tmp_path / "half")
     message = r"half has trained its autoencoder for 2 of 3 steps; finish that run first"
     refused(experiment, tmp_path / "new", message)
     shutil.rmtree(tmp_path / "half" / "checkpoints")
     refused(experiment, tmp_path / "new", "has trained its autoencoder for 0 of 3 steps")
+
+
+def test_a_damaged_first_stage_is_refused(finished: Path, data_cache: Path, tmp_path: Path):
+    """Its older checkpoint would do to go on with, but not to build on."""
+    shutil.copytree(finished, tmp_path / "damaged")
+    (tmp_path / "damaged" / "checkpoints" / "autoencoder" / "00000003" / "_CHECKPOINT_METADATA").unlink()
+    experiment = from_run(tiny_experiment(data_cache), tmp_path / "damaged")
+    refused(experiment, tmp_path / "new", r"autoencoder/00000003 is damaged: _CHECKPOINT_METADATA is missing")
+
+
+def test_pictures_that_cannot_be_drawn_stop_no_training(
+    finished: Path, data_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A model that draws nothing but noise yet may still learn to."""
+
+    def draw(*_: Any) -> None:
+        raise UserError("numbers that are not finite")
+
+    monkeypatch.setattr(ldm_jax.experiment, "_draw_samples", draw)
+    work = open_workspace(tiny_experiment(data_cache), finished)
+    state = TrainState(jnp.zeros((), jnp.int32), {}, {}, (), {})
+    ldm_jax.experiment._try_to_draw(work, state, 7)
+    assert "there are no pictures of step 7: numbers that are not finite" in caplog.text
 
 
 def test_a_folder_with_nothing_but_a_configuration_is_a_run_that_begins(data_cache: Path, tmp_path: Path):

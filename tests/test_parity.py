@@ -123,7 +123,9 @@ def test_a_recipe_is_followed_or_refused_by_name(tmp_path: Path, change: dict[st
     ("change", "message"),
     [
         ({"surprise": 1}, "io.json: surprise is not supported; known: eta"),
-        ({"prompts": ["a cat"], "negative_prompts": None, "steps": 0}, "num_sample_steps=0 must be greater than 0"),
+        ({"steps": 0}, "num_sample_steps=0 must be greater than 0"),
+        ({"prompts": ["a cat"]}, "has 1 prompts for 2 latents"),
+        ({"negative_prompts": ["a cat"]}, "has 1 negative_prompts for 2 latents"),
     ],
 )
 def test_what_a_pipeline_case_asks_for_is_done_or_refused(copy: Any, change: dict[str, Any], message: str):

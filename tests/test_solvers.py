@@ -13,6 +13,7 @@ import scipy.stats
 from ldm_jax.config import SamplingConfig, ScheduleConfig
 from ldm_jax.diffusion.prediction import convert
 from ldm_jax.diffusion.samplers import (
+    SAMPLERS,
     initial_noise,
     inverse_grid,
     make_sampler,

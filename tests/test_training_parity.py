@@ -88,7 +88,7 @@ def make_case(path: Path, changes: dict[str, Any], *, from_zero: bool = False, e
         for part in range(step * parts, (step + 1) * parts):
             loss = loss_of(unet, recipe, {name: torch.from_numpy(values[part]) for name, values in arrays.items()})
             (loss / parts).backward()
-            total += float(loss) / parts
+            total += loss.item() / parts
         norms.append(float(torch.nn.utils.clip_grad_norm_(unet.parameters(), recipe["max_grad_norm"] or float("inf"))))
         losses.append(total)
         optimizer.step()

@@ -40,6 +40,11 @@ def run_pipeline_case(path: Path, arrays: Arrays, tolerance: float) -> list[Comp
             f"{path / 'io.json'}: {', '.join(unknown)} is not supported; known: {', '.join(sorted(_ASKED))}"
         )
     noise = last(arrays["latents"])
+    for name in ("prompts", "negative_prompts"):
+        if asked.get(name) is not None and len(asked[name]) != len(noise):
+            raise UserError(f"{path / 'io.json'} has {len(asked[name])} {name} for {len(noise)} latents in io.npz")
+    if "steps" not in asked:
+        raise UserError(f"{path / 'io.json'} does not say how many steps to take; give `steps`")
     inputs = _inputs(session, asked.get("prompts"), arrays, noise)
     negative = session.model.conditioner.null_inputs(len(noise))
     if asked.get("negative_prompts") is not None:

@@ -24,12 +24,15 @@ from ldm_jax.data.pipeline import batches, epoch
 from ldm_jax.data.source import Source, training_texts
 from ldm_jax.data.sources import load_source
 from ldm_jax.data.transforms import evaluation_transforms, training_transforms
+from ldm_jax.diffusion.samplers import make_sampler
 from ldm_jax.errors import UserError
 from ldm_jax.model import LatentDiffusion, make_model
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.step import Batch
 
 logger = logging.getLogger(__name__)
+
+_TEXTS = {"SdxlConditioning": ("first.", "second.")}
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,15 @@ def open_workspace(experiment: Experiment, run_dir: Path, given: Mapping[str, To
         sharding.check_batch_size(name, training.batch_size, training.gradient_accumulation, mesh)
     run = RunFolder(run_dir)
     run.check(experiment)
-    _check_inputs(experiment, run, given)
+    _check_inputs(experiment, given)
     train, test = load_source(experiment.data, "train"), load_source(experiment.data, "test")
+    if experiment.start is not None or experiment.first_stage.run is not None:
+        trainings.pop("first_stage.training")  # there is no such training: its batch is for encoding
     for name, training in trainings.items():
         _check_batch(name, training, train)
     _check_conditioning(experiment, train)
     model, tokenizers = make_model(experiment), _tokenizers(experiment, run, train, given)
+    make_sampler(experiment.sampling, model.schedule, experiment.diffusion.prediction_type)  # it is needed much later
     data = {split.info.split: _describe(split) for split in (train, test)}
     run.check_data(data)
     run.open(experiment)  # nothing is written before all of this has been found to fit
@@ -116,7 +122,7 @@ def _describe(source: Source) -> dict[str, object]:
     return {"name": source.info.name, "num_pictures": len(source), "fingerprint": source.info.fingerprint}
 
 
-def _check_inputs(experiment: Experiment, run: RunFolder, given: Mapping[str, Tokenizer] | None) -> None:
+def _check_inputs(experiment: Experiment, given: Mapping[str, Tokenizer] | None) -> None:
     """Refuse conditions that nothing delivers, before a data set is prepared."""
     config, wanted = experiment.conditioning, None
     kind, channels = type(config).__name__, experiment.denoiser.concat_channels
@@ -134,11 +140,11 @@ def _check_inputs(experiment: Experiment, run: RunFolder, given: Mapping[str, To
             f"the data set {type(experiment.data.source).__name__} has no {wanted}, which this model is told in "
             f"training (conditioning={kind}), nor has any other here yet; train another model"
         )
-    inputs = token_inputs(config)
-    if inputs and not (isinstance(config, TextConditioning) or given or _are_saved(run, inputs)):
+    if token_inputs(config) and not (isinstance(config, TextConditioning) or given):
+        flags = " and ".join(f"--conditioning.{name}folder FOLDER" for name in _TEXTS.get(kind, ("",)))
         raise UserError(
             f"{kind} is not trained from nothing: give a model with its weights and its tokenizer, --start MODEL, or "
-            "the folder of a transformers CLIPTextModel, --conditioning.folder FOLDER"
+            f"the folder of a transformers CLIPTextModel, {flags}"
         )
 
 
