@@ -13,15 +13,16 @@ from test_original_files import GOLDEN
 
 from ldm_jax.config import SamplingConfig
 from ldm_jax.errors import UserError
-from ldm_jax.experiment import _check_first_stage, _start
 from ldm_jax.interop.model_files import open_model, save_model
 from ldm_jax.interop.original_checkpoint import FIRST_STAGE
 from ldm_jax.interop.original_files import read_original
 from ldm_jax.interop.parity import run_case
+from ldm_jax.interop.starting_point import find_starting_point
 from ldm_jax.interop.weight_files import open_tensors
 from ldm_jax.interop.write_safetensors import write_safetensors
 from ldm_jax.sampling.files import draw_to_files
 from ldm_jax.sampling.session import Session, load_session
+from ldm_jax.training.run_folder import RunFolder
 
 FLAGS = {"config": Path("c.yaml"), "weights": "raw", "tokenizer": Path("t"), "variant": "fp16"}
 
@@ -92,10 +93,12 @@ def test_the_spread_of_latents_is_kept_by_a_run_and_left_out_by_the_original(
 def test_a_run_of_a_first_stage_is_one_to_train_on(stage: Session, tmp_path: Path) -> None:
     save_model(stage, tmp_path / "run", "run")
     assert same(load_session(tmp_path / "run", "autoencoder").params["autoencoder"], stage.params["autoencoder"])
+    new = RunFolder(tmp_path / "new")
     first = dataclasses.replace(stage.experiment.first_stage, run=str(tmp_path / "run"))
-    _check_first_stage(dataclasses.replace(stage.experiment, first_stage=first))
+    start = find_starting_point(dataclasses.replace(stage.experiment, first_stage=first), new)
+    assert set(start.params) == {"autoencoder"} and same(start.params["autoencoder"], stage.params["autoencoder"])
     with pytest.raises(UserError, match=r"is a first stage alone: .*--first-stage\.run RUN"):
-        _start(dataclasses.replace(stage.experiment, start=str(tmp_path / "run")))
+        find_starting_point(dataclasses.replace(stage.experiment, start=str(tmp_path / "run")), new)
 
 
 def test_a_first_stage_draws_nothing(stage: Session, tmp_path: Path) -> None:

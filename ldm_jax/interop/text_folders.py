@@ -5,14 +5,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from ldm_jax.conditioning.tokenizer import read_marks
 from ldm_jax.config import ClipTextConditioning, differences
 from ldm_jax.errors import UserError
-from ldm_jax.interop.json_files import read_json
+from ldm_jax.interop.diffusers_component import TRANSFORMERS, read_config, read_weights
 from ldm_jax.interop.same_model import conditioning_form
-from ldm_jax.interop.tokenizer_files import read_tokenizer
+from ldm_jax.interop.tokenizer_files import read_tokenizer, with_marks
 from ldm_jax.interop.transformers_text import read_clip_text, read_clip_text_config
-from ldm_jax.interop.weight_files import find_weights, open_tensors
 from ldm_jax.model import Params
 
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json")
@@ -32,25 +30,17 @@ def read_text_folder(folder: Path, config: ClipTextConditioning, field: str) -> 
     Raises:
         UserError: something is missing or damaged, or it is another text transformer; every difference is listed.
     """
-    where = folder / "config.json"
-    found = read_clip_text_config(read_json(where), str(where))
+    found = read_clip_text_config(*read_config(folder))
     tokenizer = read_tokenizer(_tokenizer_folder(folder), found.context_length)
-    marks = read_marks(tokenizer)
     found = dataclasses.replace(
-        found,
-        begin_token=marks.begin,
-        end_token=marks.end,
-        pad_token=marks.pad,
-        context_layer=config.context_layer,
-        context_norm=config.context_norm,
+        with_marks(found, tokenizer), context_layer=config.context_layer, context_norm=config.context_norm
     )
     projected = found if config.projection_dim is not None else dataclasses.replace(found, projection_dim=None)
     changed = list(differences(conditioning_form(projected), conditioning_form(config), field))
     if changed:
         listing = "\n  ".join(changed)
         raise UserError(f"{field}.folder={folder} is another text transformer:\n  {listing}\nset these fields to it")
-    with open_tensors(path := find_weights(folder, "model")) as tensors:
-        params = read_clip_text(tensors, found, str(path))
+    params = read_weights(folder, read_clip_text, found, TRANSFORMERS)
     return {name: value for name, value in params.items() if name != "projection" or config.projection_dim}, tokenizer
 
 
