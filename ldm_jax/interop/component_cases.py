@@ -4,7 +4,7 @@ Arrays of a case are in PyTorch's layouts, channels first; each function here ta
 the tolerance of one forward pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def first(x: Any) -> np.ndarray:
 def run_unet_case(path: Path, arrays: Arrays, tolerance: float) -> list[Comparison]:
     """A U-Net of diffusers: sample, timestep and conditions -> out."""
     unet = read_unet_config(read_json(path / "config.json"), str(path / "config.json"))
-    params = _read(path, read_unet_params, unet, "diffusion_pytorch_model")
+    params = read_weights(path, read_unet_params, unet, "diffusion_pytorch_model")
 
     def found() -> Outputs:
         given = {name: arrays[name] for name in sorted({"sample", "timestep", *arrays} & _UNET_INPUTS)}
@@ -75,6 +75,11 @@ _UNET_INPUTS = {"sample", "timestep", "encoder_hidden_states", "class_labels", "
 
 
 def _unet(unet: DiffusersUNet, params: Params, arrays: dict[str, Any]) -> Any:
+    return apply(UNet(unet.config, unet.out_channels), params, **unet_arguments(unet, arrays))
+
+
+def unet_arguments(unet: DiffusersUNet, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of our U-Net for those of diffusers', by its names and in its layouts."""
     x = jnp.moveaxis(arrays["sample"], 1, -1)
     t = jnp.broadcast_to(jnp.asarray(arrays["timestep"]), x.shape[:1])
     labels, vector = arrays.get("class_labels"), None
@@ -85,14 +90,14 @@ def _unet(unet: DiffusersUNet, params: Params, arrays: dict[str, Any]) -> Any:
     elif unet.vector is not None:
         labels, vector = None, jnp.asarray(arrays["class_labels"])
         vector = sinusoid(vector, unet.config.base_channels) if unet.vector == "timestep" else vector
-    module = UNet(unet.config, unet.out_channels)
-    return apply(module, params, x, t, arrays.get("encoder_hidden_states"), labels, vector=vector)
+    context = arrays.get("encoder_hidden_states")
+    return {"zt": x, "t": t, "context": context, "class_labels": labels, "vector": vector}
 
 
 def run_autoencoder_case(path: Path, arrays: Arrays, tolerance: float) -> list[Comparison]:
     """An autoencoder of diffusers: sample -> moments, or latents and codes; what they decode to."""
     record = read_autoencoder_config(read_json(path / "config.json"), str(path / "config.json"))
-    params = _read(path, read_autoencoder_params, record, "diffusion_pytorch_model")
+    params = read_weights(path, read_autoencoder_params, record, "diffusion_pytorch_model")
     module = make_autoencoder(record.config, record.out_channels, "float32")
     return outputs_of(
         arrays, {"sample"}, lambda: autoencoder_outputs(module, params, arrays["sample"], arrays, flat=True), tolerance
@@ -123,7 +128,7 @@ def autoencoder_outputs(module: Any, params: Params, image: np.ndarray, arrays: 
 def run_clip_text_case(path: Path, arrays: Arrays, tolerance: float) -> list[Comparison]:
     """A text transformer of transformers: input_ids -> its outputs."""
     config = read_clip_text_config(read_json(path / "config.json"), str(path / "config.json"))
-    params = _read(path, read_clip_text, config, "model")
+    params = read_weights(path, read_clip_text, config, "model")
     module = ClipTextTransformer(config)
 
     def found() -> Outputs:
@@ -140,7 +145,7 @@ def run_clip_text_case(path: Path, arrays: Arrays, tolerance: float) -> list[Com
 def run_clip_vision_case(path: Path, arrays: Arrays, tolerance: float) -> list[Comparison]:
     """A vision transformer of transformers: pixel_values -> its outputs."""
     config = read_clip_vision_config(read_json(path / "config.json"), str(path / "config.json"))
-    params = _read(path, read_clip_vision, config, "model")
+    params = read_weights(path, read_clip_vision, config, "model")
     module = ClipVisionTransformer(config)
 
     def found() -> Outputs:
@@ -155,7 +160,7 @@ def run_clip_vision_case(path: Path, arrays: Arrays, tolerance: float) -> list[C
 def run_bert_case(path: Path, arrays: Arrays, tolerance: float) -> list[Comparison]:
     """LDM's text transformer as diffusers stores it: input_ids -> last_hidden_state."""
     config = read_ldm_bert_config(read_json(path / "config.json"), str(path / "config.json"))
-    params = _read(path, read_ldm_bert, config, "model")
+    params = read_weights(path, read_ldm_bert, config, "model")
     module = TextTransformer(config)
 
     def found() -> Outputs:
@@ -165,7 +170,8 @@ def run_bert_case(path: Path, arrays: Arrays, tolerance: float) -> list[Comparis
     return outputs_of(arrays, {"input_ids"}, found, tolerance)
 
 
-def _read(path: Path, read: Callable[..., Params], config: Any, stem: str) -> Params:
+def read_weights(path: Path, read: Callable[..., Params], config: Any, stem: str) -> Params:
+    """The parameters of the component in a folder, whose weights are in files called `stem`."""
     weights = find_weights(path, stem)
     with open_tensors(weights) as tensors:
         return read(tensors, config, str(weights))
