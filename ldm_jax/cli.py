@@ -122,10 +122,20 @@ class ConvertCommand:
 class ParityCommand:
     """Compute what another system has computed, from the same weights and inputs, and tell how close it comes."""
 
-    case: tyro.conf.Positional[str]
+    case: tyro.conf.Positional[str | None] = None
     """A folder with io.npz in the format of diffusers, transformers or the original, or an .npz of a sampler."""
+    layers: str | None = None
+    """Instead of a case: a component or pipeline of diffusers or transformers, which is run here and by PyTorch (the
+    parity extra) on random inputs, to compare every layer and gradient."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Numbers to compute the layers in; default: both, one after the other."""
+    gradient: bool = True
+    """Compare the gradients of the layers too."""
+    size: int | None = None
+    """Side of the input of the layers: latents of a U-Net, pixels of an autoencoder; default: a small one."""
     tolerance: float | None = None
-    """Largest error relative to max(1, largest reference); default: 1e-4 for one pass, 2e-3 for a whole run."""
+    """Largest relative error; default: 1e-4 for one pass, 2e-3 for a whole run; by layers, 1e-4 forward and 1e-3 for
+    gradients in float32, 0.1 and 0.15 in bfloat16."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -224,17 +234,47 @@ def _path(given: str | None) -> Path | None:
 
 
 def parity(arguments: Sequence[str]) -> int:
-    """`ldm parity CASE [flags]`; 1 if an output is further off than the tolerance."""
+    """`ldm parity CASE` or `ldm parity --layers FOLDER`; 1 if something is further off than the tolerance."""
     command = tyro.cli(ParityCommand, prog="ldm parity", args=list(arguments))
-    if command.tolerance is not None and command.tolerance < 0:
-        raise UserError(f"--tolerance={command.tolerance} must not be negative")
+    _check_parity(command)
     start_jax(1)
+    if command.layers is not None:
+        return _parity_of_layers(command, Path(command.layers))
     from ldm_jax.interop.comparison import as_json, as_table
     from ldm_jax.interop.parity import run_case
 
-    rows = run_case(Path(command.case), command.tolerance)
+    rows = run_case(Path(command.case or ""), command.tolerance)
     sys.stdout.write((as_json if command.json else as_table)(rows) + "\n")
     return 0 if all(row.passed for row in rows) else 1
+
+
+def _check_parity(command: ParityCommand) -> None:
+    """Refuse flags that do not go together."""
+    if command.tolerance is not None and command.tolerance < 0:
+        raise UserError(f"--tolerance={command.tolerance} must not be negative")
+    if (command.case is None) == (command.layers is None):
+        raise UserError("give a case, or --layers FOLDER")
+    given = {
+        "--dtype": command.dtype is not None,
+        "--no-gradient": not command.gradient,
+        "--size": command.size is not None,
+    }
+    if command.layers is None and any(given.values()):
+        raise UserError(f"{', '.join(flag for flag, is_given in given.items() if is_given)} goes with --layers FOLDER")
+
+
+def _parity_of_layers(command: ParityCommand, folder: Path) -> int:
+    from ldm_jax.interop.layers import as_report, as_report_json, run_layers
+
+    sections = run_layers(
+        folder,
+        dtypes=("float32", "bfloat16") if command.dtype is None else (command.dtype,),
+        gradient=command.gradient,
+        size=command.size,
+        tolerance=command.tolerance,
+    )
+    sys.stdout.write((as_report_json if command.json else as_report)(sections) + "\n")
+    return 0 if all(section.first is None for section in sections) else 1
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pytest
 
 import ldm_jax.experiment
+import ldm_jax.interop.layers
 import ldm_jax.interop.model_files
 import ldm_jax.sampling.files
 from ldm_jax import cli
@@ -28,6 +29,8 @@ from ldm_jax.config import (
     save_experiment,
 )
 from ldm_jax.errors import UserError
+from ldm_jax.interop.comparison import Comparison
+from ldm_jax.interop.layers import Section
 from ldm_jax.training.loop import Interrupted, TrainingDiverged
 
 ROOT = Path(__file__).parent.parent
@@ -234,6 +237,54 @@ def test_sampling_refuses_what_is_no_run(tmp_path: Path, drawn: list[Any], capsy
     assert f"error: {tmp_path}/none/config.json does not exist: {tmp_path}/none is not a run folder" in message
     for given in ([], [str(tmp_path), "--model", str(tmp_path)]):
         assert "give the folder of a run, or --model MODEL" in refused(cli.sample, given, capsys, caplog)
+
+
+PARITY_REFUSED = {
+    "nothing": ([], "error: give a case, or --layers FOLDER"),
+    "a case and layers": (["x", "--layers", "y"], "error: give a case, or --layers FOLDER"),
+    "flags of layers without them": (
+        ["x", "--dtype", "float32", "--no-gradient", "--size", "0"],
+        "error: --dtype, --no-gradient, --size goes with --layers FOLDER",
+    ),
+    "unknown type": (["--layers", "x", "--dtype", "float16"], "invalid choice 'float16' for argument '--dtype'"),
+    "no folder": (["--layers", "/none"], "error: /none/config.json cannot be read"),
+    "negative tolerance": (["x", "--tolerance", "-1"], "error: --tolerance=-1.0 must not be negative"),
+}
+
+
+@pytest.mark.parametrize("name", PARITY_REFUSED)
+def test_parity_refuses(name: str, monkeypatch: pytest.MonkeyPatch, capsys: Any, caplog: Any):
+    monkeypatch.setattr(ldm_jax.interop.layers, "require_parity_extra", lambda: None)
+    arguments, message = PARITY_REFUSED[name]
+    assert message in refused(cli.parity, arguments, capsys, caplog)
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ([], {"dtypes": ("float32", "bfloat16"), "gradient": True, "size": None, "tolerance": None}),
+        (
+            ["--dtype", "bfloat16", "--no-gradient", "--size", "16", "--tolerance", "0.1"],
+            {"dtypes": ("bfloat16",), "gradient": False, "size": 16, "tolerance": 0.1},
+        ),
+    ],
+)
+@pytest.mark.parametrize("passed", [True, False])
+def test_parity_by_layers(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, flags: list[str], asked: dict[str, Any], passed: bool
+):
+    row = Comparison("conv_in", 0.5, 0.5, 1.0 if passed else 0.1)
+
+    def run_layers(folder: Path, **options: Any) -> list[Section]:
+        assert (folder, options) == (Path("x"), asked)
+        return [Section("x", "float32", "forward", [row])]
+
+    monkeypatch.setattr(ldm_jax.interop.layers, "run_layers", run_layers)
+    assert cli.run(cli.parity, ["--layers", "x", *flags]) == (0 if passed else 1)
+    verdict = "no layer differs" if passed else "first layer beyond tolerance: conv_in (relative 5.0e-01)"
+    assert capsys.readouterr().out.endswith(f"\n{verdict}\n")
+    cli.run(cli.parity, ["--layers", "x", *flags, "--json"])
+    assert json.loads(capsys.readouterr().out)["passed"] is passed
 
 
 @pytest.mark.parametrize(

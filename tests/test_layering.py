@@ -16,6 +16,8 @@ ROOMS = (
 )
 FORBIDDEN_PAIRS = {("diffusion", room) for room in ("denoiser", "autoencoder", "conditioning")}
 FORBIDDEN_PACKAGES = {"tensorflow", "torch", "transformers", "diffusers"}
+TORCH_SIDE = PACKAGE / "interop" / "torch_layers.py"
+"""The one file that imports PyTorch: a program of its own, which is run to compare with and never imported."""
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "misc"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -49,6 +51,16 @@ def arrows_back(room: str, source: str) -> set[str]:
     return later | {other for other in imported_rooms(source) if (room, other) in FORBIDDEN_PAIRS}
 
 
+def other_frameworks(source: str) -> set[str]:
+    """Forbidden packages that a file imports."""
+    return {name.split(".")[0] for name in imported_modules(source)} & FORBIDDEN_PACKAGES
+
+
+def names_module(source: str, module: str) -> bool:
+    """Whether a file imports a module, or something of it."""
+    return any(f"{name}.".startswith(f"{module}.") for name in imported_modules(source))
+
+
 def calls_of(source: str, name: str) -> list[int]:
     """Lines on which the function `name` is called."""
     calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
@@ -67,7 +79,14 @@ def test_a_file_imports_only_rooms_before_its_own(path: Path):
 def test_a_file_prints_nothing_and_imports_no_other_framework(path: Path):
     source = path.read_text()
     assert calls_of(source, "print") == [], "results go to stdout by name, everything else through the logger"
-    assert {name.split(".")[0] for name in imported_modules(source)} & FORBIDDEN_PACKAGES == set()
+    if path != TORCH_SIDE:
+        assert other_frameworks(source) == set()
+
+
+def test_the_pytorch_side_is_a_program_of_its_own():
+    assert other_frameworks(TORCH_SIDE.read_text()) == {"torch", "transformers", "diffusers"}
+    assert imported_rooms(TORCH_SIDE.read_text()) == set()
+    assert [path for path in FILES if names_module(path.read_text(), "ldm_jax.interop.torch_layers")] == []
 
 
 def test_nothing_is_called_utils():
@@ -99,3 +118,16 @@ def test_the_check_of_arrows_notices(room: str, source: str, expected: set[str])
 
 def test_the_check_of_calls_notices():
     assert calls_of("x = 1\nprint(x)\nlog.print(x)", "print") == [2]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import ldm_jax.a.b", "from ldm_jax.a import b", "def f():\n    from ldm_jax.a.b import c"],
+)
+def test_the_check_of_the_pytorch_side_notices(source: str):
+    assert names_module(source, "ldm_jax.a.b")
+    assert not names_module(source, "ldm_jax.a.bc")
+
+
+def test_the_check_of_frameworks_notices():
+    assert other_frameworks("import torch.nn\ndef f():\n    from diffusers import a") == {"torch", "diffusers"}

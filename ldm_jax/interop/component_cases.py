@@ -4,7 +4,7 @@ Arrays of a case are in PyTorch's layouts, channels first; each function here ta
 the tolerance of one forward pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,11 @@ _UNET_INPUTS = {"sample", "timestep", "encoder_hidden_states", "class_labels", "
 
 
 def _unet(unet: DiffusersUNet, params: Params, arrays: dict[str, Any]) -> Any:
+    return apply(UNet(unet.config, unet.out_channels), params, **unet_arguments(unet, arrays))
+
+
+def unet_arguments(unet: DiffusersUNet, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of our U-Net for those of diffusers', by its names and in its layouts."""
     x = jnp.moveaxis(arrays["sample"], 1, -1)
     t = jnp.broadcast_to(jnp.asarray(arrays["timestep"]), x.shape[:1])
     labels, vector = arrays.get("class_labels"), None
@@ -84,8 +89,8 @@ def _unet(unet: DiffusersUNet, params: Params, arrays: dict[str, Any]) -> Any:
     elif unet.vector is not None:
         labels, vector = None, jnp.asarray(arrays["class_labels"])
         vector = sinusoid(vector, unet.config.base_channels) if unet.vector == "timestep" else vector
-    module = UNet(unet.config, unet.out_channels)
-    return apply(module, params, x, t, arrays.get("encoder_hidden_states"), labels, vector=vector)
+    context = arrays.get("encoder_hidden_states")
+    return {"zt": x, "t": t, "context": context, "class_labels": labels, "vector": vector}
 
 
 def run_autoencoder_case(path: Path, arrays: Arrays, tolerance: float) -> list[Comparison]:
