@@ -229,8 +229,8 @@ def parity(arguments: Sequence[str]) -> int:
     if command.tolerance is not None and command.tolerance < 0:
         raise UserError(f"--tolerance={command.tolerance} must not be negative")
     start_jax(1)
-    from ldm_jax.interop.comparison import as_json, as_table
-    from ldm_jax.interop.parity import run_case
+    from ldm_jax.interop.cases.comparison import as_json, as_table
+    from ldm_jax.interop.cases.parity import run_case
 
     rows = run_case(Path(command.case), command.tolerance)
     sys.stdout.write((as_json if command.json else as_table)(rows) + "\n")
