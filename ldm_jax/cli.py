@@ -240,8 +240,8 @@ def parity(arguments: Sequence[str]) -> int:
     start_jax(1)
     if command.layers is not None:
         return _parity_of_layers(command, Path(command.layers))
-    from ldm_jax.interop.comparison import as_json, as_table
-    from ldm_jax.interop.parity import run_case
+    from ldm_jax.interop.cases.comparison import as_json, as_table
+    from ldm_jax.interop.cases.parity import run_case
 
     rows = run_case(Path(command.case or ""), command.tolerance)
     sys.stdout.write((as_json if command.json else as_table)(rows) + "\n")

@@ -8,12 +8,12 @@ import numpy as np
 from foreign_tensors import Tensors
 from safetensors.numpy import load_file
 
-from ldm_jax.interop.diffusers_autoencoder import (
+from ldm_jax.interop.diffusers.autoencoder import (
     DiffusersAutoencoder,
     read_autoencoder_config,
     read_autoencoder_params,
 )
-from ldm_jax.interop.diffusers_unet import DiffusersUNet, read_unet_config, read_unet_params
+from ldm_jax.interop.diffusers.unet import DiffusersUNet, read_unet_config, read_unet_params
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from ldm_jax.interop.comparison import Comparison
 
 import ldm_jax.experiment
 import ldm_jax.interop.layers
@@ -29,7 +30,6 @@ from ldm_jax.config import (
     save_experiment,
 )
 from ldm_jax.errors import UserError
-from ldm_jax.interop.comparison import Comparison
 from ldm_jax.interop.layers import Section
 from ldm_jax.training.loop import Interrupted, TrainingDiverged
 
@@ -413,8 +413,8 @@ def test_the_name_comes_first():
 
 
 def test_a_run_of_cpus_goes_on_with_as_many(tmp_path: Path):
-    (tmp_path / "manifest.json").write_text(json.dumps({"devices": ["cpu:cpu"] * 3}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"devices": ["cpu:cpu"] * 3, "continued": [], "data": {}}))
     assert cli._cpu_devices_of(tmp_path) == 3
-    (tmp_path / "manifest.json").write_text(json.dumps({"devices": ["gpu:H100"] * 3}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"devices": ["gpu:H100"] * 3, "continued": [], "data": {}}))
     assert cli._cpu_devices_of(tmp_path) is None
     assert cli._cpu_devices_of(tmp_path / "new") is None

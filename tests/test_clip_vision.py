@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from ldm_jax.conditioning.clip_vision import ClipVisionTransformer
 from ldm_jax.config import ClipVisionConfig
-from ldm_jax.interop.transformers_vision import read_clip_vision, read_clip_vision_config
+from ldm_jax.interop.transformers.vision import read_clip_vision, read_clip_vision_config
 
 CONFIG = ClipVisionConfig(
     image_size=7, image_channels=2, patch_size=3, width=8, num_layers=1, num_heads=2, mlp_dim=12, projection_dim=5

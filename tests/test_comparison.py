@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldm_jax.interop.comparison import Comparison, as_json, as_table, compare
+from ldm_jax.interop.cases.comparison import Comparison, as_json, as_table, compare
 
 REFERENCE = np.array([[0.5, -4.0], [1.0, 2.0]])
 

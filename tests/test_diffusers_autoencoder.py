@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 from ldm_jax.autoencoder.build import make_autoencoder
 from ldm_jax.config import AutoencoderKLConfig, AutoencoderVQConfig
 from ldm_jax.errors import UserError
-from ldm_jax.interop import diffusers_autoencoder
-from ldm_jax.interop.diffusers_autoencoder import (
+from ldm_jax.interop.diffusers import autoencoder as diffusers_autoencoder
+from ldm_jax.interop.diffusers.autoencoder import (
     DiffusersAutoencoder,
     abstract_autoencoder_params,
     autoencoder_slot,

@@ -29,8 +29,9 @@ from safetensors.numpy import save_file
 from ldm_jax.config import UNetConfig
 from ldm_jax.denoiser.unet import UNet
 from ldm_jax.errors import UserError
-from ldm_jax.interop import diffusers_unet_2d, diffusers_unet_2d_condition
-from ldm_jax.interop.diffusers_unet import (
+from ldm_jax.interop.diffusers import unet_2d as diffusers_unet_2d
+from ldm_jax.interop.diffusers import unet_2d_condition as diffusers_unet_2d_condition
+from ldm_jax.interop.diffusers.unet import (
     DiffusersUNet,
     abstract_unet_params,
     read_unet_config,

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from ldm_jax.config import AutoencoderVQConfig
 from ldm_jax.errors import UserError
 from ldm_jax.interop.foreign_options import Options
-from ldm_jax.interop.original_autoencoder import (
+from ldm_jax.interop.original.autoencoder import (
     OriginalAutoencoder,
     abstract_params,
     autoencoder_slots,
     autoencoder_tensors,
     read_autoencoder,
 )
-from ldm_jax.interop.original_autoencoder_options import autoencoder_from_options, options_of_autoencoder
-from ldm_jax.interop.original_checkpoint import read_first_stage
+from ldm_jax.interop.original.autoencoder_options import autoencoder_from_options, options_of_autoencoder
+from ldm_jax.interop.original.checkpoint import read_first_stage
 
 KL, VQ = "ldm.models.autoencoder.AutoencoderKL", "ldm.models.autoencoder.VQModelInterface"
 DD = {

@@ -23,13 +23,13 @@ from ldm_jax.config import ScheduleConfig
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import UserError
 from ldm_jax.interop.mapping import Prefixed
-from ldm_jax.interop.original_buffers import KNOWN, engine_buffers, schedule_buffers
-from ldm_jax.interop.original_checkpoint import checkpoint_tensors, read_checkpoint
-from ldm_jax.interop.original_project import OriginalProject, describe_project
-from ldm_jax.interop.original_text_options import TextStageKind
-from ldm_jax.interop.original_unet_options import Library
-from ldm_jax.interop.original_yaml import parse_project, read_project
-from ldm_jax.interop.original_yaml_export import project_yaml
+from ldm_jax.interop.original.buffers import KNOWN, engine_buffers, schedule_buffers
+from ldm_jax.interop.original.checkpoint import checkpoint_tensors, read_checkpoint
+from ldm_jax.interop.original.project import OriginalProject, describe_project
+from ldm_jax.interop.original.project_file import parse_project, read_project
+from ldm_jax.interop.original.project_file_export import project_yaml
+from ldm_jax.interop.original.text_options import TextStageKind
+from ldm_jax.interop.original.unet_options import Library
 from ldm_jax.model import Params, make_model
 
 GOLDEN = Path(__file__).parent / "golden"

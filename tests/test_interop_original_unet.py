@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ldm_jax.errors import UserError
 from ldm_jax.interop.foreign_options import Options
-from ldm_jax.interop.original_unet import (
+from ldm_jax.interop.original.unet import (
     OriginalUNet,
     abstract_params,
     qkv_layout,
@@ -20,7 +20,7 @@ from ldm_jax.interop.original_unet import (
     unet_tensors,
     without_dots,
 )
-from ldm_jax.interop.original_unet_options import unet_from_options
+from ldm_jax.interop.original.unet_options import unet_from_options
 
 TINY = {
     "image_size": 8,

@@ -11,9 +11,9 @@ from test_interop_original_unet import TINY, options, unet
 from ldm_jax.config import UNetConfig
 from ldm_jax.errors import UserError
 from ldm_jax.interop.foreign_options import Options
-from ldm_jax.interop.original_unet import OriginalUNet, abstract_params
-from ldm_jax.interop.original_unet_export import describe_unet, options_of_unet
-from ldm_jax.interop.original_unet_options import unet_from_options, with_concatenation
+from ldm_jax.interop.original.unet import OriginalUNet, abstract_params
+from ldm_jax.interop.original.unet_export import describe_unet, options_of_unet
+from ldm_jax.interop.original.unet_options import unet_from_options, with_concatenation
 
 TRANSFORMER = {"use_spatial_transformer": True, "context_dim": 8}
 SGM = {**{name: value for name, value in TINY.items() if name != "image_size"}, "context_dim": 8}

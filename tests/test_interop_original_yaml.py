@@ -22,11 +22,11 @@ from ldm_jax.config import (
 )
 from ldm_jax.errors import UserError
 from ldm_jax.interop.latents import latent_params
-from ldm_jax.interop.original_autoencoder import OriginalAutoencoder
-from ldm_jax.interop.original_conditioning import options_of_conditioning
-from ldm_jax.interop.original_project import OriginalProject, Unsaid, scale_factor_of
-from ldm_jax.interop.original_yaml import parse_project, parse_yaml, read_project
-from ldm_jax.interop.original_yaml_export import project_yaml
+from ldm_jax.interop.original.autoencoder import OriginalAutoencoder
+from ldm_jax.interop.original.conditioning import options_of_conditioning
+from ldm_jax.interop.original.project import OriginalProject, Unsaid, scale_factor_of
+from ldm_jax.interop.original.project_file import parse_project, parse_yaml, read_project
+from ldm_jax.interop.original.project_file_export import project_yaml
 
 GOLDEN = Path(__file__).parent / "golden"
 ENCODERS = "ldm.modules.encoders.modules."

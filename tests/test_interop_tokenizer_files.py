@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from ldm_jax.conditioning.tokenizer import CaptionEncoder, Marks, empty_tokens, read_marks, train_tokenizer
 from ldm_jax.errors import UserError
-from ldm_jax.interop.tokenizer_files import read_tokenizer, write_clip_tokenizer
-from ldm_jax.interop.tokenizer_models import WORD_END, clip_tokenizer, wordpiece_tokenizer
+from ldm_jax.interop.transformers.tokenizer_files import read_tokenizer, write_clip_tokenizer
+from ldm_jax.interop.transformers.tokenizer_models import WORD_END, clip_tokenizer, wordpiece_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "pipeline_sd1"
 TOY = GOLDEN / "tokenizer"

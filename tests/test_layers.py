@@ -14,16 +14,16 @@ from flax.traverse_util import flatten_dict
 from ldm_jax.config import AutoencoderVQConfig, ClipTextConditioning, UNetConfig
 from ldm_jax.errors import UserError
 from ldm_jax.interop import layers, torch_process
-from ldm_jax.interop.diffusers_autoencoder import DiffusersAutoencoder, abstract_autoencoder_params, autoencoder_slot
-from ldm_jax.interop.diffusers_unet import abstract_unet_params, unet_slot
-from ldm_jax.interop.diffusers_unet_fields import DiffusersUNet
+from ldm_jax.interop.diffusers.autoencoder import DiffusersAutoencoder, abstract_autoencoder_params, autoencoder_slot
+from ldm_jax.interop.diffusers.unet import abstract_unet_params, unet_slot
+from ldm_jax.interop.diffusers.unet_fields import DiffusersUNet
 from ldm_jax.interop.layer_components import BATCH, read_component, unet_inputs
 from ldm_jax.interop.layer_names import Modules, module_pairs
 from ldm_jax.interop.layer_trace import trace
 from ldm_jax.interop.layers import Section, as_report, as_report_json, components_of, rows_of, run_layers
 from ldm_jax.interop.mapping import KERNEL, Slot, SlotOf, write_tensors
 from ldm_jax.interop.torch_process import require_parity_extra, run_torch
-from ldm_jax.interop.transformers_text import abstract_clip_text, clip_text_slot
+from ldm_jax.interop.transformers.text import abstract_clip_text, clip_text_slot
 from ldm_jax.model import Params
 from tests.golden_weights import GOLDEN
 

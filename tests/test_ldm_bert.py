@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from ldm_jax.conditioning.text import TextTransformer
 from ldm_jax.config import TextConditioning
 from ldm_jax.errors import UserError
-from ldm_jax.interop.ldm_bert import (
+from ldm_jax.interop.transformers.ldm_bert import (
     abstract_text,
     ldm_bert_slot,
     read_ldm_bert,

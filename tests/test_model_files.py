@@ -13,13 +13,13 @@ from test_original_files import GOLDEN
 
 from ldm_jax.config import SamplingConfig
 from ldm_jax.errors import UserError
+from ldm_jax.interop.cases.parity import run_case
+from ldm_jax.interop.files.weight_files import open_tensors
+from ldm_jax.interop.files.write_safetensors import write_safetensors
 from ldm_jax.interop.model_files import open_model, save_model
-from ldm_jax.interop.original_checkpoint import FIRST_STAGE
-from ldm_jax.interop.original_files import read_original
-from ldm_jax.interop.parity import run_case
+from ldm_jax.interop.original.checkpoint import FIRST_STAGE
+from ldm_jax.interop.original.files import read_original
 from ldm_jax.interop.starting_point import find_starting_point
-from ldm_jax.interop.weight_files import open_tensors
-from ldm_jax.interop.write_safetensors import write_safetensors
 from ldm_jax.sampling.files import draw_to_files
 from ldm_jax.sampling.session import Session, load_session
 from ldm_jax.training.run_folder import RunFolder

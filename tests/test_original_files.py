@@ -23,12 +23,12 @@ from ldm_jax.config import (
     UNetConfig,
 )
 from ldm_jax.errors import UserError
-from ldm_jax.interop.diffusers_component import read_config
-from ldm_jax.interop.diffusers_export import write_pipeline
+from ldm_jax.interop.diffusers.component import read_config
+from ldm_jax.interop.diffusers.export import write_pipeline
 from ldm_jax.interop.model_files import open_model, save_model
-from ldm_jax.interop.original_files import is_original, read_original, write_original
-from ldm_jax.interop.original_tokenizers import read_tokenizers
-from ldm_jax.interop.transformers_text import read_clip_text_config
+from ldm_jax.interop.original.files import is_original, read_original, write_original
+from ldm_jax.interop.original.tokenizers import read_tokenizers
+from ldm_jax.interop.transformers.text import read_clip_text_config
 from ldm_jax.model import make_model
 from ldm_jax.sampling.session import Session
 

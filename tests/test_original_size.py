@@ -10,16 +10,16 @@ import pytest
 from foreign_tensors import foreign_shapes
 
 from ldm_jax.config import load_experiment
-from ldm_jax.interop.original_autoencoder import OriginalAutoencoder, autoencoder_slots
-from ldm_jax.interop.original_autoencoder import abstract_params as abstract_autoencoder
-from ldm_jax.interop.original_checkpoint import FIRST_STAGE, UNET
-from ldm_jax.interop.original_project import OriginalProject
-from ldm_jax.interop.original_text import abstract_text_stage, text_stage_slot
-from ldm_jax.interop.original_text_options import text_stage_of
-from ldm_jax.interop.original_unet import OriginalUNet, unet_slots
-from ldm_jax.interop.original_unet import abstract_params as abstract_unet
-from ldm_jax.interop.original_yaml_export import project_yaml
-from ldm_jax.interop.write_safetensors import LazyTensor, write_safetensors
+from ldm_jax.interop.files.write_safetensors import LazyTensor, write_safetensors
+from ldm_jax.interop.original.autoencoder import OriginalAutoencoder, autoencoder_slots
+from ldm_jax.interop.original.autoencoder import abstract_params as abstract_autoencoder
+from ldm_jax.interop.original.checkpoint import FIRST_STAGE, UNET
+from ldm_jax.interop.original.project import OriginalProject
+from ldm_jax.interop.original.project_file_export import project_yaml
+from ldm_jax.interop.original.text import abstract_text_stage, text_stage_slot
+from ldm_jax.interop.original.text_options import text_stage_of
+from ldm_jax.interop.original.unet import OriginalUNet, unet_slots
+from ldm_jax.interop.original.unet import abstract_params as abstract_unet
 
 IMPORT = """
 import json, resource, sys, time

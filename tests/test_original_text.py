@@ -12,14 +12,14 @@ from ldm_jax.conditioning.clip_text import ClipTextTransformer, SdxlConditioner
 from ldm_jax.conditioning.text import TextTransformer
 from ldm_jax.config import ClipTextConditioning, SdxlConditioning, TextConditioning
 from ldm_jax.errors import UserError
-from ldm_jax.interop.original_text import (
+from ldm_jax.interop.original.text import (
     abstract_text_stage,
     read_text_stage_params,
     text_stage_slot,
     write_text_stage_params,
 )
-from ldm_jax.interop.original_text_options import TextStage, TextStageKind
-from ldm_jax.interop.transformers_text import write_clip_text_config
+from ldm_jax.interop.original.text_options import TextStage, TextStageKind
+from ldm_jax.interop.transformers.text import write_clip_text_config
 
 CLIP = ClipTextConditioning(
     vocab_size=20,

@@ -9,7 +9,7 @@ from test_original_text import CLIP
 from ldm_jax.config import ClipTextConditioning, SdxlConditioning, TextConditioning, load_experiment
 from ldm_jax.errors import UserError
 from ldm_jax.interop.foreign_options import Options
-from ldm_jax.interop.original_text_options import (
+from ldm_jax.interop.original.text_options import (
     TextStage,
     model_to_write,
     read_text_stage,

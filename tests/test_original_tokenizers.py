@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from ldm_jax.conditioning.tokenizer import Marks, read_marks, train_tokenizer
 from ldm_jax.config import ClassConditioning, ClipTextConditioning, SdxlConditioning, TextConditioning
 from ldm_jax.errors import UserError
-from ldm_jax.interop.original_tokenizers import read_tokenizers, write_tokenizers
+from ldm_jax.interop.original.tokenizers import read_tokenizers, write_tokenizers
 
 
 def open_clip() -> ClipTextConditioning:

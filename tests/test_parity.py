@@ -10,7 +10,7 @@ import pytest
 
 from ldm_jax import cli
 from ldm_jax.errors import UserError
-from ldm_jax.interop.parity import run_case
+from ldm_jax.interop.cases.parity import run_case
 
 GOLDEN = Path(__file__).parent / "golden"
 FORWARD = ["unet_sd1", "unet_sd2", "unet_ldm_uncond", "autoencoder_kl", "autoencoder_vq", "clip_text", "clip_vision"]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from foreign_tensors import assert_close
 
+from ldm_jax.interop.cases.parity import run_case
 from ldm_jax.interop.model_files import open_model, save_model
-from ldm_jax.interop.parity import run_case
 
 torch = pytest.importorskip("torch", reason="the parity extra is missing")
 diffusers = pytest.importorskip("diffusers", reason="the parity extra is missing")

@@ -18,9 +18,9 @@ from ldm_jax.config import (
     UNetConfig,
     load_experiment,
 )
-from ldm_jax.interop.diffusers_unet import read_unet_config
+from ldm_jax.interop.diffusers.unet import read_unet_config
 from ldm_jax.interop.same_model import model_differences
-from ldm_jax.interop.transformers_text import read_clip_text_config, sdxl_conditioning
+from ldm_jax.interop.transformers.text import read_clip_text_config, sdxl_conditioning
 
 UNET = json.loads((GOLDEN / "unet_sd1" / "config.json").read_text())
 TEXT = json.loads((GOLDEN / "clip_text" / "config.json").read_text()) | {"bos_token_id": 0, "pad_token_id": 1}

@@ -31,7 +31,7 @@ from ldm_jax.diffusion.samplers.ddpm import ddpm
 from ldm_jax.diffusion.samplers.estimate import Clipping
 from ldm_jax.diffusion.schedule import make_schedule, per_sample
 from ldm_jax.errors import UserError
-from ldm_jax.interop.sampler_cases import run_sampler_case
+from ldm_jax.interop.cases.samplers import run_sampler_case
 
 GOLDEN = Path(__file__).parent / "golden" / "samplers"
 PLAIN = make_schedule(ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02))

@@ -11,10 +11,10 @@ from ldm_jax.config import DiffusionConfig, SamplingConfig, ScheduleConfig
 from ldm_jax.diffusion.samplers import make_sampler
 from ldm_jax.diffusion.schedule import make_schedule
 from ldm_jax.errors import UserError
-from ldm_jax.interop.sampler_cases import is_sampler_case, run_sampler_case
-from ldm_jax.interop.scheduler_export import CLASSES, write_scheduler
-from ldm_jax.interop.scheduler_options import DEFAULTS
-from ldm_jax.interop.schedulers import SCHEDULERS, read_scheduler
+from ldm_jax.interop.cases.samplers import is_sampler_case, run_sampler_case
+from ldm_jax.interop.diffusers.scheduler_export import CLASSES, write_scheduler
+from ldm_jax.interop.diffusers.scheduler_options import DEFAULTS
+from ldm_jax.interop.diffusers.schedulers import SCHEDULERS, read_scheduler
 
 GOLDEN = Path(__file__).parent / "golden" / "samplers"
 STABLE_DIFFUSION = {

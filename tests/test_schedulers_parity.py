@@ -12,8 +12,8 @@ import pytest
 
 from ldm_jax.diffusion.samplers import sample_trajectory
 from ldm_jax.errors import UserError
-from ldm_jax.interop.sampler_cases import denoise
-from ldm_jax.interop.schedulers import read_scheduler
+from ldm_jax.interop.cases.samplers import denoise
+from ldm_jax.interop.diffusers.schedulers import read_scheduler
 
 pytestmark = pytest.mark.slow
 

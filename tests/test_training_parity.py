@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ldm_jax.interop.parity import run_case
+from ldm_jax.interop.cases.parity import run_case
 
 torch = pytest.importorskip("torch", reason="the parity extra is missing")
 diffusers = pytest.importorskip("diffusers", reason="the parity extra is missing")

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from ldm_jax.conditioning.clip_text import ClipText, ClipTextTransformer
 from ldm_jax.config import ClipTextConditioning
 from ldm_jax.errors import UserError
-from ldm_jax.interop.transformers_text import (
+from ldm_jax.interop.transformers.text import (
     abstract_clip_text,
     clip_text_slot,
     end_at_context,

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from ldm_jax.conditioning.clip_vision import ClipImage, ClipVisionTransformer
 from ldm_jax.config import ClipVisionConfig
 from ldm_jax.errors import UserError
-from ldm_jax.interop.transformers_vision import (
+from ldm_jax.interop.transformers.vision import (
     abstract_clip_vision,
     clip_vision_slot,
     read_clip_vision,

@@ -12,7 +12,7 @@ from ldm_jax.config import (
     UNetConfig,
 )
 from ldm_jax.errors import UserError
-from ldm_jax.interop.diffusers_autoencoder import (
+from ldm_jax.interop.diffusers.autoencoder import (
     autoencoder_slot,
     describe_autoencoder,
     picture_size,
@@ -21,12 +21,12 @@ from ldm_jax.interop.diffusers_autoencoder import (
     require_same_channels,
     write_autoencoder_config,
 )
-from ldm_jax.interop.diffusers_component import read_config, read_weights, write_component
-from ldm_jax.interop.folders import require_empty
-from ldm_jax.interop.json_files import read_json
+from ldm_jax.interop.diffusers.component import read_config, read_weights, write_component
+from ldm_jax.interop.files.folders import require_empty
+from ldm_jax.interop.files.json_files import read_json
+from ldm_jax.interop.files.write_safetensors import FloatType
 from ldm_jax.interop.latents import latent_params
 from ldm_jax.interop.mapping import write_tensors
-from ldm_jax.interop.write_safetensors import FloatType
 from ldm_jax.model import Params, make_model
 from ldm_jax.sampling.session import Session
 

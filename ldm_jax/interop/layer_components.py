@@ -21,18 +21,18 @@ from ldm_jax.conditioning.clip_text import ClipTextTransformer
 from ldm_jax.config import ClipTextConditioning
 from ldm_jax.denoiser.unet import UNet
 from ldm_jax.errors import UserError
-from ldm_jax.interop.component_cases import unet_arguments
-from ldm_jax.interop.diffusers_autoencoder import (
+from ldm_jax.interop.cases.components import unet_arguments
+from ldm_jax.interop.diffusers.autoencoder import (
     DiffusersAutoencoder,
     autoencoder_slot,
     read_autoencoder_config,
     read_autoencoder_params,
 )
-from ldm_jax.interop.diffusers_component import TRANSFORMERS, read_config, read_weights
-from ldm_jax.interop.diffusers_unet import read_unet_config, read_unet_params, unet_slot
-from ldm_jax.interop.diffusers_unet_fields import DiffusersUNet
+from ldm_jax.interop.diffusers.component import TRANSFORMERS, read_config, read_weights
+from ldm_jax.interop.diffusers.unet import read_unet_config, read_unet_params, unet_slot
+from ldm_jax.interop.diffusers.unet_fields import DiffusersUNet
 from ldm_jax.interop.mapping import SlotOf
-from ldm_jax.interop.transformers_text import clip_text_prefix, clip_text_slot, read_clip_text, read_clip_text_config
+from ldm_jax.interop.transformers.text import clip_text_prefix, clip_text_slot, read_clip_text, read_clip_text_config
 from ldm_jax.model import Params
 
 BATCH = 2

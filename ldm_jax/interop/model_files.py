@@ -8,14 +8,14 @@ import numpy as np
 
 from ldm_jax.conditioning.tokenizer import token_inputs
 from ldm_jax.errors import UserError
-from ldm_jax.interop.diffusers_export import write_pipeline
-from ldm_jax.interop.diffusers_pipeline import imported_sampler, is_pipeline, read_pipeline
+from ldm_jax.interop.diffusers.export import write_pipeline
+from ldm_jax.interop.diffusers.pipeline import imported_sampler, is_pipeline, read_pipeline
+from ldm_jax.interop.files.folders import require_empty
+from ldm_jax.interop.files.json_files import read_json
+from ldm_jax.interop.files.write_safetensors import FloatType
 from ldm_jax.interop.first_stages import is_autoencoder, read_autoencoder, write_autoencoder
-from ldm_jax.interop.folders import require_empty
-from ldm_jax.interop.json_files import read_json
-from ldm_jax.interop.original_checkpoint import Weights
-from ldm_jax.interop.original_files import is_original, read_original, write_original
-from ldm_jax.interop.write_safetensors import FloatType
+from ldm_jax.interop.original.checkpoint import Weights
+from ldm_jax.interop.original.files import is_original, read_original, write_original
 from ldm_jax.model import Params
 from ldm_jax.sampling.session import Session, load_session
 from ldm_jax.training.checkpoints import write_atomically

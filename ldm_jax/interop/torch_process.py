@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ldm_jax.errors import UserError
-from ldm_jax.interop.case_arrays import Arrays, read_arrays
+from ldm_jax.interop.cases.arrays import Arrays, read_arrays
 
 DType = Literal["float32", "bfloat16"]
 Kind = Literal["layer", "output", "cotangent", "parameter", "input"]

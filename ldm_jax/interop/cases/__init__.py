@@ -1,0 +1,1 @@
+"""Parity cases: what another system computed, computed here and compared."""

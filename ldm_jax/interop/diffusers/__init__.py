@@ -1,0 +1,1 @@
+"""Formats of diffusers: autoencoders, U-Nets, schedulers and whole pipelines."""

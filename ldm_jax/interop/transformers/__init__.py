@@ -1,0 +1,1 @@
+"""Formats of transformers: text and image encoders, and tokenizers."""
