@@ -2,7 +2,7 @@
 
 Layers come in the order in which PyTorch ends them, gradients in the order in which they are computed, from the end,
 so that the first one beyond the tolerance is where the two part. Both compute in float32, or both in bfloat16 from the
-same weights and inputs rounded to it; ours then keeps its statistics, softmax and sums of gradients in float32.
+same weights and inputs rounded to it; ours then keeps statistics of norms and the softmax in float32.
 
 (1) relative = max |ours - reference| / max(max |reference|, floor)
     floor = a share of the largest |reference| of all rows
@@ -47,12 +47,12 @@ LIMITS: dict[tuple[DType, Direction], Limit] = {
     ("float32", "forward"): Limit(1e-4, 1e-3),
     ("float32", "gradient"): Limit(1e-3, 1e-2),
     ("bfloat16", "forward"): Limit(1e-1, 1e-3),
-    ("bfloat16", "gradient"): Limit(1.5e-1, 1e-1),
+    ("bfloat16", "gradient"): Limit(2e-1, 1e-1),
 }
 """By default. The largest relative errors over the golden models and random ones of Stable Diffusion's depth were 7e-6
-and 1.5e-5 in float32, 6e-2 and 9e-2 in bfloat16 (2026-11-24, torch 2.13.0, CPU; docs/parity.md). In bfloat16 both
-sides are as far from the float32 result, each by about 2/3 of that: eight bits through hundreds of layers. Gradients
-that are exactly zero, of a bias before a norm of single channels, are there 1 % of the largest; hence the floor."""
+and 1.5e-5 in float32, 6e-2 and 0.13 in bfloat16 (2026-11-24, torch 2.13.0, CPU; docs/parity.md). In bfloat16 each side
+is about as far from the float32 result as from the other: eight bits through hundreds of layers. Gradients that are
+exactly zero, of a bias before a norm of single channels, are there up to 0.5 % of the largest; hence the floor."""
 
 logger = logging.getLogger(__name__)
 
