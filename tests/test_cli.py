@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from ldm_jax.interop.comparison import Comparison
 
 import ldm_jax.experiment
 import ldm_jax.interop.layers
@@ -30,6 +29,7 @@ from ldm_jax.config import (
     save_experiment,
 )
 from ldm_jax.errors import UserError
+from ldm_jax.interop.cases.comparison import Comparison
 from ldm_jax.interop.layers import Section
 from ldm_jax.training.loop import Interrupted, TrainingDiverged
 
