@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ldm_jax.config import (
+    LARGEST,
     ClippingKind,
     Experiment,
     MeshConfig,
@@ -32,6 +33,9 @@ from ldm_jax.config import (
 from ldm_jax.errors import UserError
 
 DEFAULT_EXPERIMENT = "openmoji"
+
+MAX_CPU_DEVICES = 256
+"""A mesh of more is refused for want of devices, before each of them starts its threads."""
 
 logger = logging.getLogger("ldm_jax")
 
@@ -206,6 +210,9 @@ def sampling_config(command: SampleCommand, default: SamplingConfig) -> Sampling
             raise UserError(f"--{name.replace('_', '-')}={getattr(command, name)} must be at least 1")
     if command.seed < 0:
         raise UserError(f"--seed={command.seed} must not be negative")
+    for name in ("seed", "num_samples", "batch_size"):
+        if getattr(command, name) > LARGEST:
+            raise UserError(f"--{name.replace('_', '-')}={getattr(command, name)} must be at most {LARGEST}")
     names = {f.name for f in dataclasses.fields(default)} & {f.name for f in dataclasses.fields(command)}
     given = {name: getattr(command, name) for name in names if getattr(command, name) is not None}
     return dataclasses.replace(default, **given)
@@ -303,7 +310,7 @@ def start_jax(cpu_devices: int) -> None:
 def cpu_devices_for(mesh: MeshConfig, batch_sizes: Sequence[int]) -> int:
     """Devices for a CPU: what the mesh asks for, or as many as there are cores and the batches can be split over."""
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
-    given = math.prod(size for size in sizes if size != -1)
+    given = min(math.prod(size for size in sizes if size != -1), MAX_CPU_DEVICES)
     if -1 not in sizes:
         return given
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -313,7 +320,7 @@ def cpu_devices_for(mesh: MeshConfig, batch_sizes: Sequence[int]) -> int:
 
 def _cpu_devices_of(run_dir: Path) -> int | None:
     """Devices of a run that was started on a CPU: with as many, it goes on to the same bits."""
-    devices = read_manifest(run_dir / "manifest.json").get("devices", [])
+    devices: list[str] = read_manifest(run_dir / "manifest.json").get("devices", [])
     return len(devices) if devices and all(device.startswith("cpu:") for device in devices) else None
 
 
@@ -326,6 +333,14 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
     except UserError as error:
         logger.error("error: %s", error)
         return error.exit_code
+    except OSError as error:  # what the system refuses at a place where no message says more
+        logger.error("error: %s", error)
+        return UserError.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        logger.error("error: out of memory (%s); use a smaller batch, picture or model", str(error).partition("\n")[0])
+        return UserError.exit_code
     except KeyboardInterrupt:
         logger.error("error: interrupted")
         return 130

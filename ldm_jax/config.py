@@ -157,6 +157,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "image_size")
         _require_not_negative(self, "num_threads")
+        _require(self.num_threads <= 256, f"DataConfig.num_threads={self.num_threads} must be at most 256")
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -1052,6 +1053,7 @@ class Experiment:
     mesh: MeshConfig = field(default_factory=MeshConfig, metadata=_HOW)
 
     def __post_init__(self) -> None:
+        _require(self.name.strip() != "", "Experiment.name is empty; its run folder is called after it")
         _require_not_negative(self, "seed")
         autoencoder, size = self.first_stage.autoencoder, self.data.image_size
         factor = autoencoder.downsample_factor * 2 ** (len(self.denoiser.channel_mult) - 1)

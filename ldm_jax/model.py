@@ -27,6 +27,7 @@ from ldm_jax.conditioning.spatial import SpatialRescaler
 from ldm_jax.config import Experiment
 from ldm_jax.denoiser.unet import UNet
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
+from ldm_jax.errors import UserError
 from ldm_jax.nn.resample import resampling_factors
 
 Params = dict[str, Any]
@@ -142,6 +143,19 @@ def make_model(experiment: Experiment) -> LatentDiffusion:
         image_shape=(*image, experiment.data.image_channels),
         latent_shape=(*latent, config.latent_channels),
     )
+
+
+def require_diffusion_of_pictures(experiment: Experiment) -> None:
+    """Refuse what can be imported and called, but neither be trained on pictures nor draw them.
+
+    Raises:
+        UserError: naming the field.
+    """
+    dims, ids = experiment.denoiser.spatial_dims, experiment.denoiser.num_codebook_ids
+    if dims != 2:
+        raise UserError(f"denoiser.spatial_dims={dims} is not for pictures, which are the only data here; use 2")
+    if ids is not None:
+        raise UserError(f"denoiser.num_codebook_ids={ids} predicts codebook entries and no latents; use None")
 
 
 def num_parameters(params: Params) -> int:

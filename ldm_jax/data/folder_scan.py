@@ -136,7 +136,7 @@ def _split(directory: Path, pictures: list[str], fraction: float) -> tuple[dict[
 
 
 def _fraction_of(name: str) -> float:
-    return int.from_bytes(hashlib.sha256(_inner(name).encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(os.fsencode(_inner(name))).digest()[:8], "big") / 2**64
 
 
 def _inner(name: str) -> str:

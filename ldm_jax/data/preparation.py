@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 _MANIFEST = "ldm_jax.json"
 _WORK_PREFIX = ".preparing-"
 _STALE_SECONDS = 24 * 3600.0
+_SMALL = 2**20  # larger files hold records, each with a checksum of its own
 
 
 def default_cache_dir() -> Path:
@@ -71,12 +72,17 @@ def prepare(key: str, make_builder: Callable[[str], Any], cache_dir: str | None)
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a prepared set is there with every file at its full size."""
+    """Whether a prepared set is there with every file at its full size, and the small ones, such as JSON, unchanged."""
     try:
         files = json.loads((folder / _MANIFEST).read_text())["files"]
-        return all((folder / name).stat().st_size == entry["size"] for name, entry in files.items())
+        return all(_is_whole(folder / name, entry) for name, entry in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # missing, or not what was written
         return False
+
+
+def _is_whole(path: Path, entry: dict[str, Any]) -> bool:
+    size = path.stat().st_size
+    return size == entry["size"] and (size > _SMALL or file_sha256(path) == entry["sha256"])
 
 
 def prepared_fingerprint(folder: Path) -> str:

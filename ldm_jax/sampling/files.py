@@ -15,6 +15,10 @@ from ldm_jax.sampling.session import Session
 
 logger = logging.getLogger(__name__)
 
+MAX_PICTURES = 100_000
+"""Pictures of one call: they are all kept until the grid is drawn."""
+_GRID_COLUMNS, _GRID_ROWS = 32, 64
+
 
 def draw_to_files(
     session: Session,
@@ -37,6 +41,9 @@ def draw_to_files(
     if prompts and class_labels:
         raise UserError("give --prompt or --class-label, not both")
     labels = list(prompts or class_labels) or [""]
+    count = num_samples * len(labels)
+    if count > MAX_PICTURES:
+        raise UserError(f"{count} pictures are too many for one call; draw at most {MAX_PICTURES}, with several --seed")
     asked = [label for label in labels for _ in range(num_samples)]
     if prompts:
         inputs = session.prompt_inputs(asked)
@@ -54,12 +61,14 @@ def draw_to_files(
             save_picture(picture, path, description)
             files.append(path)
             pictures.append(picture)
-        rows = [pictures[i : i + num_samples] for i in range(0, len(asked), num_samples)]
+        shown = min(num_samples, _GRID_COLUMNS)
+        rows = [pictures[i : i + shown] for i in range(0, len(asked), num_samples)][:_GRID_ROWS]
         grid = _free(out / f"{_slug(labels[0])}seed{seed}_grid.png")
-        draw_grid(rows, labels, grid, footer=session.credit)
+        draw_grid(rows, labels[:_GRID_ROWS], grid, footer=session.credit)
     except OSError as error:
         raise UserError(f"cannot write pictures to {out} ({error}); choose another folder: --out DIR") from error
-    logger.info("%d pictures in %s, all of them in %s", len(files), out, grid)
+    together = sum(map(len, rows))
+    logger.info("%d pictures in %s, %s of them in %s", count, out, "all" if together == count else together, grid)
     return [*files, grid]
 
 

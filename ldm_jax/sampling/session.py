@@ -18,7 +18,7 @@ from ldm_jax.conditioning.tokenizer import PromptEncoder, token_inputs
 from ldm_jax.config import ClassConditioning, Experiment, MeshConfig, SamplingConfig
 from ldm_jax.diffusion.samplers import Sampler, make_sampler
 from ldm_jax.errors import UserError
-from ldm_jax.model import LatentDiffusion, Params, make_model
+from ldm_jax.model import LatentDiffusion, Params, make_model, require_diffusion_of_pictures
 from ldm_jax.pictures import to_uint8
 from ldm_jax.sampling.generate import make_generate
 from ldm_jax.training.checkpoints import abstract_like
@@ -130,9 +130,15 @@ class Session:
         """Draw `count` pictures for as many rows of `inputs`, in batches of one size; picture i has sample index i.
 
         Raises:
+<<<<<<< ours
             UserError: it is a first stage alone.
         """
         self.require_denoiser()
+=======
+            UserError: the model draws no pictures, the sampler does not fit it, or they are not finite numbers.
+        """
+        require_diffusion_of_pictures(self.experiment)
+>>>>>>> theirs
         sampler = self.sampler(config)
         generate = make_generate(self.model, guided=config.guidance_scale != 1.0 and bool(inputs))
         mesh = sharding.make_mesh(MeshConfig())
@@ -147,8 +153,14 @@ class Session:
             rows = jax.tree.map(lambda x, index=index: x[np.minimum(index, count - 1)], inputs)
             batch = (rows, null, scale, index.astype(np.int32))
             rows, null, scale, index = jax.device_put(batch, sharding.batch_sharding(mesh))
-            images = generate(params, sampler, rows, null, scale, key, index)
-            yield from to_uint8(np.asarray(images))[: count - begin]
+            images = np.asarray(generate(params, sampler, rows, null, scale, key, index))
+            if not np.isfinite(images).all():
+                raise UserError(
+                    f"sampler={config.sampler} with {config.num_sample_steps} steps and guidance_scale="
+                    f"{config.guidance_scale} leaves numbers that are not finite; use another sampler, more steps or "
+                    "less guidance"
+                )
+            yield from to_uint8(images)[: count - begin]
 
     def sampler(self, config: SamplingConfig) -> Sampler:
         """The sampler that a configuration names; raises UserError where `make_sampler` does."""

@@ -44,7 +44,7 @@ class Checkpoints:
         """Steps with a sealed checkpoint, oldest first; it may still turn out damaged."""
         if not self.directory.is_dir():
             return []
-        return sorted(int(p.stem) for p in self.directory.glob("*.json") if p.stem.isdigit())
+        return sorted(int(p.stem) for p in self.directory.glob("*.json") if p.stem.isdecimal())
 
     def save(self, step: int, items: dict[str, Any]) -> None:
         """Start to save `items` (trees of arrays by name) as `step`; returns once the arrays are copied.
@@ -121,8 +121,8 @@ class Checkpoints:
         """
         folder = self._folder(step)
         try:
-            sealed = json.loads(self._seal(step).read_text())["files"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            sealed = dict(json.loads(self._seal(step).read_text())["files"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedCheckpoint(f"the seal {self._seal(step)} cannot be read: {error}") from error
         present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
         for name in sorted(present | set(sealed)):
@@ -130,7 +130,7 @@ class Checkpoints:
                 raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {name} is missing")
             if name not in sealed:
                 raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {name} does not belong to it")
-            if sealed[name] != _checksum(folder / name):
+            if sealed[name] != _readable_checksum(folder / name):
                 raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {name} has changed since it was written")
 
     def remove_unfinished(self) -> None:
@@ -189,6 +189,14 @@ def _checksum(path: Path, *, sync: bool = False) -> list[int]:
         if sync:
             os.fsync(file.fileno())
         return [file.tell(), crc]
+
+
+def _readable_checksum(path: Path) -> list[int] | None:
+    """As `_checksum`; None if the disk does not give the file back."""
+    try:
+        return _checksum(path)
+    except OSError:
+        return None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -14,16 +14,21 @@ logger = logging.getLogger(__name__)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics.jsonl; a last line that was cut by a kill is left out."""
+    """Lines of a metrics.jsonl; one that is damaged, or the last one if a kill has cut it, is left out."""
     if not path.exists():
         return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+    return [values for line in path.read_bytes().splitlines() if (values := _parsed(line)) is not None]
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The values of a line that is as `MetricsLog` writes it."""
+    try:
+        values = json.loads(line)
+        numbers = {name: value for name, value in values.items() if name != "stage"}
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    whole = isinstance(values.get("stage"), str) and isinstance(values.get("step"), int)
+    return values if whole and all(isinstance(value, int | float) for value in numbers.values()) else None
 
 
 class MetricsLog:

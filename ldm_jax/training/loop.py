@@ -10,9 +10,10 @@ from types import FrameType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Key
 from tqdm import tqdm
 
 from ldm_jax import sharding
@@ -210,7 +211,7 @@ class _Loop:
             values |= self._report(number, metrics, bar)
         if due(training.eval_every):
             self._check(self.previous)
-            values |= self.stage.evaluate(state)
+            values |= self._heldout(state, number)
         if values:
             self.log.write(number, values)
         if due(training.sample_every):
@@ -219,6 +220,7 @@ class _Loop:
         signaled = self.signals.received
         if due(training.checkpoint_every) or signaled is not None:
             self._check(self.previous)
+            self._check_parameters(state, number)
             self.checkpoints.save(number, to_items(state))
         if signaled is not None and not last:
             self.checkpoints.wait()
@@ -240,6 +242,13 @@ class _Loop:
         self._restart_clock()
         return values
 
+    def _heldout(self, state: TrainState, number: int) -> dict[str, float]:
+        values = self.stage.evaluate(state)
+        bad = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise self._diverged(number, ", ".join(bad))
+        return values
+
     def _check(self, done: tuple[int, Metrics] | None) -> None:
         if done is None:
             return
@@ -247,17 +256,35 @@ class _Loop:
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        names = ["/".join(sharding.path_names(p)) for p, _ in self._leaves_with_path()]
-        bad = [name for name, n in zip(names, np.asarray(metrics["leaf_norms"]), strict=True) if not np.isfinite(n)]
-        where = f"; the gradient is not finite in {len(bad)} of {len(names)} parameters, first {bad[0]}" if bad else ""
+        where = self._named_where(~np.isfinite(np.asarray(metrics["leaf_norms"])), "the gradient is")
+        raise self._diverged(number, f"loss {loss}, gradient norm {norm}{where}")
+
+    def _check_parameters(self, state: TrainState, number: int) -> None:
+        """A finite gradient may still make parameters that are not; no checkpoint holds such."""
+        bad = np.logical_or(*(np.asarray(_not_finite(tree)) for tree in (state.params, state.ema_params)))
+        if bad.any():
+            raise self._diverged(number, self._named_where(bad, "what came out is").removeprefix("; "))
+
+    def _named_where(self, bad: np.ndarray, what: str) -> str:
+        """Which parameters are bad; empty if none is."""
+        if not bad.any():
+            return ""
+        abstract = jax.eval_shape(self.stage.init, self.root, self.stage.frozen, self.stage.initial)
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(abstract.params)]
+        first = "/".join(sharding.path_names(paths[int(np.argmax(bad))]))
+        return f"; {what} not finite in {int(bad.sum())} of {len(paths)} parameters, first {first}"
+
+    def _diverged(self, number: int, what: str) -> TrainingDiverged:
         self.checkpoints.wait()
         kept = self.checkpoints.steps()
-        raise TrainingDiverged(
-            f"{self.stage.name} diverged at step {number}: loss {loss}, gradient norm {norm}{where}. "
+        return TrainingDiverged(
+            f"{self.stage.name} diverged at step {number}: {what}. "
             + (f"The checkpoint of step {kept[-1]} is kept. " if kept else "There is no checkpoint yet. ")
             + "Use a lower learning rate, a longer warm-up or a smaller max_grad_norm, in another folder (--run-dir)"
         )
 
-    def _leaves_with_path(self) -> list[tuple[Any, Any]]:
-        abstract = jax.eval_shape(self.stage.init, self.root, self.stage.frozen, self.stage.initial)
-        return jax.tree_util.tree_leaves_with_path(abstract.params)
+
+@jax.jit
+def _not_finite(tree: Any) -> Bool[Array, " leaves"]:
+    """Which leaves of a tree hold a number that is not finite."""
+    return jnp.stack([~jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])

@@ -116,10 +116,12 @@ class RunFolder:
         """
         manifest, circumstances = self.read_manifest(), _circumstances()
         if not manifest:
+            if self.manifest_file.exists():
+                logger.warning("%s is damaged and is written anew, with what is known now", self.manifest_file)
             manifest = {**circumstances, "seed": experiment.seed, "data": data, "continued": []}
         else:
             manifest["continued"].append(circumstances)
-            if manifest["devices"] != circumstances["devices"]:
+            if manifest["devices"] and manifest["devices"] != circumstances["devices"]:
                 logger.warning(
                     "%s was started on %d devices (%s) and goes on with %d (%s): equal up to rounding, not to the bit",
                     *(self.path, len(manifest["devices"]), manifest["devices"][0]),
@@ -140,8 +142,8 @@ class RunFolder:
         for split, known in self.read_manifest().get("data", {}).items():
             if isinstance(known, dict) and known != data.get(split):
                 raise UserError(
-                    f"the {split} split of {known['name']} has changed since {self.path} was started "
-                    f"({known['num_pictures']} pictures then); restore the data, or train into another folder: "
+                    f"the {split} split of {known.get('name')} has changed since {self.path} was started "
+                    f"({known.get('num_pictures')} pictures then); restore the data, or train into another folder: "
                     "--run-dir DIR"
                 )
 

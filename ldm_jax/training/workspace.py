@@ -26,7 +26,7 @@ from ldm_jax.data.sources import load_source
 from ldm_jax.data.transforms import evaluation_transforms, training_transforms
 from ldm_jax.diffusion.samplers import make_sampler
 from ldm_jax.errors import UserError
-from ldm_jax.model import LatentDiffusion, make_model
+from ldm_jax.model import LatentDiffusion, make_model, require_diffusion_of_pictures
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.step import Batch
 
@@ -82,6 +82,7 @@ def open_workspace(experiment: Experiment, run_dir: Path, given: Mapping[str, To
     Raises:
         UserError: the mesh, the data or the folder does not fit the experiment; nothing was overwritten.
     """
+    require_diffusion_of_pictures(experiment)
     mesh = sharding.make_mesh(experiment.mesh)
     trainings = {"first_stage.training": experiment.first_stage.training, "training": experiment.training}
     for name, training in trainings.items():
