@@ -130,15 +130,11 @@ class Session:
         """Draw `count` pictures for as many rows of `inputs`, in batches of one size; picture i has sample index i.
 
         Raises:
-<<<<<<< ours
-            UserError: it is a first stage alone.
+            UserError: the model is a first stage alone or draws no pictures, the sampler does not fit it, or they are
+                not finite numbers.
         """
         self.require_denoiser()
-=======
-            UserError: the model draws no pictures, the sampler does not fit it, or they are not finite numbers.
-        """
         require_diffusion_of_pictures(self.experiment)
->>>>>>> theirs
         sampler = self.sampler(config)
         generate = make_generate(self.model, guided=config.guidance_scale != 1.0 and bool(inputs))
         mesh = sharding.make_mesh(MeshConfig())
