@@ -65,7 +65,7 @@ def test_a_first_stage_of_diffusers(case: str, tmp_path: Path) -> None:
     save_model(session, tmp_path / "back", "diffusers")
     back = open_model(tmp_path / "back")
     assert same(back.params, session.params)
-    assert dataclasses.replace(back.experiment, name="") == dataclasses.replace(session.experiment, name="")
+    assert dataclasses.replace(back.experiment, name="x") == dataclasses.replace(session.experiment, name="x")
     with pytest.raises(UserError, match="back is not empty; choose another folder"):
         save_model(session, tmp_path / "back", "diffusers")
 

@@ -159,7 +159,7 @@ def test_original_to_run_to_original(case: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["model.safetensors", "project.yaml"]
     back = read_original(tmp_path / "back")
     assert same(back.params, session.params)
-    assert dataclasses.replace(back.experiment, name="") == dataclasses.replace(session.experiment, name="")
+    assert dataclasses.replace(back.experiment, name="x") == dataclasses.replace(session.experiment, name="x")
 
 
 def test_original_to_diffusers(tmp_path: Path) -> None:
