@@ -1,7 +1,7 @@
 """The table of data sets: `load_source` opens the one that a configuration names.
 
-A new data set is a configuration class in `config.py`, one file here with an `open_source(config, split)`, and one line
-of the table. Those files are imported when they are used: TensorFlow Datasets costs half a second.
+A new data set is a configuration class in `config/data.py`, one file here with an `open_source(config, split)`, and
+one line of the table. Those files are imported when they are used: TensorFlow Datasets costs half a second.
 """
 
 import importlib

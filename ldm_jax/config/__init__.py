@@ -1,0 +1,87 @@
+"""Every configuration dataclass, and how an experiment is loaded by name, tuned by flags, saved and restored.
+
+A configuration is a tree of frozen, keyword-only dataclasses. A field's docstring is its help text on the command
+line, its type decides what is accepted, and `__post_init__` checks what types cannot: each message names the field,
+its value and the nearest value that works. Nothing here imports jax, so `--help` is quick.
+"""
+
+from ldm_jax.config.autoencoder import AutoencoderConfig, AutoencoderKLConfig, AutoencoderVQConfig
+from ldm_jax.config.checks import LARGEST, nearest_divisor
+from ldm_jax.config.conditioning import (
+    ClassConditioning,
+    ClipTextConditioning,
+    ClipVisionConfig,
+    Conditioning,
+    EmbeddingConditioning,
+    SdxlConditioning,
+    SpatialConditioning,
+    TextConditioning,
+    Unconditional,
+)
+from ldm_jax.config.data import DataConfig, FashionMnist, ImageFolder, OpenMoji, PreparedTfds, Shapes, Source
+from ldm_jax.config.denoiser import Place, UNetConfig
+from ldm_jax.config.diffusion import DiffusionConfig, PredictionType, ScheduleConfig, ScheduleKind
+from ldm_jax.config.experiment import Experiment
+from ldm_jax.config.mesh import MeshConfig
+from ldm_jax.config.sampling import ClippingKind, SamplerName, SamplingConfig, SigmaSpacing, Spacing
+from ldm_jax.config.saved import (
+    differences,
+    field_types,
+    from_dict,
+    read_manifest,
+    restore_experiment,
+    save_experiment,
+    to_dict,
+)
+from ldm_jax.config.shipped import describe_experiment, experiment_names, load_experiment
+from ldm_jax.config.training import FirstStageConfig, OptimizerConfig, TrainingConfig
+
+__all__ = [
+    "LARGEST",
+    "AutoencoderConfig",
+    "AutoencoderKLConfig",
+    "AutoencoderVQConfig",
+    "ClassConditioning",
+    "ClipTextConditioning",
+    "ClipVisionConfig",
+    "ClippingKind",
+    "Conditioning",
+    "DataConfig",
+    "DiffusionConfig",
+    "EmbeddingConditioning",
+    "Experiment",
+    "FashionMnist",
+    "FirstStageConfig",
+    "ImageFolder",
+    "MeshConfig",
+    "OpenMoji",
+    "OptimizerConfig",
+    "Place",
+    "PredictionType",
+    "PreparedTfds",
+    "SamplerName",
+    "SamplingConfig",
+    "ScheduleConfig",
+    "ScheduleKind",
+    "SdxlConditioning",
+    "Shapes",
+    "SigmaSpacing",
+    "Source",
+    "Spacing",
+    "SpatialConditioning",
+    "TextConditioning",
+    "TrainingConfig",
+    "UNetConfig",
+    "Unconditional",
+    "describe_experiment",
+    "differences",
+    "experiment_names",
+    "field_types",
+    "from_dict",
+    "load_experiment",
+    "nearest_divisor",
+    "read_manifest",
+    "restore_experiment",
+    "save_experiment",
+    "to_dict",
+]

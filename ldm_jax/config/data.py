@@ -1,0 +1,100 @@
+"""What a model learns from: the data set, its size and how it is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from ldm_jax.config.checks import HOW, require, require_fraction, require_not_negative, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenMoji:
+    """OpenMoji pictograms with their Unicode captions (needs the `demo` extra)."""
+
+    groups: tuple[str, ...] = ()
+    """Unicode groups to keep, such as food-drink; empty keeps all but `component`."""
+    max_tags: int = 3
+    """Largest number of keywords that a training caption may carry behind its label; the number is drawn each step."""
+
+    def __post_init__(self) -> None:
+        require_not_negative(self, "max_tags")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FashionMnist:
+    """Fashion-MNIST from its four idx files (Debian package dataset-fashion-mnist)."""
+
+    directory: str = "/usr/share/datasets/fashion-mnist"
+    """Folder of the idx files, gzipped or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder:
+    """A folder of pictures: class sub-folders, captions from a .txt beside a picture, or a metadata.jsonl."""
+
+    directory: str = "."
+    """The folder; `train/` and `test/` inside it are taken as the splits where they exist."""
+    test_fraction: float = 0.05
+    """Share held out for the test split, chosen by a hash of the file name, where there is no `test/` folder."""
+
+    def __post_init__(self) -> None:
+        require_fraction(self, "test_fraction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedTfds:
+    """Any TFDS data set that is already prepared on this machine as array_record."""
+
+    name: str = ""
+    """Name (`cifar10`), name with configuration (`name/config:1.0.0`), or the folder of a prepared version."""
+    directory: str | None = None
+    """TFDS data_dir; its own default when not given."""
+    train_split: str = "train"
+    """Split trained on, in TFDS slicing syntax."""
+    test_split: str = "test"
+    """Held-out split, in TFDS slicing syntax."""
+    image_key: str = "image"
+    """Feature that holds the picture."""
+    label_key: str = "label"
+    """Feature that holds the class, if any."""
+    caption_key: str = "caption"
+    """Feature that holds the caption, if any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Generated coloured shapes with captions and classes: no files needed, for tests and first tries."""
+
+    num_examples: int = 600
+    """Pictures in the training split; the test split has a tenth of it."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_examples")
+
+
+Source: TypeAlias = OpenMoji | FashionMnist | ImageFolder | PreparedTfds | Shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which pictures, and what is done to them before the model sees them."""
+
+    source: Source = field(default_factory=Shapes)
+    image_size: int = 32
+    """Height and width in pixels after resizing the shorter side and cropping the centre."""
+    image_channels: Literal[1, 3] = 3
+    """1 for grey, 3 for RGB."""
+    horizontal_flip: bool = False
+    """Show each picture mirrored half of the time."""
+    cache_latents: bool = True
+    """Encode the whole data set once before the diffusion stage (small sets); else encode each batch."""
+    cache_dir: str | None = field(default=None, metadata=HOW)
+    """Where prepared data sets are kept; default: ldm_jax/data in the user's cache folder."""
+    num_threads: int = field(default=2, metadata=HOW)
+    """Reader threads of the input pipeline (`--data.num-threads 0` reads in the main thread)."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "image_size")
+        require_not_negative(self, "num_threads")
+        require(self.num_threads <= 256, f"DataConfig.num_threads={self.num_threads} must be at most 256")

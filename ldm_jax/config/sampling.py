@@ -1,0 +1,76 @@
+"""How pictures are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from ldm_jax.config.checks import require_fraction, require_not_negative, require_positive
+
+SamplerName: TypeAlias = Literal[
+    "ddim",
+    "ddpm",
+    "plms",
+    "pndm",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "kdpm2",
+    "kdpm2_ancestral",
+    "lms",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_3s",
+    "unipc",
+    "unipc_3",
+    "deis",
+    "rk4",
+    "adaptive",
+    "imported",
+]
+Spacing: TypeAlias = Literal["trailing", "leading", "linspace"]
+SigmaSpacing: TypeAlias = Literal["schedule", "karras", "exponential", "beta"]
+ClippingKind: TypeAlias = Literal["none", "static", "dynamic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How pictures are drawn, for the grids during training and as the default of `sample.py`."""
+
+    sampler: SamplerName = "ddim"
+    """Which solver runs the denoiser backwards: `unipc`, `dpmpp_2m`, `dpmpp_3m` need the fewest steps; `ddpm`,
+    `euler_ancestral`, `kdpm2_ancestral`, `dpmpp_2m_sde` add fresh noise on the way; `imported` is the scheduler that
+    came with a model of another system."""
+    num_sample_steps: int = 50
+    """Steps from noise to latent, each one denoiser call; heun and kdpm2 make two a step, rk4 four, pndm and plms a few
+    more in all, and adaptive as many as its tolerance needs."""
+    spacing: Spacing = "trailing"
+    """Timesteps visited: from the last one (trailing), down to the first one (leading), or both (linspace)."""
+    sigmas: SigmaSpacing = "schedule"
+    """Noise levels between the first and the last call: the schedule's own at the timesteps, or spaced as in Karras et
+    al. 2022, evenly in their logarithm (exponential), or by quantiles of a beta distribution."""
+    eta: float = 0.0
+    """Share of fresh noise in each DDIM step: 0 deterministic, 1 as DDPM."""
+    churn: float = 0.0
+    """Noise put back before each step of heun (S_churn of Karras et al. 2022, 40 there for 256 steps); 0 is none."""
+    tolerance: float = 1e-3
+    """Relative and absolute error that a step of adaptive may make."""
+    clipping: ClippingKind = "none"
+    """Bounds of the estimated clean latent: none, [-clip_range, clip_range], or a percentile of each sample."""
+    clip_range: float = 1.0
+    """Bound of static clipping, and the largest one of dynamic clipping."""
+    clip_percentile: float = 0.995
+    """Share of a sample's values that dynamic clipping leaves as they are."""
+    guidance_scale: float = 5.0
+    """Strength of classifier-free guidance; 1 is none."""
+    prompts: tuple[str, ...] = ()
+    """Prompts of the grid (text conditioning); each is drawn `samples_per_prompt` times."""
+    samples_per_prompt: int = 4
+    """Pictures for each prompt or class of the grid."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_sample_steps", "samples_per_prompt", "tolerance", "clip_range", "clip_percentile")
+        require_fraction(self, "eta", "clip_percentile")
+        require_not_negative(self, "guidance_scale", "churn")

@@ -1,0 +1,103 @@
+"""How a stage is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ldm_jax.config.autoencoder import AutoencoderKLConfig, AutoencoderVQConfig
+from ldm_jax.config.checks import (
+    HOW,
+    nearest_divisor,
+    require,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with warm-up and decay. The learning rate is used as it is written: no scaling by batch or devices."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly, to the peak at the last of them."""
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    """How the learning rate falls after the warm-up, until the last step."""
+    final_learning_rate_ratio: float = 0.0
+    """Learning rate towards which the last step falls, as a share of the peak (cosine and linear)."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on every parameter."""
+    max_grad_norm: float | None = 1.0
+    """Clip the gradient to this global norm; None does not clip."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "learning_rate", "epsilon")
+        require_fraction(self, "beta1", "beta2", "final_learning_rate_ratio")
+        for name in ("beta1", "beta2"):
+            require(getattr(self, name) < 1, f"OptimizerConfig.{name}=1 never learns; use less, such as 0.9 or 0.999")
+        require_not_negative(self, "warmup_steps", "weight_decay")
+        if self.max_grad_norm is not None:
+            require_positive(self, "max_grad_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Length, batch and rhythm of one training stage."""
+
+    batch_size: int = 32
+    """Global batch size: pictures in one optimizer step, over all devices, micro-batches included."""
+    num_steps: int = 1000
+    """Optimizer steps."""
+    gradient_accumulation: int = 1
+    """Micro-batches in one optimizer step; divides batch_size."""
+    ema_decay: float = 0.9999
+    """Decay of the moving average of the parameters."""
+    ema_warmup: bool = True
+    """Let the decay rise as (1 + n) / (10 + n) at step n until it reaches ema_decay, as LDM does."""
+    log_every: int = field(default=20, metadata=HOW)
+    """Steps between two lines of metrics."""
+    eval_every: int = field(default=200, metadata=HOW)
+    """Steps between two held-out losses."""
+    sample_every: int = field(default=1000, metadata=HOW)
+    """Steps between two picture grids."""
+    checkpoint_every: int = field(default=500, metadata=HOW)
+    """Steps between two checkpoints; one is also saved at the end."""
+    keep_checkpoints: int = field(default=2, metadata=HOW)
+    """Newest checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            self,
+            *("batch_size", "num_steps", "gradient_accumulation", "log_every", "eval_every", "sample_every"),
+            *("checkpoint_every", "keep_checkpoints"),
+        )
+        require_fraction(self, "ema_decay")
+        require(
+            self.batch_size % self.gradient_accumulation == 0,
+            f"TrainingConfig.gradient_accumulation={self.gradient_accumulation} does not divide batch_size="
+            f"{self.batch_size}; nearest that does: {nearest_divisor(self.batch_size, self.gradient_accumulation)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStageConfig:
+    """The autoencoder and its training."""
+
+    autoencoder: AutoencoderKLConfig | AutoencoderVQConfig = field(default_factory=AutoencoderKLConfig)
+    reconstruction_loss: Literal["l1", "l2"] = "l1"
+    """Distance between a picture and its reconstruction."""
+    latent_scale: Literal["global", "per_channel"] = "global"
+    """How latents are brought to unit spread: one factor for all (LDM), or mean and spread of each channel."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: str | None = None
+    """Folder of a finished run whose autoencoder is used instead of training one."""
