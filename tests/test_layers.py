@@ -282,6 +282,18 @@ def test_without_gradients_only_layers_are_compared_and_a_tolerance_is_for_all(f
     assert fake_torch[0]["gradient"] is False
 
 
+def test_an_output_of_another_shape_is_named_instead_of_its_gradients(
+    fake_torch: list[dict[str, Any]], recorded: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+):
+    for kind in ("output", "cotangent"):
+        monkeypatch.setitem(recorded, f"{kind}/pooler_output", np.zeros((BATCH, 31), np.float32))
+    (section,) = run_layers(CLIP, dtypes=["float32"])
+    assert section.direction == "forward"
+    (row,) = [row for row in section.rows if row.name == "output pooler_output"]
+    assert not row.passed
+    assert row.note == "shape [2, 32] instead of [2, 31]"
+
+
 def test_bfloat16_is_computed_in_bfloat16():
     component = read_component(CLIP, "CLIPTextModel")
     half, whole = (trace(component, dtype).outputs["last_hidden_state"] for dtype in ("bfloat16", "float32"))

@@ -23,7 +23,7 @@ class Trace(NamedTuple):
     outputs: Arrays
     """Outputs of the network, in PyTorch's layout."""
     parameters: Params | None = None
-    """Gradients, in our layouts; None where no cotangents were given."""
+    """Gradients, in our layouts; None where there are none."""
     inputs: Arrays | None = None
     """Gradients with respect to the inputs that are no whole numbers, in PyTorch's layout."""
 
@@ -34,13 +34,14 @@ def trace(component: Component, dtype: DTypeLike, cotangents: Mapping[str, np.nd
     Args:
         component: the network, its parameters and inputs.
         dtype: of the computation; parameters and gradients stay in float32.
-        cotangents: numbers v for each output, for the gradients of sum(<output, v>); None computes none.
+        cotangents: numbers v for each output, for the gradients of sum(<output, v>); None, or numbers of other shapes
+            than the outputs, compute none.
     """
     module = component.module(jnp.dtype(dtype))
     whole = {name: jnp.asarray(x) for name, x in component.inputs.items() if np.issubdtype(x.dtype, np.integer)}
     given = {name: x for name, x in component.inputs.items() if name not in whole}
 
-    def forward(params: Params, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
+    def run(params: Params, inputs: Mapping[str, jax.Array]) -> tuple[Any, dict[str, jax.Array]]:
         outputs, state = module.apply(
             {"params": params},
             {**inputs, **whole},
@@ -50,15 +51,19 @@ def trace(component: Component, dtype: DTypeLike, cotangents: Mapping[str, np.nd
         )
         layers: dict[str, Any] = flatten_dict(state["intermediates"], sep="/")
         kept = {path: values[-1] for path, values in layers.items() if isinstance(values[-1], jax.Array)}
-        sums = [jnp.vdot(outputs[name].astype(jnp.float32), v) for name, v in (cotangents or {}).items()]
-        return jnp.sum(jnp.asarray(sums)), jax.tree.map(lambda x: x.astype(jnp.float32), (kept, outputs))
+        return jax.tree.map(lambda x: x.astype(jnp.float32), (kept, outputs))
+
+    def weighted(params: Params, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
+        found = run(params, inputs)
+        return jnp.sum(jnp.asarray([jnp.vdot(found[1][name], v) for name, v in (cotangents or {}).items()])), found
 
     arguments = jax.tree.map(lambda x: jnp.asarray(x).astype(dtype).astype(jnp.float32), (component.params, given))
+    shapes = {name: x.shape for name, x in jax.eval_shape(run, *arguments)[1].items()}
     with jax.default_matmul_precision("highest"):  # accelerators multiply float32 in fewer bits otherwise
-        if cotangents is None:
-            found, gradients = jax.jit(forward)(*arguments)[1], (None, None)
+        if cotangents is None or any(shapes.get(name) != v.shape for name, v in cotangents.items()):
+            found, gradients = jax.jit(run)(*arguments), (None, None)
         else:
-            (_, found), gradients = jax.jit(jax.value_and_grad(forward, argnums=(0, 1), has_aux=True))(*arguments)
+            (_, found), gradients = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True))(*arguments)
     layers, outputs = jax.tree.map(np.asarray, found)
     by_path = {path.rpartition("/")[0]: as_positions(x) for path, x in layers.items()}
     by_path.pop("", None)  # the whole, whose output is among the outputs

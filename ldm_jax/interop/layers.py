@@ -131,9 +131,13 @@ def _is_part(value: object) -> bool:
 def compare_component(
     component: Component, recording: Recording, dtype: DType, tolerance: float | None = None
 ) -> list[Section]:
-    """Run our side as PyTorch's was, and compare layers and outputs, and the gradients where it has recorded them."""
+    """Run our side as PyTorch's was, and compare layers and outputs, and the gradients where it has recorded them.
+
+    Outputs of other shapes than its own have no gradients to compare: the forward section names them.
+    """
     cotangents = recording.of_kind("cotangent")
     ours = trace(component, dtype, cotangents or None)
+    comparable = ours.parameters is not None
     slot_of = component.slot_of(recording.of_kind("layer"))
     name = f"{component.folder.name} ({component.torch_class})"
 
@@ -143,7 +147,7 @@ def compare_component(
         return Section(name, dtype, direction, rows_of(pairs, within, limit.share))
 
     forward = section("forward", _forward_pairs(component, recording, ours, slot_of))
-    return [forward, section("gradient", _gradient_pairs(recording, ours, slot_of))] if cotangents else [forward]
+    return [forward, section("gradient", _gradient_pairs(recording, ours, slot_of))] if comparable else [forward]
 
 
 Pair = tuple[np.ndarray | None, np.ndarray]
