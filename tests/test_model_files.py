@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import yaml
 from golden_weights import golden_autoencoder
-from test_interop_original_checkpoint import CASES, same
-from test_interop_original_yaml import PLAIN
+from test_original_checkpoint import CASES, same
 from test_original_files import GOLDEN
+from test_original_yaml import PLAIN
 
 from ldm_jax.config import SamplingConfig
 from ldm_jax.errors import UserError

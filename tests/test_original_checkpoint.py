@@ -14,8 +14,8 @@ import yaml
 from foreign_tensors import Tensors, assert_close, random_tensors_of
 from module_trials import compiled, random_array
 from safetensors.numpy import load_file
-from test_interop_original_yaml import CLASSES, PLAIN, changed, project, stage
 from test_original_text import STAGES, tensors_of
+from test_original_yaml import CLASSES, PLAIN, changed, project, stage
 from tiny import random_params
 
 from ldm_jax.conditioning.conditions import Conditions

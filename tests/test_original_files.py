@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_interop_original_checkpoint import CASES, same
+from test_original_checkpoint import CASES, same
 from tiny import random_params
 
 from ldm_jax import cli

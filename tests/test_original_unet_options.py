@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_interop_original_unet import TINY, options, unet
+from test_original_unet import TINY, options, unet
 
 from ldm_jax.config import UNetConfig
 from ldm_jax.errors import UserError
