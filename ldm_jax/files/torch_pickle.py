@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Shaped
 
-from ldm_jax.interop.files.plain_pickle import Global, Inert, Name, Vocabulary, pairs_of, plain_keys
+from ldm_jax.files.plain_pickle import Global, Inert, Name, Vocabulary, pairs_of, plain_keys
 
 STORAGES: dict[str, np.dtype[Any]] = {
     "DoubleStorage": np.dtype("<f8"),
