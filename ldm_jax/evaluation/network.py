@@ -9,7 +9,6 @@ A protocol is everything between 8-bit pictures and features: resizing, standard
 """
 
 import functools
-import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from ldm_jax.autoencoder.perceptual import Trunk, standardize
-from ldm_jax.autoencoder.perceptual_weights import read_perceptual
+from ldm_jax.autoencoder.perceptual_weights import read_trunk
 from ldm_jax.conditioning.clip_vision import ClipVisionTransformer
+from ldm_jax.data.preparation import digest
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.dinov2 import Dinov2, read_dinov2
 from ldm_jax.evaluation.efficientnet import (
@@ -32,6 +31,7 @@ from ldm_jax.evaluation.efficientnet import (
     efficientnet_slot,
     is_no_efficientnet_weight,
 )
+from ldm_jax.evaluation.fingerprint import tree_fingerprint
 from ldm_jax.evaluation.frozen_norm import mean_over_space
 from ldm_jax.evaluation.inception import (
     Inception,
@@ -85,11 +85,7 @@ class FeatureNetwork:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the weights and the protocol."""
-        digest = hashlib.sha256(f"{self.label}\n{self.protocol}".encode())
-        for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(self.params), key=lambda item: str(item[0])):
-            digest.update(str(path).encode())
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-        return digest.hexdigest()
+        return digest([self.label, self.protocol, tree_fingerprint(self.params)])
 
     @functools.cached_property
     def extract(self) -> Callable[[Params, UInt8[Array, "b h w c"]], Features]:
@@ -151,7 +147,7 @@ def _only(pooled: Float[Array, "b d"]) -> Features:
 
 
 def _alexnet(weights: Path | None) -> FeatureNetwork:
-    params = read_perceptual("alexnet", () if weights is None else (weights,))["trunk"]
+    params = read_trunk("alexnet", () if weights is None else (weights,))
 
     def apply(params: Params, x: Float[Array, "b h w 3"]) -> Features:
         if min(x.shape[1:3]) < _SMALLEST_FOR_ALEXNET:
