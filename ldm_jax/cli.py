@@ -284,9 +284,17 @@ def _parity_of_layers(command: ParityCommand, folder: Path) -> int:
     return 0 if all(section.first is None for section in sections) else 1
 
 
+def evaluate(arguments: Sequence[str]) -> None:
+    """`ldm evaluate TARGET [flags]`."""
+    from ldm_jax.evaluation.command import evaluate as run_command
+
+    run_command(arguments, lambda batch_size: start_jax(cpu_devices_for(MeshConfig(), [batch_size])))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
     "sample": sample,
+    "evaluate": evaluate,
     "convert": convert,
     "parity": parity,
 }

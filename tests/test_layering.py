@@ -10,9 +10,9 @@ import ldm_jax
 
 PACKAGE = Path(ldm_jax.__file__).parent
 ROOMS = (
-    *("errors", "config", "rng", "sharding", "pictures", "data", "nn", "autoencoder", "conditioning", "denoiser"),
-    *("diffusion", "model", "training", "sampling", "evaluation", "interop", "planning", "benchmark", "experiment"),
-    "cli",
+    *("errors", "files", "config", "rng", "sharding", "pictures", "data", "nn", "autoencoder", "conditioning"),
+    *("denoiser", "diffusion", "model", "training", "sampling", "interop", "evaluation", "planning", "benchmark"),
+    *("experiment", "cli"),
 )
 FORBIDDEN_PAIRS = {("diffusion", room) for room in ("denoiser", "autoencoder", "conditioning")}
 FORBIDDEN_PACKAGES = {"tensorflow", "torch", "transformers", "diffusers"}

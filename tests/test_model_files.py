@@ -13,9 +13,9 @@ from test_original_yaml import PLAIN
 
 from ldm_jax.config import SamplingConfig
 from ldm_jax.errors import UserError
+from ldm_jax.files.weight_files import open_tensors
+from ldm_jax.files.write_safetensors import write_safetensors
 from ldm_jax.interop.cases.parity import run_case
-from ldm_jax.interop.files.weight_files import open_tensors
-from ldm_jax.interop.files.write_safetensors import write_safetensors
 from ldm_jax.interop.model_files import open_model, save_model
 from ldm_jax.interop.original.checkpoint import FIRST_STAGE
 from ldm_jax.interop.original.files import read_original

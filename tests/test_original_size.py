@@ -10,7 +10,7 @@ import pytest
 from foreign_tensors import foreign_shapes
 
 from ldm_jax.config import load_experiment
-from ldm_jax.interop.files.write_safetensors import LazyTensor, write_safetensors
+from ldm_jax.files.write_safetensors import LazyTensor, write_safetensors
 from ldm_jax.interop.original.autoencoder import OriginalAutoencoder, autoencoder_slots
 from ldm_jax.interop.original.autoencoder import abstract_params as abstract_autoencoder
 from ldm_jax.interop.original.checkpoint import FIRST_STAGE, UNET

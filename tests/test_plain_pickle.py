@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm_jax.errors import UserError
-from ldm_jax.interop.files.plain_pickle import Global, Inert, Vocabulary, read_pickle
-from ldm_jax.interop.files.torch_pickle import TORCH
+from ldm_jax.files.plain_pickle import Global, Inert, Vocabulary, read_pickle
+from ldm_jax.files.torch_pickle import TORCH
 
 PATH = Path("model.ckpt")
 

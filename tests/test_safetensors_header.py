@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as arrays
 from safetensors.numpy import save, save_file
 
 from ldm_jax.errors import UserError
-from ldm_jax.interop.files.safetensors_header import DTYPES
-from ldm_jax.interop.files.weight_files import open_tensors
+from ldm_jax.files.safetensors_header import DTYPES
+from ldm_jax.files.weight_files import open_tensors
 
 GOLDEN = Path(__file__).parent / "golden"
 

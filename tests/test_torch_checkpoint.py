@@ -25,7 +25,7 @@ from torch_files import (
 )
 
 from ldm_jax.errors import UserError
-from ldm_jax.interop.files.weight_files import open_tensors
+from ldm_jax.files.weight_files import open_tensors
 
 WRITERS = {"zip": write_zip, "legacy": write_legacy}
 X = tensor_of(np.arange(6, dtype=np.float32).reshape(2, 3))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ldm_jax.errors import UserError
-from ldm_jax.interop.files.weight_files import find_weights, open_tensors
-from ldm_jax.interop.files.write_safetensors import save_weights, write_safetensors
+from ldm_jax.files.weight_files import find_weights, open_tensors
+from ldm_jax.files.write_safetensors import save_weights, write_safetensors
 
 pytestmark = pytest.mark.slow
 torch: Any = pytest.importorskip("torch")
@@ -147,8 +147,8 @@ STREAM = """
 import functools, resource, sys
 from pathlib import Path
 import numpy as np
-from ldm_jax.interop.files.weight_files import open_tensors
-from ldm_jax.interop.files.write_safetensors import LazyTensor, write_safetensors
+from ldm_jax.files.weight_files import open_tensors
+from ldm_jax.files.write_safetensors import LazyTensor, write_safetensors
 
 with open_tensors(Path(sys.argv[1])) as file:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from torch_files import tensor_of, write_legacy, write_zip
 
 from ldm_jax.errors import UserError
-from ldm_jax.interop.files.tensor_file import Tensors
-from ldm_jax.interop.files.weight_files import find_weights, open_tensors
+from ldm_jax.files.tensor_file import Tensors
+from ldm_jax.files.weight_files import find_weights, open_tensors
 
 A, B = np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(4, dtype=np.float16)
 STEM = "diffusion_pytorch_model"

@@ -14,10 +14,10 @@ from hypothesis.extra import numpy as arrays
 from safetensors.numpy import load_file
 
 from ldm_jax.errors import UserError
-from ldm_jax.interop.files import write_safetensors as module
-from ldm_jax.interop.files.safetensors_header import DTYPES
-from ldm_jax.interop.files.weight_files import find_weights, open_tensors
-from ldm_jax.interop.files.write_safetensors import LazyTensor, save_weights, write_safetensors
+from ldm_jax.files import write_safetensors as module
+from ldm_jax.files.safetensors_header import DTYPES
+from ldm_jax.files.weight_files import find_weights, open_tensors
+from ldm_jax.files.write_safetensors import LazyTensor, save_weights, write_safetensors
 
 STEM = "diffusion_pytorch_model"
 THREE = {name: np.full((2, 5), i, np.float32) for i, name in enumerate("abc")}

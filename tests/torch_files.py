@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.interop.files.torch_pickle import STORAGES
+from ldm_jax.files.torch_pickle import STORAGES
 
 STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
 MAGIC = 0x1950A86A20F9469CFC6C

@@ -1,5 +1,5 @@
 """Models of other systems, read and written.
 
-`model_files` is the door. The formats of each system have a room, as have the files and the parity cases; `mapping` and
+`model_files` is the door. The formats of each system have a room, as have the parity cases; `mapping` and
 `foreign_options` are what all formats are made of.
 """

@@ -12,6 +12,9 @@ from ldm_jax.config import (
     UNetConfig,
 )
 from ldm_jax.errors import UserError
+from ldm_jax.files.folders import require_empty
+from ldm_jax.files.json_files import read_json
+from ldm_jax.files.write_safetensors import FloatType
 from ldm_jax.interop.diffusers.autoencoder import (
     autoencoder_slot,
     describe_autoencoder,
@@ -22,9 +25,6 @@ from ldm_jax.interop.diffusers.autoencoder import (
     write_autoencoder_config,
 )
 from ldm_jax.interop.diffusers.component import read_config, read_weights, write_component
-from ldm_jax.interop.files.folders import require_empty
-from ldm_jax.interop.files.json_files import read_json
-from ldm_jax.interop.files.write_safetensors import FloatType
 from ldm_jax.interop.latents import latent_params
 from ldm_jax.interop.mapping import write_tensors
 from ldm_jax.model import Params, make_model

@@ -22,9 +22,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import read_json
 from ldm_jax.interop.cases.comparison import Comparison, as_dict, as_table, compare
 from ldm_jax.interop.diffusers.pipeline import is_pipeline
-from ldm_jax.interop.files.json_files import read_json
 from ldm_jax.interop.layer_components import COMPONENTS, Component, read_component
 from ldm_jax.interop.layer_names import module_pairs
 from ldm_jax.interop.layer_trace import Trace, trace

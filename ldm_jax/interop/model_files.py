@@ -8,11 +8,11 @@ import numpy as np
 
 from ldm_jax.conditioning.tokenizer import token_inputs
 from ldm_jax.errors import UserError
+from ldm_jax.files.folders import require_empty
+from ldm_jax.files.json_files import read_json
+from ldm_jax.files.write_safetensors import FloatType
 from ldm_jax.interop.diffusers.export import write_pipeline
 from ldm_jax.interop.diffusers.pipeline import imported_sampler, is_pipeline, read_pipeline
-from ldm_jax.interop.files.folders import require_empty
-from ldm_jax.interop.files.json_files import read_json
-from ldm_jax.interop.files.write_safetensors import FloatType
 from ldm_jax.interop.first_stages import is_autoencoder, read_autoencoder, write_autoencoder
 from ldm_jax.interop.original.checkpoint import Weights
 from ldm_jax.interop.original.files import is_original, read_original, write_original

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import read_json
 from ldm_jax.interop.cases.arrays import Arrays, read_arrays
 from ldm_jax.interop.cases.comparison import FORWARD, RUN, Comparison, compare
 from ldm_jax.interop.cases.components import (
@@ -23,7 +24,6 @@ from ldm_jax.interop.cases.pipelines import run_pipeline_case
 from ldm_jax.interop.cases.samplers import is_sampler_case, run_sampler_case
 from ldm_jax.interop.cases.training import is_training_case, run_training_case
 from ldm_jax.interop.diffusers.pipeline import is_pipeline
-from ldm_jax.interop.files.json_files import read_json
 
 Run = Callable[[Path, Arrays, float], list[Comparison]]
 """A case's folder, its arrays, and the tolerance of one forward pass to comparisons."""

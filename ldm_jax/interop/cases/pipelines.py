@@ -16,11 +16,11 @@ import numpy as np
 
 from ldm_jax.conditioning.conditions import Inputs
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import read_json
 from ldm_jax.interop.cases.arrays import Arrays
 from ldm_jax.interop.cases.comparison import Comparison
 from ldm_jax.interop.cases.components import Outputs, last, outputs_of
 from ldm_jax.interop.diffusers.pipeline import read_pipeline
-from ldm_jax.interop.files.json_files import read_json
 from ldm_jax.sampling.generate import draw_from
 from ldm_jax.sampling.session import Session
 

@@ -24,12 +24,12 @@ from ldm_jax.denoiser.unet import UNet
 from ldm_jax.diffusion.loss import diffusion_loss
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import read_json
+from ldm_jax.files.weight_files import find_weights, open_tensors
 from ldm_jax.interop.cases.arrays import Arrays, read_arrays
 from ldm_jax.interop.cases.comparison import RUN, Comparison, compare
 from ldm_jax.interop.diffusers.unet import read_unet_config, read_unet_params
 from ldm_jax.interop.diffusers.unet_fields import DiffusersUNet
-from ldm_jax.interop.files.json_files import read_json
-from ldm_jax.interop.files.weight_files import find_weights, open_tensors
 from ldm_jax.model import Params, apply
 from ldm_jax.training.optimizers import make_optimizer
 from ldm_jax.training.state import TrainState

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ldm_jax.interop.files.json_files import read_json, write_json
-from ldm_jax.interop.files.tensor_file import Tensors
-from ldm_jax.interop.files.weight_files import find_weights, open_tensors
-from ldm_jax.interop.files.write_safetensors import FloatType, save_weights
+from ldm_jax.files.json_files import read_json, write_json
+from ldm_jax.files.tensor_file import Tensors
+from ldm_jax.files.weight_files import find_weights, open_tensors
+from ldm_jax.files.write_safetensors import FloatType, save_weights
 from ldm_jax.model import Params
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"

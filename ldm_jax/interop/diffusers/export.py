@@ -12,15 +12,15 @@ from tokenizers import Tokenizer
 from ldm_jax.conditioning.conditions import Conditions
 from ldm_jax.config import ClipTextConditioning, SdxlConditioning, TextConditioning, Unconditional
 from ldm_jax.errors import UserError
+from ldm_jax.files.folders import require_empty
+from ldm_jax.files.json_files import write_json
+from ldm_jax.files.write_safetensors import FloatType
 from ldm_jax.interop.diffusers.autoencoder import autoencoder_slot, describe_autoencoder, write_autoencoder_config
 from ldm_jax.interop.diffusers.component import TRANSFORMERS, write_component
 from ldm_jax.interop.diffusers.options import VERSION
 from ldm_jax.interop.diffusers.scheduler_export import write_scheduler
 from ldm_jax.interop.diffusers.unet import unet_slot, write_unet_config
 from ldm_jax.interop.diffusers.unet_fields import DiffusersUNet
-from ldm_jax.interop.files.folders import require_empty
-from ldm_jax.interop.files.json_files import write_json
-from ldm_jax.interop.files.write_safetensors import FloatType
 from ldm_jax.interop.mapping import write_tensors
 from ldm_jax.interop.transformers.ldm_bert import write_ldm_bert, write_ldm_bert_config
 from ldm_jax.interop.transformers.text import end_at_context, write_clip_text, write_clip_text_config

@@ -28,6 +28,7 @@ from ldm_jax.config import (
 )
 from ldm_jax.diffusion.samplers.sampler import Sampler
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import read_json
 from ldm_jax.interop.diffusers.autoencoder import (
     DiffusersAutoencoder,
     picture_size,
@@ -39,7 +40,6 @@ from ldm_jax.interop.diffusers.component import TRANSFORMERS, read_config, read_
 from ldm_jax.interop.diffusers.schedulers import Scheduler, read_scheduler
 from ldm_jax.interop.diffusers.unet import read_unet_config, read_unet_params
 from ldm_jax.interop.diffusers.unet_fields import DiffusersUNet
-from ldm_jax.interop.files.json_files import read_json
 from ldm_jax.interop.latents import latent_params
 from ldm_jax.interop.transformers.ldm_bert import read_ldm_bert, read_ldm_bert_config
 from ldm_jax.interop.transformers.text import read_clip_text, read_clip_text_config, sdxl_conditioning

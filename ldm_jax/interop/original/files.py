@@ -15,10 +15,10 @@ import numpy as np
 from ldm_jax.conditioning.tokenizer import PromptEncoder
 from ldm_jax.config import Conditioning
 from ldm_jax.errors import UserError
-from ldm_jax.interop.files.folders import require_empty
-from ldm_jax.interop.files.json_files import read_json, write_json
-from ldm_jax.interop.files.weight_files import open_tensors
-from ldm_jax.interop.files.write_safetensors import FloatType, write_safetensors
+from ldm_jax.files.folders import require_empty
+from ldm_jax.files.json_files import read_json, write_json
+from ldm_jax.files.weight_files import open_tensors
+from ldm_jax.files.write_safetensors import FloatType, write_safetensors
 from ldm_jax.interop.first_stages import first_stage_session
 from ldm_jax.interop.latents import latent_params
 from ldm_jax.interop.original.autoencoder import OriginalAutoencoder, autoencoder_tensors

@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ldm_jax.interop.files.tensor_file import StoredTensor, TensorFile, damaged, packed_strides
+from ldm_jax.files.tensor_file import StoredTensor, TensorFile, damaged, packed_strides
 
 DTYPES: dict[str, np.dtype[Any]] = {
     **{name: np.dtype(dtype) for name, dtype in (("F64", "<f8"), ("F32", "<f4"), ("F16", "<f2"), ("C64", "<c8"))},

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from ldm_jax.errors import UserError
-from ldm_jax.interop.files.safetensors_header import DTYPES
+from ldm_jax.files.safetensors_header import DTYPES
 
 FloatType: TypeAlias = Literal["float32", "float16", "bfloat16"]
 

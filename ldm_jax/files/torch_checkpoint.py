@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm_jax.errors import UserError
-from ldm_jax.interop.files.plain_pickle import Global, Vocabulary, read_pickle, refused
-from ldm_jax.interop.files.tensor_file import StoredTensor, TensorFile, damaged, view_extent
-from ldm_jax.interop.files.torch_pickle import TORCH, Storage, TensorRecord, is_foreign, scalar_value, storage_of
-from ldm_jax.interop.files.torch_zip import Entry, read_entries
+from ldm_jax.files.plain_pickle import Global, Vocabulary, read_pickle, refused
+from ldm_jax.files.tensor_file import StoredTensor, TensorFile, damaged, view_extent
+from ldm_jax.files.torch_pickle import TORCH, Storage, TensorRecord, is_foreign, scalar_value, storage_of
+from ldm_jax.files.torch_zip import Entry, read_entries
 
 logger = logging.getLogger(__name__)
 

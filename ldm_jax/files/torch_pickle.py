@@ -5,7 +5,6 @@ the functions that rebuild tensors, containers, numpy numbers and arrays, and a 
 real checkpoints hold beside the weights and of which nothing is kept.
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from jaxtyping import Shaped
 
-from ldm_jax.interop.files.plain_pickle import Global, Inert, Name, Vocabulary, pairs_of, plain_keys
+from ldm_jax.files.numpy_pickle import NUMPY, build_numpy, in_builtins
+from ldm_jax.files.plain_pickle import Global, Inert, Name, Vocabulary, pairs_of, plain_keys
 
 STORAGES: dict[str, np.dtype[Any]] = {
     "DoubleStorage": np.dtype("<f8"),
@@ -52,16 +51,6 @@ class TensorRecord:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-
-
-@dataclass(eq=False)
-class _NumpyType:
-    dtype: np.dtype[Any]
-
-
-@dataclass(eq=False)
-class _NumpyArray:
-    array: Shaped[np.ndarray, "..."] | None = None
 
 
 def scalar_value(value: Any) -> int | float | str | bool | None:
@@ -138,53 +127,10 @@ def _items_into(container: Callable[[list[Any]], Any]) -> Callable[..., Any]:
     return make
 
 
-def _bytes_of(text: Any = "", encoding: Any = "latin1") -> bytes:
-    """Bytes, which old protocols write as text."""
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise ValueError("bytes are written in an unknown way")
-    return text.encode("latin1")
-
-
-def _numpy_type(code: Any, *_: Any) -> _NumpyType:
-    if not isinstance(code, str) or not re.fullmatch(r"[<>|=]?(b1|[iu][1248]|f[248]|c8|c16)", code):
-        raise ValueError(
-            f"{code!r:.40} is no numpy dtype of numbers" if isinstance(code, str) else "a dtype is no text"
-        )
-    return _NumpyType(np.dtype(code))
-
-
-def _numpy_scalar(dtype: Any, raw: Any) -> np.generic:
-    if not isinstance(dtype, _NumpyType) or not isinstance(raw, bytes) or len(raw) != dtype.dtype.itemsize:
-        raise ValueError("a numpy scalar is incomplete")
-    return np.frombuffer(raw, dtype.dtype)[0]
-
-
-def _numpy_array(*_: Any) -> _NumpyArray:
-    """An array that gets its content by `_build`; it is created empty."""
-    return _NumpyArray()
-
-
 def _build(target: Any, state: Any) -> None:
     """Give an object its state: numpy's need it; an ordered dict (`_metadata`) and a tensor are whole without."""
-    if isinstance(target, _NumpyType):
-        if state[1] in ("<", ">"):
-            target.dtype = target.dtype.newbyteorder(state[1])
-    elif isinstance(target, _NumpyArray):
-        _, shape, dtype, is_fortran, raw = state
-        if not isinstance(dtype, _NumpyType) or not isinstance(raw, bytes) or not isinstance(shape, tuple):
-            raise ValueError("a numpy array is incomplete")
-        target.array = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if is_fortran else "C")
-    elif not isinstance(target, OrderedDict | TensorRecord):
-        raise TypeError(f"a {type(target).__name__} has no state")
-
-
-def _in_numpy(*names: str) -> list[Name]:
-    """Names in numpy's module of arrays, which numpy 2 calls otherwise."""
-    return [(f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in names]
-
-
-def _in_builtins(name: str) -> list[Name]:
-    return [("builtins", name), ("__builtin__", name)]
+    if not isinstance(target, OrderedDict | TensorRecord):
+        build_numpy(target, state)
 
 
 LIGHTNING: frozenset[Name] = frozenset(
@@ -208,15 +154,11 @@ TORCH = Vocabulary(
         ("torch", "device"): lambda *parts: None,
         ("collections", "OrderedDict"): _ordered_dict,
         ("collections", "Counter"): _counter,
-        ("_codecs", "encode"): _bytes_of,
-        ("numpy", "dtype"): _numpy_type,
-        **dict.fromkeys(_in_builtins("set"), _items_into(set)),
-        **dict.fromkeys(_in_builtins("frozenset"), _items_into(frozenset)),
-        **dict.fromkeys(_in_builtins("bytes"), _bytes_of),
-        **dict.fromkeys(_in_numpy("scalar"), _numpy_scalar),
-        **dict.fromkeys(_in_numpy("_reconstruct"), _numpy_array),
+        **NUMPY.calls,
+        **dict.fromkeys(in_builtins("set"), _items_into(set)),
+        **dict.fromkeys(in_builtins("frozenset"), _items_into(frozenset)),
     },
-    constants=frozenset({("numpy", "ndarray"), *(("torch", name) for name in STORAGES)}),
+    constants=NUMPY.constants | {("torch", name) for name in STORAGES},
     inert=LIGHTNING,
     persistent=storage_of,
     build=_build,

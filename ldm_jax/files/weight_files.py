@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ldm_jax.errors import UserError
-from ldm_jax.interop.files.safetensors_header import read_safetensors
-from ldm_jax.interop.files.tensor_file import TensorFile, Tensors, damaged, no_such_tensor, open_binary, unreadable
-from ldm_jax.interop.files.torch_checkpoint import read_torch_legacy, read_torch_zip
+from ldm_jax.files.safetensors_header import read_safetensors
+from ldm_jax.files.tensor_file import TensorFile, Tensors, damaged, no_such_tensor, open_binary, unreadable
+from ldm_jax.files.torch_checkpoint import read_torch_legacy, read_torch_zip
 
 logger = logging.getLogger(__name__)
 

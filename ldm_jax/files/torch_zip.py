@@ -11,7 +11,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from ldm_jax.errors import UserError
-from ldm_jax.interop.files.tensor_file import damaged
+from ldm_jax.files.tensor_file import damaged
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _ENCRYPTED = 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
 from ldm_jax.errors import UserError
-from ldm_jax.interop.files.tensor_file import damaged
+from ldm_jax.files.tensor_file import damaged
 
 Name: TypeAlias = tuple[str, str]
 """Module and name of a global, as a pickle gives them."""

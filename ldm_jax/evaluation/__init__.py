@@ -1,0 +1,1 @@
+"""How good a model is: feature networks, scores over them, and the command that computes them."""

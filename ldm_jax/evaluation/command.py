@@ -1,0 +1,124 @@
+"""`ldm evaluate`: its flags, what is wrong with them, and the order of the work. Nothing heavy is imported here."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from ldm_jax.config import LARGEST, SamplerName
+from ldm_jax.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand:
+    """Score samples against a reference, or with --reconstruction the first stage of a run on held-out pictures."""
+
+    target: tyro.conf.Positional[str]
+    """What is scored: a run or another model as `ldm convert` reads it, which draws samples; a folder of pictures; an
+    .npz with arr_0."""
+    reference: str | None = None
+    """What it is compared with: a folder, an .npz of pictures (arr_0) or statistics (mu, sigma), or a run for its data;
+    default: the data that the run was trained on."""
+    split: Literal["train", "test"] = "train"
+    """Part of a run's data that is the reference; held-out pictures are what --reconstruction is about."""
+    num_samples: int | None = None
+    """Samples to draw, 2000 by default, or pictures to take at most of a folder, an .npz or held-out data."""
+    network: tuple[Literal["alexnet", "efficientnet_lite0", "inception", "dinov2", "clip"], ...] = ("alexnet",)
+    """Feature networks; alexnet and efficientnet_lite0 come with pip packages, the others from --weights."""
+    weights: tuple[str, ...] = ()
+    """Files or folders of the networks that come with none, in their order."""
+    protocol: Literal["adm", "pytorch-fid", "clean-fid", "torchvision"] = "adm"
+    """How Inception sees a picture; torchvision is another Inception."""
+    metrics: tuple[Literal["fd", "sfd", "kid", "is", "pr", "dc"], ...] = ()
+    """Frechet distance, the same over spatial features, kernel distance, Inception score, precision and recall, density
+    and coverage; default: all that network and reference allow."""
+    kid_subsets: int = 0
+    """Subsets of 1000 pictures for the kernel distance, 100 in most papers; 0 takes all pairs."""
+    allow_small: bool = False
+    """Compute Frechet distances of fewer samples than features, which are mostly bias."""
+    bootstrap: int = 50
+    """Resamples for the intervals; 0 leaves them out."""
+    reconstruction: bool = False
+    """PSNR, SSIM, LPIPS and feature distance of the first stage on the held-out split, with pictures."""
+    image_size: int | None = None
+    """Resize and crop the pictures of folders to squares of this side; default: they are taken as they are."""
+    seed: int = 0
+    """Root of the samples' noise and of the resamples."""
+    sampler: SamplerName | None = None
+    """Solver; default: that of the run's configuration, as for the flags below."""
+    num_sample_steps: int | None = None
+    """Steps from noise to latent."""
+    guidance_scale: float | None = None
+    """Strength of classifier-free guidance; 1 is none."""
+    eta: float | None = None
+    """Share of fresh noise in each DDIM step."""
+    batch_size: int = 32
+    """Pictures at once in each process; part of where features are kept."""
+    out: str | None = None
+    """Folder for scores, features and drawn pictures; default: evaluation/ in the run, or evaluation/NAME here."""
+    export_samples: str | None = None
+    """Write the samples as arr_0 of an .npz, as guided-diffusion's evaluator reads them."""
+    export_statistics: str | None = None
+    """Write the reference's statistics over the first network as an .npz: mu, sigma, mu_s, sigma_s."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def evaluate(arguments: Sequence[str], start_jax: Callable[[int], None]) -> None:
+    """`ldm evaluate TARGET [flags]`; `start_jax` is told how many pictures make a batch.
+
+    Raises:
+        UserError: bad input; no score is written.
+    """
+    command = tyro.cli(EvaluateCommand, prog="ldm evaluate", args=list(arguments))
+    check(command)
+    start_jax(command.batch_size)
+    from ldm_jax.evaluation.report import as_table
+    from ldm_jax.evaluation.run import evaluate_target
+
+    scores, record = evaluate_target(command)
+    sys.stdout.write((json.dumps(record) if command.json else as_table(scores)) + "\n")
+
+
+def check(command: EvaluateCommand) -> None:
+    """Refuse numbers out of range, and flags that do not go together.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    smallest = {"num_samples": 2, "batch_size": 1, "bootstrap": 0, "kid_subsets": 0, "seed": 0, "image_size": 1}
+    for name, least in smallest.items():
+        value, flag = getattr(command, name), f"--{name.replace('_', '-')}"
+        if value is not None and not least <= value <= LARGEST:
+            raise UserError(f"{flag}={value} must be from {least} to {LARGEST}")
+    if not command.network:
+        raise UserError("--network names none; use alexnet, which comes with the perceptual extra")
+    if len(set(command.network)) < len(command.network):
+        raise UserError(f"--network {' '.join(command.network)} names one twice; leave it out")
+    if command.reconstruction:
+        given = [flag for flag, value in _of_samples(command).items() if value]
+        if given:
+            raise UserError(f"{given[0]} means nothing with --reconstruction; leave it out")
+    own = [name for name in command.network if name not in ("alexnet", "efficientnet_lite0")]
+    if len(command.weights) not in (len(own), len(command.network)):
+        raise UserError(
+            f"--weights names {len(command.weights)} files or folders for {len(own)} networks that come with none "
+            f"({', '.join(own) or 'no such network'}); give one for each, in their order"
+        )
+
+
+def _of_samples(command: EvaluateCommand) -> dict[str, bool]:
+    return {
+        "--reference": command.reference is not None,
+        "--metrics": bool(command.metrics),
+        "--kid-subsets": command.kid_subsets > 0,
+        "--export-samples": command.export_samples is not None,
+        "--export-statistics": command.export_statistics is not None,
+        "--sampler": command.sampler is not None,
+        "--num-sample-steps": command.num_sample_steps is not None,
+        "--guidance-scale": command.guidance_scale is not None,
+        "--eta": command.eta is not None,
+    }

@@ -1,0 +1,101 @@
+"""The samples of a run as a set of pictures: sample i is the same whatever is drawn before it or with it.
+
+Conditions are dealt out in turn, so that any number of samples is as even as it can be: class i mod K, the caption of
+held-out picture i mod N, or none.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from ldm_jax import rng, sharding
+from ldm_jax.conditioning.conditions import Inputs
+from ldm_jax.conditioning.tokenizer import token_inputs
+from ldm_jax.config import ClassConditioning, MeshConfig, SamplingConfig, to_dict
+from ldm_jax.data.preparation import digest
+from ldm_jax.data.sources import load_source
+from ldm_jax.errors import UserError
+from ldm_jax.evaluation.fingerprint import tree_fingerprint
+from ldm_jax.evaluation.pictures import PictureSet, local_shards
+from ldm_jax.model import require_diffusion_of_pictures
+from ldm_jax.pictures import to_uint8
+from ldm_jax.sampling.generate import make_generate
+from ldm_jax.sampling.session import Session
+
+
+def drawn_pictures(
+    session: Session, config: SamplingConfig, *, name: str, count: int, seed: int, batch_size: int
+) -> PictureSet:
+    """`count` samples of a model, drawn when they are read.
+
+    Raises:
+        UserError: the model draws no pictures, or the sampler does not fit it.
+    """
+    session.require_denoiser()
+    require_diffusion_of_pictures(session.experiment)
+    captions = _captions(session)
+    sampler = session.sampler(config)
+    mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
+    params = jax.device_put(session.params, sharding.replicated(mesh))
+    size = -(-batch_size // local_shards()) * local_shards()
+
+    def read(start: int, stop: int) -> UInt8[np.ndarray, "b h w c"]:
+        index = np.arange(start, start + size)
+        inputs, null = _inputs(session, index, captions), session.model.conditioner.null_inputs(size)
+        scale = jnp.full(size, config.guidance_scale, jnp.float32)
+        batch = jax.device_put((inputs, null, scale, index.astype(np.int32)), sharding.batch_sharding(mesh))
+        generate = make_generate(session.model, guided=config.guidance_scale != 1.0 and bool(inputs))
+        inputs, null, scale, numbers = batch
+        images = np.asarray(generate(params, sampler, inputs, null, scale, rng.root_key(seed), numbers))[: stop - start]
+        if not np.isfinite(images).all():
+            raise UserError(
+                f"sampler={config.sampler} with {config.num_sample_steps} steps and guidance_scale="
+                f"{config.guidance_scale} leaves numbers that are not finite; use another sampler, more steps or less "
+                "guidance"
+            )
+        return to_uint8(images)
+
+    weights, used = tree_fingerprint(session.params), _used(config)
+    about = {"kind": "samples", "path": name, "seed": seed, "sampling": used, "weights_sha256": weights}
+    return PictureSet(
+        name=name,
+        fingerprint=digest(["samples", weights, used, seed, captions, to_dict(session.experiment)["diffusion"]]),
+        count=count,
+        read=read,
+        about={**about, "conditions": _kind(session)},
+        drawn=True,
+    )
+
+
+def _used(config: SamplingConfig) -> dict:
+    """The fields that decide what a sample is."""
+    values = dataclasses.asdict(config)
+    return {name: value for name, value in values.items() if name not in ("prompts", "samples_per_prompt")}
+
+
+def _kind(session: Session) -> str:
+    conditioning = session.experiment.conditioning
+    if token_inputs(conditioning):
+        return "held-out captions in turn"
+    return "classes in turn" if isinstance(conditioning, ClassConditioning) else "none"
+
+
+def _captions(session: Session) -> list[str]:
+    if not token_inputs(session.experiment.conditioning):
+        return []
+    source = load_source(session.experiment.data, "test")
+    if not source.info.has_captions:
+        raise UserError(f"the data set {source.info.name} has no captions, from which prompts could be drawn")
+    return [source.annotation(i)["caption"] for i in range(len(source))]
+
+
+def _inputs(session: Session, index: np.ndarray, captions: list[str]) -> Inputs:
+    conditioning = session.experiment.conditioning
+    if captions:
+        return session.prompt_inputs([captions[i % len(captions)] for i in index])
+    if isinstance(conditioning, ClassConditioning):
+        return session.class_inputs([str(i % conditioning.num_classes) for i in index])
+    return session.null_inputs(len(index))

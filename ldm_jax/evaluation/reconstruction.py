@@ -1,0 +1,134 @@
+"""What the first stage loses: held-out pictures through the encoder's most likely latents and back, in 8 bits.
+
+PSNR and SSIM of each pair, LPIPS where its weights are, and the distance of the two sets over a feature network (rFD).
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from ldm_jax import sharding
+from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips, PerceptualNet
+from ldm_jax.autoencoder.perceptual_weights import EXTRA, perceptual_package, read_perceptual
+from ldm_jax.config import MeshConfig
+from ldm_jax.data.preparation import digest
+from ldm_jax.evaluation.fingerprint import tree_fingerprint
+from ldm_jax.evaluation.image_quality import psnr, ssim
+from ldm_jax.evaluation.pictures import PictureSet, local_batch, local_shards
+from ldm_jax.evaluation.scores import Score, resample_weights
+from ldm_jax.model import LatentDiffusion, Params, apply
+from ldm_jax.pictures import draw_grid, to_uint8
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS, _ROWS = 8, 8
+_PAIRS = "pairs"
+_PROTOCOL = "8-bit pairs, each pair alone, then the mean"
+
+
+class Pairs(NamedTuple):
+    """Held-out pictures and what comes back."""
+
+    originals: PictureSet
+    reconstructions: PictureSet
+
+
+def reconstructions(model: LatentDiffusion, params: Params, pictures: PictureSet, batch_size: int) -> Pairs:
+    """The pictures behind the autoencoder, computed when they are read."""
+    mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
+    size = -(-batch_size // local_shards()) * local_shards()
+    autoencoder = {"autoencoder": jax.device_put(params["autoencoder"], sharding.replicated(mesh))}
+
+    @jax.jit
+    def pass_through(params: Params, image: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        z = model.encode(params, image.astype(jnp.float32) / 127.5 - 1).mode()
+        return apply(model.autoencoder, params["autoencoder"], z, method="decode")
+
+    def read(start: int, stop: int) -> UInt8[np.ndarray, "b h w c"]:
+        batch = local_batch(pictures.read(start, stop), size)
+        images = pass_through(autoencoder, jax.device_put(batch, sharding.batch_sharding(mesh)))
+        return to_uint8(np.asarray(images))[: stop - start]
+
+    weights = tree_fingerprint(params["autoencoder"])
+    again = dataclasses.replace(
+        pictures,
+        name=f"{pictures.name} reconstructed",
+        fingerprint=digest(["reconstructed", pictures.fingerprint, weights]),
+        read=read,
+        about={**pictures.about, "autoencoder_sha256": weights},
+        drawn=True,
+    )
+    return Pairs(pictures, again)
+
+
+def pair_scores(pairs: Pairs, batch_size: int, *, bootstrap: int, seed: int) -> list[Score]:
+    """PSNR, SSIM and LPIPS with intervals over the pictures; without its weights LPIPS is left out, and that is said.
+
+    Raises:
+        UserError: the pictures are too small for one of them.
+    """
+    lpips = {net: _lpips(net) for net in TRUNKS if _has_weights(net)}
+    if not lpips:
+        logger.warning("LPIPS is left out: %s brings its weights", EXTRA)
+    values: dict[str, list[np.ndarray]] = {}
+    for start in range(0, pairs.originals.count, batch_size):
+        stop = min(start + batch_size, pairs.originals.count)
+        first, second = pairs.originals.read(start, stop), pairs.reconstructions.read(start, stop)
+        measured = {"psnr": psnr(first, second), "ssim": ssim(first, second)}
+        a, b = (local_batch(x, batch_size) for x in (first, second))
+        measured |= {f"lpips_{net}": distance(a, b)[: stop - start] for net, distance in lpips.items()}
+        for name, rows in measured.items():
+            values.setdefault(name, []).append(rows)
+    return [_mean_score(name, np.concatenate(rows), bootstrap, seed) for name, rows in values.items()]
+
+
+def draw_pairs(pairs: Pairs, path: Path, credit: str) -> None:
+    """Write a grid: each row of held-out pictures above the row of what comes back."""
+    shown = min(pairs.originals.count, _COLUMNS * _ROWS // 2)
+    first, second = pairs.originals.read(0, shown), pairs.reconstructions.read(0, shown)
+    rows, labels = [], []
+    for start in range(0, shown, _COLUMNS):
+        part = slice(start, start + _COLUMNS)
+        rows += [list(first[part]), list(second[part])]
+        labels += ["held out", "reconstructed"]
+    draw_grid(rows, labels, path, footer=credit)
+
+
+def _has_weights(net: PerceptualNet) -> bool:
+    file = perceptual_package(net)
+    return file is not None and file.is_file()
+
+
+def _lpips(net: PerceptualNet) -> Callable[[np.ndarray, np.ndarray], Float[np.ndarray, " b"]]:
+    params = read_perceptual(net)
+
+    @jax.jit
+    def distance(params: Params, a: UInt8[Array, "b h w c"], b: UInt8[Array, "b h w c"]) -> Float[Array, " b"]:
+        with jax.default_matmul_precision("float32"):
+            first, second = (x.astype(jnp.float32) / 127.5 - 1 for x in (a, b))
+            return apply(Lpips(net), params, first, second)
+
+    return lambda a, b: np.asarray(distance(params, jnp.asarray(a), jnp.asarray(b)))
+
+
+def _mean_score(name: str, values: Float[np.ndarray, " n"], bootstrap: int, seed: int) -> Score:
+    value, count = float(values.mean()), len(values)
+    replicas = (values @ resample_weights(count, bootstrap, seed)) / count
+    spread = 1.96 * float(replicas.std(ddof=1)) if bootstrap > 1 and np.isfinite(values).all() else None
+    return Score(
+        name=name,
+        value=value,
+        low=None if spread is None else value - spread,
+        high=None if spread is None else value + spread,
+        num_samples=count,
+        num_reference=count,
+        network=_PAIRS,
+        protocol=_PROTOCOL,
+    )

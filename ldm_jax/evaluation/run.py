@@ -1,0 +1,274 @@
+"""The work of `ldm evaluate`: open target and reference, look at both with each network, and score."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Shaped
+
+from ldm_jax.config import Experiment, SamplingConfig
+from ldm_jax.data.preparation import default_cache_dir
+from ldm_jax.data.sources import load_source
+from ldm_jax.errors import UserError
+from ldm_jax.evaluation.command import EvaluateCommand
+from ldm_jax.evaluation.drawing import drawn_pictures
+from ldm_jax.evaluation.features import extract_features, kept_pictures
+from ldm_jax.evaluation.moments import statistics_of
+from ldm_jax.evaluation.network import FeatureNetwork, load_network
+from ldm_jax.evaluation.npz_files import npz_samples, npz_statistics, read_npz, write_npz, write_statistics
+from ldm_jax.evaluation.pictures import PictureSet, folder_pictures, npz_pictures, source_pictures
+from ldm_jax.evaluation.reconstruction import draw_pairs, pair_scores, reconstructions
+from ldm_jax.evaluation.report import as_record, write_record
+from ldm_jax.evaluation.scores import FeatureSet, Score, ScoreOptions, compute_scores, possible_metrics
+from ldm_jax.interop.model_files import is_run, open_model
+from ldm_jax.sampling.session import Session, load_session
+from ldm_jax.training.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+SCORES = "scores.json"
+RECONSTRUCTION = "reconstruction.json"
+PAIRS = "reconstruction.png"
+
+DEFAULT_SAMPLES = 2000
+
+Arrays = dict[str, Shaped[np.ndarray, "..."]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A target or a reference: pictures, or the arrays of statistics."""
+
+    name: str
+    pictures: PictureSet | None = None
+    arrays: Arrays | None = None
+    session: Session | None = None
+
+
+def evaluate_target(command: EvaluateCommand) -> tuple[list[Score], dict[str, Any]]:
+    """The scores and their record, which is written when all of them are known.
+
+    Raises:
+        UserError: bad input; no score is written, and the features that were computed stay for the next time.
+    """
+    networks = _networks(command)
+    scores, about, name = (_reconstruction if command.reconstruction else _distribution)(command, networks)
+    record = as_record(scores, {**about, "seed": command.seed, "networks": [_about(network) for network in networks]})
+    if jax.process_index() == 0:
+        write_record(_out(command) / name, record)
+        logger.info("scores are in %s", _out(command) / name)
+    return scores, record
+
+
+def _networks(command: EvaluateCommand) -> list[FeatureNetwork]:
+    own = [name for name in command.network if name not in ("alexnet", "efficientnet_lite0")]
+    named = command.network if len(command.weights) == len(command.network) else own
+    files = {name: Path(path) for name, path in zip(named, command.weights, strict=False)}
+    return [load_network(name, files.get(name), command.protocol) for name in command.network]
+
+
+def _about(network: FeatureNetwork) -> dict[str, str]:
+    return {"name": network.label, "protocol": network.protocol, "fingerprint": network.fingerprint}
+
+
+def _out(command: EvaluateCommand) -> Path:
+    if command.out:
+        return Path(command.out)
+    target = Path(command.target)
+    return target / "evaluation" if is_run(target) else Path("evaluation") / target.stem
+
+
+def _distribution(
+    command: EvaluateCommand, networks: Sequence[FeatureNetwork]
+) -> tuple[list[Score], dict[str, Any], str]:
+    target = _open_target(command)
+    reference = _open_reference(command, target)
+    assert target.pictures is not None  # statistics alone are refused as a target
+    if reference.pictures is not None:
+        _require_one_shape(target.pictures, reference.pictures)
+    out, scores = _out(command), []
+    for network in networks:
+        samples, known = _features(command, target, network), _reference_features(command, reference, network)
+        if network is networks[0] and command.export_statistics:
+            _export_statistics(Path(command.export_statistics), network, known)
+        metrics = command.metrics or tuple(possible_metrics(samples, known))
+        if "fd" in metrics:
+            _require_enough(samples, network, allowed=command.allow_small)
+        options = ScoreOptions(
+            label=network.label,
+            protocol=network.protocol,
+            bootstrap=command.bootstrap,
+            seed=command.seed,
+            kid_subsets=command.kid_subsets,
+        )
+        scores += compute_scores(samples, known, metrics, options)
+    if command.export_samples:
+        _export_samples(command, target.pictures, out)
+    about = {"samples": _described(target), "reference": _described(reference)}
+    return scores, about, SCORES
+
+
+def _described(opened: _Opened) -> dict[str, Any]:
+    if opened.pictures is None:
+        return {"kind": "statistics", "path": opened.name}
+    return {**opened.pictures.about, "fingerprint": opened.pictures.fingerprint, "num_pictures": opened.pictures.count}
+
+
+def _open_target(command: EvaluateCommand) -> _Opened:
+    path = Path(command.target)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a run, a folder of pictures or an .npz")
+    if path.suffix == ".npz":
+        pictures = npz_samples(path, read_npz(path))
+        if pictures is None:
+            raise UserError(f"{path} holds statistics alone, which have no samples; give it as --reference")
+        return _Opened(name=str(path), pictures=npz_pictures(path, pictures[: command.num_samples]))
+    if path.is_dir() and not (path / "config.json").is_file() and not (path / "model_index.json").is_file():
+        pictures = folder_pictures(path, command.image_size)
+        return _Opened(name=str(path), pictures=_first(pictures, command.num_samples))
+    session = open_model(path)
+    pictures = drawn_pictures(
+        session,
+        _sampling(command, session.experiment.sampling),
+        name=str(path),
+        count=command.num_samples or DEFAULT_SAMPLES,
+        seed=command.seed,
+        batch_size=command.batch_size,
+    )
+    return _Opened(name=str(path), pictures=pictures, session=session)
+
+
+def _sampling(command: EvaluateCommand, default: SamplingConfig) -> SamplingConfig:
+    names = ("sampler", "num_sample_steps", "guidance_scale", "eta")
+    return dataclasses.replace(
+        default, **{name: getattr(command, name) for name in names if getattr(command, name) is not None}
+    )
+
+
+def _first(pictures: PictureSet, count: int | None) -> PictureSet:
+    if count is None or pictures.count <= count:
+        return pictures
+    logger.info("of the %d pictures of %s the first %d are taken", pictures.count, pictures.name, count)
+    return dataclasses.replace(pictures, count=count)
+
+
+def _open_reference(command: EvaluateCommand, target: _Opened) -> _Opened:
+    if command.reference is None:
+        if target.session is None:
+            raise UserError(
+                f"{target.name} brings no data to compare with; give a folder, an .npz or a run with --reference PATH"
+            )
+        return _data_of(target.session.experiment, command)
+    path = Path(command.reference)
+    if not path.exists():
+        raise UserError(f"the reference {path} does not exist; name a folder of pictures, an .npz or a run")
+    if path.suffix == ".npz":
+        arrays = read_npz(path)
+        pictures = npz_samples(path, arrays)
+        # ADM's references carry both: its published scores are of the statistics, which are of more pictures
+        if pictures is None or "mu" in arrays:
+            return _Opened(name=str(path), arrays=arrays)
+        return _Opened(name=str(path), pictures=npz_pictures(path, pictures))
+    if (path / "config.json").is_file():
+        return _data_of(RunFolder(path).load_config(), command)
+    return _Opened(name=str(path), pictures=folder_pictures(path, command.image_size))
+
+
+def _data_of(experiment: Experiment, command: EvaluateCommand) -> _Opened:
+    pictures = source_pictures(load_source(experiment.data, command.split), experiment.data)
+    return _Opened(name=pictures.name, pictures=pictures)
+
+
+def _require_one_shape(first: PictureSet, second: PictureSet) -> None:
+    """Networks resize what they see, but pictures of another size have other details."""
+    if first.drawn:  # a run draws what its data set has, or another reference was chosen for it
+        return
+    a, b = first.read(0, 1).shape[1:3], second.read(0, 1).shape[1:3]
+    if a != b:
+        raise UserError(
+            f"the pictures of {first.name} have {a[1]}x{a[0]} pixels and those of {second.name} have {b[1]}x{b[0]}; "
+            "compare pictures of one size, or resize and crop those of folders with --image-size N"
+        )
+
+
+def _features(command: EvaluateCommand, opened: _Opened, network: FeatureNetwork) -> FeatureSet:
+    assert opened.pictures is not None
+    out = _out(command)
+    return extract_features(opened.pictures, network, out / "features", command.batch_size, out / "pictures")
+
+
+def _reference_features(command: EvaluateCommand, opened: _Opened, network: FeatureNetwork) -> FeatureSet:
+    """Those of a reference are kept in the user's cache, for every run that is compared with it."""
+    if opened.pictures is None:
+        return npz_statistics(Path(opened.name), opened.arrays or {}, network.label)
+    return extract_features(opened.pictures, network, default_cache_dir() / "evaluation", command.batch_size)
+
+
+def _require_enough(samples: FeatureSet, network: FeatureNetwork, *, allowed: bool) -> None:
+    assert samples.pooled is not None
+    count, width = samples.pooled.shape
+    if count > width:
+        return
+    message = (
+        f"{count} samples are no more than the {width} features of {network.label}: a Frechet distance of so few is "
+        "mostly bias"
+    )
+    if not allowed:
+        raise UserError(
+            f"{message}; give more with --num-samples, leave fd out with --metrics kid pr dc, or take it with "
+            "--allow-small"
+        )
+    logger.warning("%s; compare it with nothing but the same number of samples", message)
+
+
+def _export_statistics(file: Path, network: FeatureNetwork, known: FeatureSet) -> None:
+    if known.pooled is None:
+        raise UserError(f"the reference holds statistics already; --export-statistics {file} would copy them")
+    spatial = None if known.spatial is None else statistics_of(known.spatial)
+    if jax.process_index() == 0:
+        write_statistics(file, network.label, statistics_of(known.pooled), spatial)
+        logger.info("statistics of %d pictures over %s are in %s", len(known.pooled), network.label, file)
+
+
+def _export_samples(command: EvaluateCommand, pictures: PictureSet, out: Path) -> None:
+    file = Path(command.export_samples or "")
+    arrays = kept_pictures(pictures, out / "pictures", command.batch_size)
+    if jax.process_index() == 0:
+        write_npz(file, arrays)
+        logger.info("%d samples are in %s", pictures.count, file)
+
+
+def _reconstruction(
+    command: EvaluateCommand, networks: Sequence[FeatureNetwork]
+) -> tuple[list[Score], dict[str, Any], str]:
+    session = _open_first_stage(Path(command.target))
+    data = session.experiment.data
+    pictures = _first(source_pictures(load_source(data, "test"), data), command.num_samples)
+    pairs, out = reconstructions(session.model, session.params, pictures, command.batch_size), _out(command)
+    scores = pair_scores(pairs, command.batch_size, bootstrap=command.bootstrap, seed=command.seed)
+    for network in networks:
+        known = extract_features(pairs.originals, network, default_cache_dir() / "evaluation", command.batch_size)
+        samples = extract_features(pairs.reconstructions, network, out / "features", command.batch_size)
+        _require_enough(samples, network, allowed=True)  # both sets are the same pictures: their bias is much the same
+        options = ScoreOptions(
+            label=network.label, protocol=network.protocol, bootstrap=command.bootstrap, seed=command.seed
+        )
+        (distance,) = compute_scores(samples, known, ["fd"], options)
+        scores.append(dataclasses.replace(distance, name=f"r{distance.name}"))
+    if jax.process_index() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        draw_pairs(pairs, out / PAIRS, session.credit)
+    return scores, {"pictures": {**pairs.reconstructions.about, "num_pictures": pictures.count}}, RECONSTRUCTION
+
+
+def _open_first_stage(path: Path) -> Session:
+    """The newest model with an autoencoder: of the second stage, or of the first where there is no second yet."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a run")
+    if is_run(path) and not RunFolder(path).checkpoints("diffusion").steps():
+        return load_session(path, "autoencoder")
+    return open_model(path)
