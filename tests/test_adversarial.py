@@ -69,7 +69,7 @@ def test_without_a_ramp_the_verdict_counts_at_once():
 
 def test_pictures_too_small_for_the_layers_are_refused():
     DiscriminatorConfig(num_layers=3).check_image_size(24)
-    with pytest.raises(UserError, match="num_layers=3 leaves nothing of .*image_size=16; use at most 2"):
+    with pytest.raises(UserError, match=r"num_layers=3 leaves nothing of .*image_size=16; use at most 2"):
         DiscriminatorConfig(num_layers=3).check_image_size(16)
     with pytest.raises(UserError, match="use larger pictures"):
         DiscriminatorConfig(num_layers=2).check_image_size(4)
