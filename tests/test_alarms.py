@@ -23,20 +23,20 @@ WELL = {"discriminator_accuracy": 0.7, "adaptive_weight": 3.0, "perplexity": 60.
     ],
 )
 def test_each_failure_is_named(wrong: dict[str, float], said: str):
-    assert list(first_stage_alarms(JUDGED, WELL, 20)) == []
-    (sentence,) = first_stage_alarms(JUDGED, {**WELL, **wrong}, 20)
+    assert first_stage_alarms(JUDGED, WELL, 20) == {}
+    (sentence,) = first_stage_alarms(JUDGED, {**WELL, **wrong}, 20).values()
     assert sentence.startswith(said)
     assert "; " in sentence
 
 
 def test_a_discriminator_that_is_not_heard_yet_may_be_right():
-    assert list(first_stage_alarms(JUDGED, {**WELL, "discriminator_accuracy": 1.0, "adaptive_weight": 1e4}, 14)) == []
+    assert first_stage_alarms(JUDGED, {**WELL, "discriminator_accuracy": 1.0, "adaptive_weight": 1e4}, 14) == {}
 
 
 def test_a_posterior_like_the_prior_is_named():
     config = FirstStageConfig(autoencoder=AutoencoderKLConfig())
-    assert list(first_stage_alarms(config, {"posterior_std": 0.1}, 0)) == []
-    (sentence,) = first_stage_alarms(config, {"posterior_std": 0.97}, 0)
+    assert first_stage_alarms(config, {"posterior_std": 0.1}, 0) == {}
+    (sentence,) = first_stage_alarms(config, {"posterior_std": 0.97}, 0).values()
     assert sentence.startswith("the posterior is 0.97 wide") and "kl_weight" in sentence
 
 
