@@ -66,7 +66,8 @@ def _diffusion_stage(work: Workspace, given: Params) -> Stage:
 
 def _first_stage(work: Workspace) -> Params:
     """The averaged autoencoder of this run, trained now or earlier."""
-    return run_stage(make_autoencoder_stage(work), work.run, work.mesh, work.root).model_params
+    params = run_stage(make_autoencoder_stage(work), work.run, work.mesh, work.root).model_params
+    return {"autoencoder": params["autoencoder"]}  # without what it was trained against
 
 
 def _session(work: Workspace, state: TrainState) -> Session:

@@ -4,6 +4,7 @@
 (2) loss = |sg(z) - zq|^2 + commitment_cost |z - sg(zq)|^2           the same, eq. 3, with sg() stopping the gradient
 (3) gradients pass the lookup as if it were the identity
 (4) perplexity = exp(-sum_j p_j log p_j), p_j the share of code j in the batch
+(5) cosine codes: z and e_j are divided by their lengths                 Yu et al. 2021, arXiv:2110.04627, section 3.2
 """
 
 import flax.linen as nn
@@ -23,6 +24,7 @@ class Codebook(nn.Module):
 
     size: int
     channels: int
+    cosine: bool = False
 
     def setup(self) -> None:
         """Create the codes, spread as in VQ-VAE: uniform in [-1/size, 1/size]."""
@@ -32,12 +34,21 @@ class Codebook(nn.Module):
         """The nearest code of each latent vector (1)."""
         # |z|^2 is the same for every code, so it does not change the nearest one.
         # Highest precision: accelerators multiply float32 in fewer bits by default, which picks other codes.
-        products = jnp.matmul(z, self.embedding.T, precision="highest")
-        return jnp.argmax(products - 0.5 * jnp.sum(jnp.square(self.embedding), axis=-1), axis=-1)
+        codes = self._codes()
+        products = jnp.matmul(z, codes.T, precision="highest")
+        return jnp.argmax(products - 0.5 * jnp.sum(jnp.square(codes), axis=-1), axis=-1)
 
     def look_up(self, indices: Int[Array, "b *latent"]) -> Float[Array, "b *latent z"]:
         """The codes at `indices`."""
-        return jnp.take(self.embedding, indices, axis=0)
+        return jnp.take(self._codes(), indices, axis=0)
+
+    def _codes(self) -> Float[Array, "n z"]:
+        return unit_length(self.embedding) if self.cosine else self.embedding
+
+
+def unit_length(x: Float[Array, "*n z"]) -> Float[Array, "*n z"]:
+    """Vectors of the same direction and length 1 (5)."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def _uniform_codes(key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike) -> Float[Array, "n z"]:
@@ -56,7 +67,7 @@ class AutoencoderVQ(nn.Module):
         channels = self.config.latent_channels
         z_channels = self.config.z_channels or channels
         self.encoder = Encoder(self.config, z_channels, self.dtype, name="encoder")
-        self.codebook = Codebook(self.config.codebook_size, channels, name="codebook")
+        self.codebook = Codebook(self.config.codebook_size, channels, cosine=self.config.cosine_codes, name="codebook")
         if self.config.quant_conv:
             self.quant_conv = Conv(channels, kernel_size=1, dtype=self.dtype, name="quant_conv")
         if self.config.has_post_quant_conv:
@@ -67,6 +78,7 @@ class AutoencoderVQ(nn.Module):
         """Latents before the lookup of pictures in [-1, 1], as a posterior without spread; float32."""
         h = self.encoder(image, train=train)
         z = (self.quant_conv(h) if self.config.quant_conv else h).astype(jnp.float32)
+        z = unit_length(z) if self.config.cosine_codes else z
         return DiagonalGaussian(z, jnp.full_like(z, -jnp.inf))
 
     def quantize(self, z: Float[Array, "b *latent z"]) -> tuple[Float[Array, "b *latent z"], Int[Array, "b *latent"]]:
@@ -85,15 +97,29 @@ class AutoencoderVQ(nn.Module):
     def __call__(
         self, image: Float[Array, "b *spatial c"], keys: Key[Array, " b"], *, train: bool = False
     ) -> tuple[Float[Array, "b *spatial k"], Float[Array, " b"], dict[str, Float[Array, ""]]]:
-        """Reconstruction, the weighted codebook loss (2) of each picture, and metrics; `keys` are not needed."""
+        """Reconstruction, the weighted codebook loss (2) of each picture, and metrics; `keys` are not needed.
+
+        Codes that follow by averages have no gradient; the metrics `code_share` and `code_total` move them.
+        """
         del keys  # the posterior is a point
+        by_gradient = self.config.codes == "gradient"
         z = self.encode(image, train=train).mode()
         zq, indices = self.quantize(z)
+        zq = zq if by_gradient else jax.lax.stop_gradient(zq)
         to_code = _mean_square(jax.lax.stop_gradient(z) - zq)
         to_latent = _mean_square(z - jax.lax.stop_gradient(zq))
-        regulariser = self.config.codebook_weight * (to_code + self.config.commitment_cost * to_latent)
+        regulariser = self.config.codebook_weight * (by_gradient * to_code + self.config.commitment_cost * to_latent)
         straight_through = z + jax.lax.stop_gradient(zq - z)  # (3)
-        metrics = {"perplexity": perplexity(indices, self.config.codebook_size), "codebook_loss": jnp.mean(to_code)}
+        share = code_share(indices, self.config.codebook_size)
+        metrics = {
+            "perplexity": perplexity(indices, self.config.codebook_size),
+            "code_usage": jnp.mean(share > 0),
+            "codebook_loss": jnp.mean(to_code),
+        }
+        if not by_gradient:
+            vectors, chosen = jax.lax.stop_gradient(z).reshape(-1, z.shape[-1]), indices.reshape(-1)
+            total = jax.ops.segment_sum(vectors, chosen, self.config.codebook_size) / len(chosen)
+            metrics |= {"code_share": share, "code_total": total}
         return self.decode_quantized(straight_through, train=train), regulariser, metrics
 
 
@@ -101,7 +127,12 @@ def _mean_square(x: Float[Array, "b *latent z"]) -> Float[Array, " b"]:
     return jnp.mean(jnp.square(x), axis=tuple(range(1, x.ndim)))
 
 
+def code_share(indices: Int[Array, "b *latent"], codebook_size: int) -> Float[Array, " k"]:
+    """Share of each code in the batch."""
+    return jnp.bincount(indices.reshape(-1), length=codebook_size) / indices.size
+
+
 def perplexity(indices: Int[Array, "b *latent"], codebook_size: int) -> Float[Array, ""]:
     """How many codes are in use, counted by the entropy of their shares (4)."""
-    share = jnp.bincount(indices.reshape(-1), length=codebook_size) / indices.size
+    share = code_share(indices, codebook_size)
     return jnp.exp(-jnp.sum(share * jnp.log(jnp.maximum(share, 1e-10))))

@@ -5,6 +5,7 @@ line, its type decides what is accepted, and `__post_init__` checks what types c
 its value and the nearest value that works. Nothing here imports jax, so `--help` is quick.
 """
 
+from ldm_jax.config.adversarial import DiscriminatorConfig
 from ldm_jax.config.autoencoder import AutoencoderConfig, AutoencoderKLConfig, AutoencoderVQConfig
 from ldm_jax.config.checks import LARGEST, nearest_divisor
 from ldm_jax.config.conditioning import (
@@ -22,6 +23,7 @@ from ldm_jax.config.data import DataConfig, FashionMnist, ImageFolder, OpenMoji,
 from ldm_jax.config.denoiser import Place, UNetConfig
 from ldm_jax.config.diffusion import DiffusionConfig, PredictionType, ScheduleConfig, ScheduleKind
 from ldm_jax.config.experiment import Experiment
+from ldm_jax.config.first_stage import FirstStageConfig
 from ldm_jax.config.mesh import MeshConfig
 from ldm_jax.config.sampling import ClippingKind, SamplerName, SamplingConfig, SigmaSpacing, Spacing
 from ldm_jax.config.saved import (
@@ -34,7 +36,7 @@ from ldm_jax.config.saved import (
     to_dict,
 )
 from ldm_jax.config.shipped import describe_experiment, experiment_names, load_experiment
-from ldm_jax.config.training import FirstStageConfig, OptimizerConfig, TrainingConfig
+from ldm_jax.config.training import OptimizerConfig, TrainingConfig
 
 __all__ = [
     "LARGEST",
@@ -48,6 +50,7 @@ __all__ = [
     "Conditioning",
     "DataConfig",
     "DiffusionConfig",
+    "DiscriminatorConfig",
     "EmbeddingConditioning",
     "Experiment",
     "FashionMnist",

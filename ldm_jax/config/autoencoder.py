@@ -92,8 +92,23 @@ class AutoencoderVQConfig(AutoencoderConfig):
     """Weight of the codebook and commitment terms against the reconstruction loss."""
     commitment_cost: float = 0.25
     """Weight of the commitment term inside the quantiser (beta of VQ-VAE)."""
+    codes: Literal["gradient", "average"] = "gradient"
+    """How codes learn: by the gradient of the codebook term, or as moving averages of the latents that chose them."""
+    code_decay: float = 0.99
+    """Decay of those averages."""
+    restart_usage: float = 0.0
+    """A code used less than this share of what it would be if all were used alike is moved beside one that is used
+    more (codes=average); 0 never restarts."""
+    cosine_codes: bool = False
+    """Compare latents and codes by their direction: both are brought to length 1 (ViT-VQGAN)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "codebook_size")
         require_not_negative(self, "codebook_weight", "commitment_cost")
+        require_fraction(self, "code_decay", "restart_usage")
+        require(
+            self.restart_usage == 0 or self.codes == "average",
+            f"AutoencoderVQConfig.restart_usage={self.restart_usage} needs codes=average, which counts how often each "
+            "code is used; or set it to 0",
+        )

@@ -16,9 +16,10 @@ from ldm_jax.config.conditioning import (
 from ldm_jax.config.data import DataConfig
 from ldm_jax.config.denoiser import UNetConfig
 from ldm_jax.config.diffusion import DiffusionConfig
+from ldm_jax.config.first_stage import FirstStageConfig
 from ldm_jax.config.mesh import MeshConfig
 from ldm_jax.config.sampling import SamplingConfig
-from ldm_jax.config.training import FirstStageConfig, OptimizerConfig, TrainingConfig
+from ldm_jax.config.training import OptimizerConfig, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class Experiment:
             f"sampling.num_sample_steps={steps} is more than diffusion.schedule.num_train_timesteps={timesteps}; "
             f"use at most {timesteps}",
         )
+        if self.first_stage.discriminator is not None:
+            self.first_stage.discriminator.check_image_size(size)
         self._check_conditioning()
 
     def _check_conditioning(self) -> None:

@@ -10,11 +10,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from ldm_jax.config import autoencoder, conditioning, data, denoiser, diffusion, experiment, mesh, sampling, training
+from ldm_jax.config import (
+    adversarial,
+    autoencoder,
+    conditioning,
+    data,
+    denoiser,
+    diffusion,
+    experiment,
+    first_stage,
+    mesh,
+    sampling,
+    training,
+)
 from ldm_jax.config.experiment import Experiment
 from ldm_jax.errors import UserError
 
-_MODULES = (data, autoencoder, denoiser, conditioning, diffusion, training, sampling, mesh, experiment)
+_MODELS = (autoencoder, denoiser, conditioning, diffusion)
+_MODULES = (data, *_MODELS, training, adversarial, first_stage, sampling, mesh, experiment)
 _KINDS = {name: kind for module in _MODULES for name, kind in vars(module).items() if dataclasses.is_dataclass(kind)}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ldm_jax.config.autoencoder import AutoencoderKLConfig, AutoencoderVQConfig
 from ldm_jax.config.checks import (
     HOW,
     nearest_divisor,
@@ -86,18 +85,3 @@ class TrainingConfig:
             f"TrainingConfig.gradient_accumulation={self.gradient_accumulation} does not divide batch_size="
             f"{self.batch_size}; nearest that does: {nearest_divisor(self.batch_size, self.gradient_accumulation)}",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstStageConfig:
-    """The autoencoder and its training."""
-
-    autoencoder: AutoencoderKLConfig | AutoencoderVQConfig = field(default_factory=AutoencoderKLConfig)
-    reconstruction_loss: Literal["l1", "l2"] = "l1"
-    """Distance between a picture and its reconstruction."""
-    latent_scale: Literal["global", "per_channel"] = "global"
-    """How latents are brought to unit spread: one factor for all (LDM), or mean and spread of each channel."""
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    run: str | None = None
-    """Folder of a finished run whose autoencoder is used instead of training one."""

@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, Key
 from ldm_jax import rng
 from ldm_jax.model import LatentDiffusion, Params
 from ldm_jax.pictures import draw_grid, to_uint8
+from ldm_jax.training.autoencoder_state import init_averages, init_first_stage, make_follow
 from ldm_jax.training.autoencoder_step import make_autoencoder_loss, reconstruction_distance
 from ldm_jax.training.loop import Stage
-from ldm_jax.training.optimizers import make_optimizer
+from ldm_jax.training.optimizers import make_first_stage_optimizer
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.step import make_step
 from ldm_jax.training.workspace import Workspace
@@ -23,11 +24,11 @@ _GRID_COLUMNS = 8
 def make_autoencoder_stage(work: Workspace) -> Stage:
     """The stage that trains the autoencoder on pictures."""
     config = work.experiment.first_stage
-    optimizer = make_optimizer(config.optimizer, config.training.num_steps)
+    optimizer = make_first_stage_optimizer(config)
 
     def init(root: Key[Array, ""], frozen: Params, initial: Params) -> TrainState:
-        params = {**work.model.init_autoencoder(rng.named_key(root, "init")), **initial}
-        return TrainState.create(params, frozen, optimizer)
+        params = {**init_first_stage(work.model, config, rng.named_key(root, "init")), **initial}
+        return TrainState.create(params, {**frozen, **init_averages(config, params)}, optimizer)
 
     reconstruct = jax.jit(lambda params, image: _reconstruct(work.model, params, image))
 
@@ -57,7 +58,7 @@ def make_autoencoder_stage(work: Workspace) -> Stage:
         frozen={},
         initial={},
         init=init,
-        step=make_step(make_autoencoder_loss(work.model, config), optimizer, config.training),
+        step=make_step(make_autoencoder_loss(work.model, config), optimizer, config.training, make_follow(config)),
         batches=lambda start: work.train_batches(work.train, config.training, "autoencoder", start),
         evaluate=evaluate,
         draw=draw,

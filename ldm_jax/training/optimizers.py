@@ -3,10 +3,14 @@
 (1) learning rate at step s: peak * s / warmup_steps, then the decay from peak to ratio * peak at the last step
 """
 
+from collections.abc import Hashable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 
-from ldm_jax.config import OptimizerConfig
+from ldm_jax.config import AutoencoderVQConfig, FirstStageConfig, OptimizerConfig
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -41,3 +45,28 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
         mu_dtype=jnp.float32,
     )
     return optax.chain(clip, adamw)
+
+
+def make_first_stage_optimizer(config: FirstStageConfig) -> optax.GradientTransformation:
+    """The autoencoder's optimizer, and the discriminator's own where there is one: each clips its own gradients.
+
+    Codes that follow by averages are left alone, weight decay included.
+    """
+
+    def label(path: tuple[Any, ...], leaf: Any) -> str:
+        names = [getattr(entry, "key", None) for entry in path]
+        if by_average and names[:2] == ["autoencoder", "codebook"]:
+            return "fixed"
+        return "discriminator" if names[0] == "discriminator" else "autoencoder"
+
+    steps, autoencoder = config.training.num_steps, make_optimizer(config.optimizer, config.training.num_steps)
+    by_average = isinstance(config.autoencoder, AutoencoderVQConfig) and config.autoencoder.codes == "average"
+    if config.discriminator is None and not by_average:
+        return autoencoder
+    optimizers: dict[Hashable, optax.GradientTransformation] = {
+        "autoencoder": autoencoder,
+        "fixed": optax.set_to_zero(),
+    }
+    if config.discriminator is not None:
+        optimizers["discriminator"] = make_optimizer(config.discriminator.optimizer, steps)
+    return optax.multi_transform(optimizers, lambda params: jax.tree_util.tree_map_with_path(label, params))

@@ -23,12 +23,21 @@ LossFn = Callable[[Params, Params, Batch, Key[Array, ""], Int[Array, ""]], tuple
 
 Step = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
+Follow = Callable[[Params, Params, Metrics, Key[Array, ""], Int[Array, ""]], tuple[Params, Params]]
+"""Trained and frozen parameters, metrics, root key, step -> both, moved by what the step has found."""
 
-def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, config: TrainingConfig) -> Step:
+
+def make_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    config: TrainingConfig,
+    follow: Follow = lambda params, frozen, *_: (params, frozen),
+) -> Step:
     """The step of a stage, to be compiled with its state donated.
 
-    Its metrics are those of the loss function and `loss`, `grad_norm` (before clipping), and `leaf_norms`: the gradient
-    norm of each parameter in the order of `jax.tree.leaves`, by which a non-finite gradient is traced to its layer.
+    `follow` moves what has no gradient, behind the optimizer. The metrics are those of the loss function and `loss`,
+    `grad_norm` (before clipping), and `leaf_norms`: the gradient norm of each parameter in the order of
+    `jax.tree.leaves`, by which a non-finite gradient is traced to its layer.
     """
 
     def step(state: TrainState, batch: Batch, root: Key[Array, ""]) -> tuple[TrainState, Metrics]:
@@ -38,10 +47,11 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, config: 
         gradients, metrics = accumulate_gradients(loss_of, state.params, batch, config.gradient_accumulation)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Params = optax.apply_updates(state.params, updates)  # pyright: ignore[reportAssignmentType]
+        params, frozen = follow(params, state.frozen, metrics, root, state.step)
         average = update_average(state.ema_params, params, state.step, config.ema_decay, warmup=config.ema_warmup)
         leaf_norms = jnp.stack([jnp.linalg.norm(g.reshape(-1)) for g in jax.tree.leaves(gradients)])
         metrics = {**metrics, "grad_norm": jnp.linalg.norm(leaf_norms), "leaf_norms": leaf_norms}
-        return TrainState(state.step + 1, params, average, opt_state, state.frozen), metrics
+        return TrainState(state.step + 1, params, average, opt_state, frozen), metrics
 
     return step
 

@@ -1,0 +1,35 @@
+"""The first stage: the autoencoder, what its reconstructions are measured by, and its training."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ldm_jax.config.adversarial import DiscriminatorConfig
+from ldm_jax.config.autoencoder import AutoencoderKLConfig, AutoencoderVQConfig
+from ldm_jax.config.checks import require_not_negative
+from ldm_jax.config.training import OptimizerConfig, TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStageConfig:
+    """The autoencoder and its training."""
+
+    autoencoder: AutoencoderKLConfig | AutoencoderVQConfig = field(default_factory=AutoencoderKLConfig)
+    reconstruction_loss: Literal["l1", "l2"] = "l1"
+    """Distance between a picture and its reconstruction."""
+    learn_output_logvar: bool = False
+    """Learn one log-variance of the reconstruction's error, which weighs that error against the regulariser."""
+    perceptual_weight: float = 0.0
+    """Weight of the perceptual distance (LPIPS) beside the other; 0 has none."""
+    perceptual_network: Literal["vgg16", "alexnet"] = "vgg16"
+    """Network whose features are compared."""
+    discriminator: DiscriminatorConfig | None = None
+    """What the reconstructions are trained against; None trains on distances alone."""
+    latent_scale: Literal["global", "per_channel"] = "global"
+    """How latents are brought to unit spread: one factor for all (LDM), or mean and spread of each channel."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: str | None = None
+    """Folder of a finished run whose autoencoder is used instead of training one."""
+
+    def __post_init__(self) -> None:
+        require_not_negative(self, "perceptual_weight")

@@ -1,0 +1,134 @@
+"""The whole step of a first stage with a discriminator and codes that follow by averages."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from tiny import tiny_experiment
+
+from ldm_jax import rng, sharding
+from ldm_jax.config import AutoencoderVQConfig, DiscriminatorConfig, FirstStageConfig, MeshConfig, OptimizerConfig
+from ldm_jax.model import LatentDiffusion, make_model
+from ldm_jax.training.autoencoder_state import init_averages, init_first_stage, make_follow
+from ldm_jax.training.autoencoder_step import make_autoencoder_loss
+from ldm_jax.training.optimizers import make_first_stage_optimizer
+from ldm_jax.training.state import TrainState
+from ldm_jax.training.step import make_step
+
+ROOT = rng.root_key(0)
+PLAIN = OptimizerConfig(learning_rate=0.1, epsilon=1.0)  # Adam would make a step of every rounding error near zero
+JUDGE = DiscriminatorConfig(
+    base_channels=4, num_layers=1, start_step=2, warmup_steps=2, lecam_weight=0.1, r1_weight=0.1, optimizer=PLAIN
+)
+
+
+class Trial(NamedTuple):
+    model: LatentDiffusion
+    config: FirstStageConfig
+    state: TrainState
+    batch: dict[str, jax.Array]
+
+
+@pytest.fixture(scope="module")
+def trial(data_cache: Path) -> Trial:
+    experiment = tiny_experiment(data_cache)
+    fields = dataclasses.asdict(experiment.first_stage.autoencoder)
+    del fields["kl_weight"]
+    autoencoder = AutoencoderVQConfig(**fields, codebook_size=16, codes="average", restart_usage=0.1)
+    config = dataclasses.replace(
+        experiment.first_stage, autoencoder=autoencoder, discriminator=JUDGE, learn_output_logvar=True, optimizer=PLAIN
+    )
+    model = make_model(dataclasses.replace(experiment, first_stage=config))
+    params = jax.jit(lambda key: init_first_stage(model, config, key))(ROOT)
+    numbers = np.random.default_rng(1)
+    params["discriminator"] = jax.tree.map(
+        lambda x: jnp.asarray(0.3 * numbers.normal(size=x.shape), jnp.float32), params["discriminator"]
+    )
+    image = numbers.uniform(-1, 1, (8, *model.image_shape)).astype(np.float32)
+    batch = {"image": jnp.asarray(image), "sample_index": jnp.arange(8, dtype=jnp.int32)}
+    optimizer = make_first_stage_optimizer(config)
+    return Trial(model, config, TrainState.create(params, init_averages(config, params), optimizer), batch)
+
+
+@pytest.fixture(scope="module")
+def gradient_of(trial: Trial) -> Any:
+    loss_fn = make_autoencoder_loss(trial.model, trial.config)
+    compiled = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    return lambda step, params=trial.state.params: compiled(params, trial.state.frozen, trial.batch, ROOT, step)
+
+
+def size(tree: Any) -> float:
+    return float(jnp.linalg.norm(ravel_pytree(tree)[0]))
+
+
+def test_each_network_learns_in_its_time(trial: Trial, gradient_of: Any):
+    (_, early), alone = gradient_of(jnp.int32(0))
+    _, warming = gradient_of(jnp.int32(2))
+    _, heard = gradient_of(jnp.int32(4))
+    assert size(alone["discriminator"]) == 0.0
+    assert size(warming["discriminator"]) > 0.0
+    np.testing.assert_allclose(
+        ravel_pytree(alone["autoencoder"])[0], ravel_pytree(warming["autoencoder"])[0], atol=1e-6
+    )
+    assert size(jax.tree.map(jnp.subtract, heard["autoencoder"], alone["autoencoder"])) > 1e-4
+    names = {"generator_loss", "discriminator_loss", "adaptive_weight", "verdict_real", "verdict_fake", "code_usage"}
+    assert names < set(early)
+
+
+def test_the_autoencoder_does_not_move_the_discriminator(trial: Trial, gradient_of: Any):
+    """Hearing or not, the discriminator's gradient is that of its own loss."""
+    _, warming = gradient_of(jnp.int32(3))
+    _, heard = gradient_of(jnp.int32(4))
+    np.testing.assert_allclose(
+        ravel_pytree(warming["discriminator"])[0], ravel_pytree(heard["discriminator"])[0], rtol=1e-5, atol=1e-7
+    )
+
+
+def test_the_adaptive_weight_is_the_ratio_of_whole_gradients(trial: Trial, gradient_of: Any):
+    """The last layer's share of the gradient with and without the verdict, seen from outside."""
+    (_, metrics), heard = gradient_of(jnp.int32(4))
+    _, alone = gradient_of(jnp.int32(0))
+    of_error, both = (g["autoencoder"]["decoder"]["conv_out"]["kernel"] for g in (alone, heard))
+    of_verdict = (both - of_error) / (JUDGE.weight * metrics["adaptive_weight"])
+    assert float(metrics["adaptive_weight"]) == pytest.approx(size(of_error) / (size(of_verdict) + 1e-4), rel=1e-3)
+
+
+def test_codes_have_no_gradient_and_follow(trial: Trial, gradient_of: Any):
+    (_, metrics), gradients = gradient_of(jnp.int32(0))
+    assert size(gradients["autoencoder"]["codebook"]) == 0.0
+    follow = make_follow(trial.config)
+    params, frozen = follow(trial.state.params, trial.state.frozen, metrics, ROOT, jnp.int32(0))
+    moved = params["autoencoder"]["codebook"]["embedding"] - trial.state.params["autoencoder"]["codebook"]["embedding"]
+    assert size(moved) > 0
+    assert float(frozen["verdict_average"]["real"]) == pytest.approx(0.01 * float(metrics["verdict_real"]), rel=1e-4)
+
+
+def test_steps_on_eight_devices_are_those_on_one(trial: Trial):
+    """Batch statistics, codes, averages and both optimizers included."""
+    step = make_step(
+        make_autoencoder_loss(trial.model, trial.config),
+        make_first_stage_optimizer(trial.config),
+        trial.config.training,
+        make_follow(trial.config),
+    )
+    ends = []
+    for devices, mesh_config in ((1, MeshConfig()), (8, MeshConfig(data=2, fsdp=4))):
+        mesh = sharding.make_mesh(mesh_config, jax.devices()[:devices])
+        shardings = sharding.state_shardings(mesh, trial.state)
+        state = jax.device_put(trial.state._replace(step=jnp.int32(3)), shardings)
+        batch = sharding.put_batch(mesh, {name: np.asarray(x) for name, x in trial.batch.items()})
+        compiled = jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)))
+        for _ in range(2):
+            state, metrics = compiled(state, batch, ROOT)
+        ends.append((jax.device_get(state), float(metrics["loss"])))
+    (one, loss_one), (eight, loss_eight) = ends
+    assert loss_one == pytest.approx(loss_eight, rel=1e-4)
+    for name, tree in (("params", one.params), ("frozen", one.frozen)):
+        expected, found = ravel_pytree(tree)[0], ravel_pytree(getattr(eight, name))[0]
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    assert size(jax.tree.map(np.subtract, one.params["discriminator"], trial.state.params["discriminator"])) > 0
