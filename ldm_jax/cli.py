@@ -284,11 +284,19 @@ def _parity_of_layers(command: ParityCommand, folder: Path) -> int:
     return 0 if all(section.first is None for section in sections) else 1
 
 
+def benchmark(arguments: Sequence[str]) -> int:
+    """`ldm benchmark [flags]`; 1 if the numbers are not PyTorch's."""
+    from ldm_jax.benchmark.command import run as run_benchmark
+
+    return run_benchmark(arguments)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
     "sample": sample,
     "convert": convert,
     "parity": parity,
+    "benchmark": benchmark,
 }
 
 
