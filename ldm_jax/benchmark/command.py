@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -67,16 +68,23 @@ class BenchmarkCommand:
 def run(arguments: Sequence[str]) -> int:
     """`ldm benchmark [flags]`; 1 if the numbers differ."""
     command = tyro.cli(BenchmarkCommand, prog="ldm benchmark", args=list(arguments))
+    if command.steps_per_second is not None:
+        _check_steps_per_second(command)
     if command.input is not None:
         from ldm_jax.benchmark.input_speed import report_input
 
         use_cores(1)
         sys.stdout.write(report_input(command.input, command.steps_per_second, as_json=command.json) + "\n")
         return 0
-    if command.steps_per_second is not None:
-        raise UserError("--steps-per-second goes with --input RUN")
     check_command(command)
     return _compare(command)
+
+
+def _check_steps_per_second(command: BenchmarkCommand) -> None:
+    if command.input is None:
+        raise UserError("--steps-per-second goes with --input RUN")
+    if not 0 < (command.steps_per_second or 0) < math.inf:
+        raise UserError(f"--steps-per-second={command.steps_per_second} must be greater than 0, and finite")
 
 
 def check_command(command: BenchmarkCommand) -> None:

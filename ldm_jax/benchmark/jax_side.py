@@ -76,7 +76,8 @@ def main() -> None:
     task = read_task(Path(sys.argv[1]))
     use_cores(task.threads)
     side = JaxSide(task)
-    serve({"prepare": side.prepare, "check": side.check, "run": side.run, "memory": side.memory}, channel)
+    answers = {"prepare": side.prepare, "check": side.check, "run": side.run, "memory": side.memory}
+    serve(answers, sys.stdin, channel.write)
 
 
 if __name__ == "__main__":

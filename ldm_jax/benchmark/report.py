@@ -126,7 +126,7 @@ def _row(figures: Figures) -> tuple[str, ...]:
     )
 
 
-def _cell(value: float | None, unit: float = 1.0) -> str:
+def _cell(value: float | int | None, unit: float = 1.0) -> str:
     return "-" if value is None else f"{value * unit:.2f}"
 
 
@@ -163,12 +163,14 @@ def draw_times(entries: Sequence[Entry], path: Path) -> None:
     from matplotlib.figure import Figure  # a second of import that only this needs
 
     bars = [(f"{e.task.name}\nbeside {f.name}", f.ratio) for e in entries for f in figures_of(e) if f.ratio is not None]
-    figure = Figure(figsize=(7, 1.2 + 0.6 * len(bars)), layout="constrained")
+    figure = Figure(figsize=(8, 1.6 + 0.6 * len(bars)), layout="constrained")
     axes = figure.add_subplot()
-    for i, (label, ratio) in enumerate(reversed(bars)):
+    for i, (_, ratio) in enumerate(bars):
         errors = [[ratio.median - ratio.lower], [ratio.upper - ratio.median]]
-        axes.barh(label, ratio.median, xerr=errors, color="tab:blue" if ratio.median <= 1 else "tab:orange")
+        axes.barh(i, ratio.median, xerr=errors, color="tab:blue" if ratio.median <= 1 else "tab:orange")
         axes.text(0.02, i, f"{ratio.median:.2f}", va="center", color="white")
+    axes.set_yticks(range(len(bars)), [label for label, _ in bars])
+    axes.invert_yaxis()
     axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set(xlabel="time of ldm_jax / time of the other (median and quartiles of rounds; less than 1 is faster)")
+    axes.set(xlabel="time of ldm_jax / time of the other, median and quartiles of rounds; below 1 is faster")
     figure.savefig(path, dpi=110)

@@ -8,7 +8,7 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,7 +23,7 @@ def take_stdout() -> TextIO:
     return channel
 
 
-def serve(answers: Mapping[str, Answer], channel: TextIO, questions: TextIO = sys.stdin) -> None:
+def serve(answers: Mapping[str, Answer], questions: Iterable[str], say: Callable[[str], object]) -> None:
     """Answer until nobody asks any more; an error is an answer too, and what it says is for the user."""
     for line in questions:
         values: dict[str, Any] = json.loads(line)
@@ -32,7 +32,7 @@ def serve(answers: Mapping[str, Answer], channel: TextIO, questions: TextIO = sy
             reply = {"answer": answers[name](**values)}
         except Exception as error:  # whatever it is, the other side must not wait for ever
             reply = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
-        channel.write(json.dumps(reply) + "\n")
+        say(json.dumps(reply) + "\n")
 
 
 def use_cores(threads: int) -> None:
