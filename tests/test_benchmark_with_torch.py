@@ -1,4 +1,4 @@
-"""The comparison with PyTorch itself, tiny: every task computes the same and is timed, and not where a weight differs."""
+"""The comparison with PyTorch itself, tiny: every task computes the same and is timed, and none with another weight."""
 
 import json
 from pathlib import Path
@@ -34,15 +34,9 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_task_computes_the_same_and_is_timed(
-    pipeline: Path, tmp_path: Path, dtype: str, capsys: pytest.CaptureFixture[str]
-):
-    status = cli.run(
-        cli.benchmark, ["--model", str(pipeline), *FLAGS, "--dtype", dtype, "--out", str(tmp_path), "--json"]
-    )
+def test_every_task_computes_the_same_and_is_timed(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.run(cli.benchmark, ["--model", str(pipeline), *FLAGS, "--out", str(tmp_path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert status == 0
     assert [task["task"] for task in told["tasks"]] == ["train", "sample", "train_autoencoder", "encode", "decode"]
     for task in told["tasks"]:
         assert task["passed"]
@@ -53,6 +47,14 @@ def test_every_task_computes_the_same_and_is_timed(
     assert json.loads((tmp_path / "benchmark.json").read_text()) == told
     assert (tmp_path / "benchmark.md").read_text().count("PyTorch eager |") == 5
     Image.open(tmp_path / "benchmark.png").verify()
+
+
+def test_in_bfloat16_both_round_within_the_tolerance(pipeline: Path, capsys: pytest.CaptureFixture[str]):
+    flags = ["--model", str(pipeline), "--only", "train", "decode", *FLAGS, "--dtype", "bfloat16", "--json"]
+    assert cli.run(cli.benchmark, flags) == 0
+    told = json.loads(capsys.readouterr().out)
+    errors = [row["relative"] for task in told["tasks"] for row in task["numbers"]]
+    assert all(1e-5 < error < 0.1 for error in errors), "they do not round alike"
 
 
 @pytest.mark.parametrize(("task", "part"), [("train", "unet"), ("decode", "vae")])
