@@ -46,6 +46,9 @@ class TrainCommand:
 
     run_dir: str | None = None
     """Folder of the run; default: runs/NAME."""
+    profile: bool = False
+    """Leave a trace of steps 10 to 12 of each stage for jax's profiler in profile/ of the run; other steps:
+    --training.profile-steps FIRST LAST."""
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
@@ -168,7 +171,20 @@ def train(arguments: Sequence[str]) -> None:
     start_jax(_cpu_devices_of(run_dir) or cpu_devices_for(command.experiment.mesh, sizes))
     from ldm_jax.experiment import train_experiment
 
-    train_experiment(command.experiment, run_dir)
+    train_experiment(_profiled(command.experiment) if command.profile else command.experiment, run_dir)
+
+
+def _profiled(experiment: Experiment) -> Experiment:
+    """The experiment with a trace of both stages, of the default steps where it names none."""
+    steps = experiment.training.profile_steps or (10, 12)
+    first = dataclasses.replace(
+        experiment.first_stage,
+        training=dataclasses.replace(
+            experiment.first_stage.training, profile_steps=experiment.first_stage.training.profile_steps or steps
+        ),
+    )
+    training = dataclasses.replace(experiment.training, profile_steps=steps)
+    return dataclasses.replace(experiment, first_stage=first, training=training)
 
 
 def sample(arguments: Sequence[str]) -> None:
@@ -291,12 +307,20 @@ def evaluate(arguments: Sequence[str]) -> None:
     run_command(arguments, lambda batch_size: start_jax(cpu_devices_for(MeshConfig(), [batch_size])))
 
 
+def benchmark(arguments: Sequence[str]) -> int:
+    """`ldm benchmark [flags]`; 1 if the numbers are not PyTorch's."""
+    from ldm_jax.benchmark.command import run as run_benchmark
+
+    return run_benchmark(arguments)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
     "convert": convert,
     "parity": parity,
+    "benchmark": benchmark,
 }
 
 

@@ -20,6 +20,7 @@ from ldm_jax.training.diffusion_stage import make_diffusion_stage
 from ldm_jax.training.latents import LatentReader
 from ldm_jax.training.loop import Stage, run_stage
 from ldm_jax.training.run_folder import RunFolder
+from ldm_jax.training.startup import Startup
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.workspace import Workspace, open_workspace
 
@@ -35,6 +36,8 @@ def train_experiment(experiment: Experiment, run_dir: Path) -> None:
     Raises:
         UserError: bad input, a diverged loss, an interruption (saved), or a folder that cannot be used.
     """
+    startup = Startup.of_process()
+    startup.lap("import")
     run = RunFolder(run_dir)
     run.check(experiment)
     wanted = [HELDOUT_GRID] if token_inputs(experiment.conditioning) else []
@@ -45,15 +48,15 @@ def train_experiment(experiment: Experiment, run_dir: Path) -> None:
         return
     start = find_starting_point(experiment, run)
     work = open_workspace(experiment, run_dir, start.tokenizers)
-    state = run_stage(_diffusion_stage(work, start.params), work.run, work.mesh, work.root)
+    state = run_stage(_diffusion_stage(work, start.params, startup), work.run, work.mesh, work.root, startup)
     _draw_heldout(work, state)
     logger.info("pictures are in %s", work.run.samples)
 
 
-def _diffusion_stage(work: Workspace, given: Params) -> Stage:
+def _diffusion_stage(work: Workspace, given: Params, startup: Startup) -> Stage:
     """The second stage, behind the first unless the autoencoder is `given`, from any other parts that are."""
     everywhere = sharding.replicated(work.mesh)
-    frozen = {"autoencoder": given["autoencoder"]} if "autoencoder" in given else _first_stage(work)
+    frozen = {"autoencoder": given["autoencoder"]} if "autoencoder" in given else _first_stage(work, startup)
     frozen = jax.device_put(frozen, everywhere)  # once, not for every batch that is encoded
     latents = LatentReader(work, frozen)
     frozen |= {"latent": given["latent"]} if "latent" in given else latents.statistics()
@@ -64,9 +67,9 @@ def _diffusion_stage(work: Workspace, given: Params) -> Stage:
     return make_diffusion_stage(work, latents, frozen, lambda state, step: _try_to_draw(work, state, step), initial)
 
 
-def _first_stage(work: Workspace) -> Params:
+def _first_stage(work: Workspace, startup: Startup) -> Params:
     """The averaged autoencoder of this run, trained now or earlier."""
-    params = run_stage(make_autoencoder_stage(work), work.run, work.mesh, work.root).model_params
+    params = run_stage(make_autoencoder_stage(work), work.run, work.mesh, work.root, startup).model_params
     return {"autoencoder": params["autoencoder"]}  # without what it was trained against
 
 

@@ -76,6 +76,14 @@ def run_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_profile_is_of_both_stages_and_of_the_steps_that_were_named(trained: list[tuple[Experiment, Path]]):
+    assert cli.run(cli.train, ["smoke", "--profile"]) == 0
+    assert cli.run(cli.train, ["smoke", "--profile", "--training.profile-steps", "3", "4"]) == 0
+    assert cli.run(cli.train, ["smoke"]) == 0
+    steps = [(e.first_stage.training.profile_steps, e.training.profile_steps) for e, _ in trained]
+    assert steps == [((10, 12), (10, 12)), ((3, 4), (3, 4)), (None, None)]
+
+
 def refused(command: Callable[[list[str]], None], arguments: list[str], capsys: Any, caplog: Any) -> str:
     """What is said about wrong arguments, which end with status 2; boxes and line breaks taken out."""
     try:

@@ -461,3 +461,10 @@ def test_the_help_texts_are_complete():
 def test_types_resolve():
     for kind in config_classes():
         assert set(c.field_types(kind)) == {field.name for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize("steps", [(0, 3), (5, 4)])
+def test_steps_of_a_trace_are_a_first_and_a_last(steps: tuple[int, int]):
+    message = rf"TrainingConfig\.profile_steps=\({steps[0]}, {steps[1]}\) must be the first and the last of some steps"
+    with pytest.raises(UserError, match=message):
+        c.TrainingConfig(profile_steps=steps)

@@ -19,7 +19,7 @@ from ldm_jax.training.latents import parameter_fingerprint
 from ldm_jax.training.logging import read_metrics
 
 ROOT = Path(__file__).parent.parent
-TIMES = ("images_per_second", "input_wait")
+TIMES = ("seconds_per_step", "images_per_second", "images_per_second_per_device", "input_wait")
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,17 @@ import ldm_jax
 
 PACKAGE = Path(ldm_jax.__file__).parent
 ROOMS = (
-    *("errors", "files", "config", "rng", "sharding", "pictures", "data", "nn", "autoencoder", "conditioning"),
-    *("denoiser", "diffusion", "model", "training", "sampling", "interop", "evaluation", "planning", "benchmark"),
-    *("experiment", "cli"),
+    *("errors", "flops", "chips", "files", "config", "rng", "sharding", "pictures", "data", "nn", "autoencoder"),
+    *("conditioning", "denoiser", "diffusion", "model", "training", "sampling", "interop", "evaluation", "planning"),
+    *("benchmark", "experiment", "cli"),
 )
 FORBIDDEN_PAIRS = {("diffusion", room) for room in ("denoiser", "autoencoder", "conditioning")}
 FORBIDDEN_PACKAGES = {"tensorflow", "torch", "transformers", "diffusers"}
-TORCH_SIDE = PACKAGE / "interop" / "torch_layers.py"
-"""The one file that imports PyTorch: a program of its own, which is run to compare with and never imported."""
+TORCH_SIDES = {
+    PACKAGE / "interop" / "torch_layers.py": {"torch", "transformers", "diffusers"},
+    PACKAGE / "benchmark" / "torch_side.py": {"torch", "diffusers"},
+}
+"""The files that import PyTorch: programs of their own, which are run to compare with and never imported."""
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "misc"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -79,14 +82,16 @@ def test_a_file_imports_only_rooms_before_its_own(path: Path):
 def test_a_file_prints_nothing_and_imports_no_other_framework(path: Path):
     source = path.read_text()
     assert calls_of(source, "print") == [], "results go to stdout by name, everything else through the logger"
-    if path != TORCH_SIDE:
+    if path not in TORCH_SIDES:
         assert other_frameworks(source) == set()
 
 
-def test_the_pytorch_side_is_a_program_of_its_own():
-    assert other_frameworks(TORCH_SIDE.read_text()) == {"torch", "transformers", "diffusers"}
-    assert imported_rooms(TORCH_SIDE.read_text()) == set()
-    assert [path for path in FILES if names_module(path.read_text(), "ldm_jax.interop.torch_layers")] == []
+@pytest.mark.parametrize("path", TORCH_SIDES, ids=lambda path: path.stem)
+def test_a_pytorch_side_is_a_program_of_its_own(path: Path):
+    assert other_frameworks(path.read_text()) == TORCH_SIDES[path]
+    assert imported_rooms(path.read_text()) == set()
+    module = f"ldm_jax.{room_of(path)}.{path.stem}"
+    assert [file for file in FILES if names_module(file.read_text(), module)] == []
 
 
 def test_nothing_is_called_utils():

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ CONFIG = TrainingConfig(
     batch_size=8, num_steps=6, ema_decay=0.9, log_every=1, eval_every=3, sample_every=9, checkpoint_every=2
 )
 ROOT = rng.root_key(0)
-TIMES = ("images_per_second", "input_wait")
+TIMES = ("seconds_per_step", "images_per_second", "images_per_second_per_device", "input_wait")
 NAN_STEP = 4
 
 
@@ -271,7 +272,58 @@ def test_a_line_of_metrics_tells_speed_and_waiting(toy: Toy):
     line = json.loads((toy.path / "metrics.jsonl").read_text().splitlines()[-1])
     assert set(line) == {"stage", "step", "loss", "grad_norm", "heldout_loss", *TIMES}
     assert line["images_per_second"] > 0
+    assert line["images_per_second_per_device"] == line["images_per_second"], "on one device"
+    assert line["seconds_per_step"] == pytest.approx(8 / line["images_per_second"])
     assert 0 <= line["input_wait"] <= 1
+
+
+def test_the_start_is_told_in_one_line(toy: Toy, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        toy.run()
+    (line,) = [record.getMessage() for record in caplog.records if "start-up" in record.getMessage()]
+    laps = r"build \d+\.\d s, compile \d+\.\d s, first step \d+\.\d s"
+    assert re.fullmatch(rf"toy: start-up \d+\.\d s: {laps}; \S+ GFLOP a step", line)
+
+
+def test_compiling_is_no_part_of_the_first_step(toy: Toy, monkeypatch: pytest.MonkeyPatch):
+    stage = toy.stage()
+
+    def slow_to_trace(*arguments: Any) -> Any:
+        time.sleep(2.0)
+        return stage.step(*arguments)
+
+    monkeypatch.setattr(toy, "stage", lambda: dataclasses.replace(stage, step=slow_to_trace))
+    toy.run()
+    assert toy_line(toy, 1)["seconds_per_step"] < 2.0
+
+
+def toy_line(toy: Toy, step: int) -> dict[str, Any]:
+    return next(line for line in read_metrics(toy.path / "metrics.jsonl") if line["step"] == step)
+
+
+def test_a_trace_of_some_steps_is_left_and_said_how_to_view(toy: Toy, caplog: pytest.LogCaptureFixture):
+    toy.config = dataclasses.replace(CONFIG, profile_steps=(2, 3))
+    with caplog.at_level(logging.INFO):
+        toy.run()
+    folder = toy.path / "profile" / "toy"
+    assert [path for path in folder.rglob("*.xplane.pb") if path.stat().st_size > 0]
+    told = f"a trace of steps 2 to 3 of this start is in {folder}: open its .trace.json.gz in https://ui.perfetto.dev"
+    assert told in caplog.text
+
+
+def test_a_run_that_ends_within_its_trace_still_leaves_one(toy: Toy, caplog: pytest.LogCaptureFixture):
+    toy.config = dataclasses.replace(CONFIG, profile_steps=(5, 99))
+    with caplog.at_level(logging.INFO):
+        toy.run()
+    assert "a trace of steps 5 to 6 of this start" in caplog.text
+    assert list((toy.path / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_trace_that_begins_too_late_is_told(toy: Toy, caplog: pytest.LogCaptureFixture):
+    toy.config = dataclasses.replace(CONFIG, profile_steps=(8, 9))
+    toy.run()
+    assert "no trace was written: it begins with step 8, and there were 6" in caplog.text
+    assert not (toy.path / "profile").exists()
 
 
 def test_it_says_from_where_it_goes_on(toy: Toy, caplog: pytest.LogCaptureFixture):

@@ -72,6 +72,9 @@ class TrainingConfig:
     """Steps between two checkpoints; one is also saved at the end."""
     keep_checkpoints: int = field(default=2, metadata=HOW)
     """Newest checkpoints kept."""
+    profile_steps: tuple[int, int] | None = field(default=None, metadata=HOW)
+    """First and last step, counted from where the command begins, whose trace for jax's profiler is left in profile/ of
+    the run; None leaves none."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -84,4 +87,9 @@ class TrainingConfig:
             self.batch_size % self.gradient_accumulation == 0,
             f"TrainingConfig.gradient_accumulation={self.gradient_accumulation} does not divide batch_size="
             f"{self.batch_size}; nearest that does: {nearest_divisor(self.batch_size, self.gradient_accumulation)}",
+        )
+        first, last = self.profile_steps or (1, 1)
+        require(
+            1 <= first <= last,
+            f"TrainingConfig.profile_steps={self.profile_steps} must be the first and the last of some steps, from 1",
         )

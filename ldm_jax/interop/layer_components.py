@@ -88,28 +88,28 @@ def _read_unet(folder: Path, torch_class: str, size: int | None) -> Component:
     )
 
 
-def unet_inputs(unet: DiffusersUNet, side: int) -> Inputs:
+def unet_inputs(unet: DiffusersUNet, side: int, *, batch: int = BATCH, tokens: int = _TOKENS) -> Inputs:
     """Noise, times and whatever conditions the U-Net takes."""
     draw, width = np.random.default_rng(0), unet.config.vector_dim or 0
 
     def normal(*shape: int) -> np.ndarray:
-        return draw.standard_normal((BATCH, *shape), np.float32)
+        return draw.standard_normal((batch, *shape), np.float32)
 
-    inputs = {"sample": normal(unet.in_channels, side, side), "timestep": draw.integers(0, 1000, BATCH)}
+    inputs = {"sample": normal(unet.in_channels, side, side), "timestep": draw.integers(0, 1000, batch)}
     if unet.context_dim is not None:
-        inputs["encoder_hidden_states"] = normal(_TOKENS, unet.context_dim)
+        inputs["encoder_hidden_states"] = normal(tokens, unet.context_dim)
     if unet.config.num_classes is not None:
-        inputs["class_labels"] = draw.integers(0, unet.config.num_classes, BATCH)
+        inputs["class_labels"] = draw.integers(0, unet.config.num_classes, batch)
     match unet.vector:
         case "projection":
             inputs["class_labels"] = normal(width)
         case "timestep":
-            inputs["class_labels"] = draw.integers(0, 1000, BATCH)
+            inputs["class_labels"] = draw.integers(0, 1000, batch)
         case "text_time":
             size_dim = unet.size_dim or 1
             sizes = min(6, (width - 1) // size_dim)  # how many are sizes, the configuration does not say
             inputs["text_embeds"] = normal(width - sizes * size_dim)
-            inputs["time_ids"] = draw.integers(0, 1024, (BATCH, sizes))
+            inputs["time_ids"] = draw.integers(0, 1024, (batch, sizes))
     return inputs
 
 

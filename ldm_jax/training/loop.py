@@ -22,7 +22,11 @@ from ldm_jax.errors import UserError
 from ldm_jax.model import Params, num_parameters
 from ldm_jax.training.checkpoints import Checkpoints, abstract_like
 from ldm_jax.training.logging import MetricsLog, draw_losses
+from ldm_jax.training.observed_step import ObservedStep
+from ldm_jax.training.profile import Profile
 from ldm_jax.training.run_folder import RunFolder
+from ldm_jax.training.speed import Speed
+from ldm_jax.training.startup import Startup
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.step import Batch, Metrics, Step
 
@@ -66,8 +70,12 @@ class Stage:
     """Pictures of the state after a step."""
 
 
-def run_stage(stage: Stage, run: RunFolder, mesh: Mesh, root: Key[Array, ""]) -> TrainState:
+def run_stage(
+    stage: Stage, run: RunFolder, mesh: Mesh, root: Key[Array, ""], startup: Startup | None = None
+) -> TrainState:
     """Train a stage to its last step, from its newest good checkpoint if there is one, and return the final state.
+
+    `startup` has measured the start so far; without it the start begins here.
 
     Raises:
         TrainingDiverged: a loss or gradient is not finite; the last good checkpoint is kept.
@@ -77,6 +85,7 @@ def run_stage(stage: Stage, run: RunFolder, mesh: Mesh, root: Key[Array, ""]) ->
     sharding.check_batch_size(
         f"{stage.name} training", stage.training.batch_size, stage.training.gradient_accumulation, mesh
     )
+    startup = startup or Startup()
     checkpoints = run.checkpoints(stage.name, stage.training.keep_checkpoints)
     checkpoints.remove_unfinished()
     state, shardings = _start(stage, checkpoints, mesh, root)
@@ -88,15 +97,22 @@ def run_stage(stage: Stage, run: RunFolder, mesh: Mesh, root: Key[Array, ""]) ->
         "%s: step %d of %d, %.2f M parameters, batch %d",
         *(stage.name, start, stage.training.num_steps, num_parameters(state.params) / 1e6, stage.training.batch_size),
     )
-    step = jax.jit(stage.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    jitted = jax.jit(stage.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    step = ObservedStep(stage.name, jitted, startup, _profile(stage, run))
     log = MetricsLog(run, stage.name, start)
     try:
         with _Signals() as signals:
-            state = _Loop(stage, run, checkpoints, log, root, step, signals).run(state, start)
+            state = _Loop(stage, run, checkpoints, log, root, mesh, step, signals).run(state, start)
     finally:
+        step.close()
         log.close()
         checkpoints.wait()
     return state
+
+
+def _profile(stage: Stage, run: RunFolder) -> Profile | None:
+    steps = stage.training.profile_steps
+    return None if steps is None else Profile(run.path / "profile" / stage.name, *steps)
 
 
 def _start(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, root: Key[Array, ""]) -> tuple[TrainState, TrainState]:
@@ -165,7 +181,8 @@ class _Loop:
     checkpoints: Checkpoints
     log: MetricsLog
     root: Key[Array, ""]
-    step: Step
+    mesh: Mesh
+    step: ObservedStep
     signals: _Signals
     waited: float = 0.0
     since: float = 0.0
@@ -181,6 +198,8 @@ class _Loop:
         with bar:
             for number in range(start + 1, training.num_steps + 1):
                 state, metrics = self.step(state, batch, self.root)
+                if number == start + 1:
+                    self.since += self.step.compile_seconds  # which is no part of the time of a step
                 if number < training.num_steps:
                     batch = self._next(batches)  # while the devices work
                 self._check(self.previous)  # of the step before: waiting for this one would idle the devices
@@ -236,8 +255,9 @@ class _Loop:
         self._check((number, metrics))
         values = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
         seconds = time.perf_counter() - self.since
-        values["images_per_second"] = self.steps_since * self.stage.training.batch_size / seconds
-        values["input_wait"] = self.waited / seconds
+        kind, count = self.mesh.devices.flat[0].device_kind, self.mesh.size
+        speed = Speed.on(kind, count, batch_size=self.stage.training.batch_size, flops=self.step.flops)
+        values |= speed.figures(steps=self.steps_since, seconds=seconds, waited=self.waited)
         bar.set_postfix_str(f"{values['images_per_second']:.0f} images/s, loss {values['loss']:.4f}")
         self._restart_clock()
         return values
