@@ -10,7 +10,8 @@ import ldm_jax
 
 PACKAGE = Path(ldm_jax.__file__).parent
 ROOMS = (
-    *("errors", "config", "rng", "sharding", "pictures", "data", "nn", "autoencoder", "conditioning", "denoiser"),
+    *("errors", "flops", "chips"),
+    *("config", "rng", "sharding", "pictures", "data", "nn", "autoencoder", "conditioning", "denoiser"),
     *("diffusion", "model", "training", "sampling", "evaluation", "interop", "planning", "benchmark", "experiment"),
     "cli",
 )
