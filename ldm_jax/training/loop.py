@@ -22,6 +22,7 @@ from ldm_jax.errors import UserError
 from ldm_jax.model import Params, num_parameters
 from ldm_jax.training.checkpoints import Checkpoints, abstract_like
 from ldm_jax.training.logging import MetricsLog, draw_losses
+from ldm_jax.training.program import jit_step
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.step import Batch, Metrics, Step
@@ -88,7 +89,7 @@ def run_stage(stage: Stage, run: RunFolder, mesh: Mesh, root: Key[Array, ""]) ->
         "%s: step %d of %d, %.2f M parameters, batch %d",
         *(stage.name, start, stage.training.num_steps, num_parameters(state.params) / 1e6, stage.training.batch_size),
     )
-    step = jax.jit(stage.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    step = jit_step(stage.step, shardings, mesh)
     log = MetricsLog(run, stage.name, start)
     try:
         with _Signals() as signals:
