@@ -284,11 +284,19 @@ def _parity_of_layers(command: ParityCommand, folder: Path) -> int:
     return 0 if all(section.first is None for section in sections) else 1
 
 
+def plan(arguments: Sequence[str]) -> None:
+    """`ldm plan NAME --topology T [flags]`."""
+    from ldm_jax.planning.command import run_plan
+
+    run_plan(arguments)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
     "sample": sample,
     "convert": convert,
     "parity": parity,
+    "plan": plan,
 }
 
 
