@@ -50,7 +50,7 @@ def predict(
     bytes_accessed: int | None,
     collectives: Iterable[Collective],
     batch_size: int,
-    num_steps: float,
+    num_steps: int,
     calibration: float = 1.0,
     price: float | None = None,
 ) -> Prediction:
