@@ -36,6 +36,8 @@ class CompiledStep:
     bytes_source: str
     """Where that number comes from."""
     collectives: tuple[Collective, ...]
+    date: str
+    """When it was compiled."""
     lower_seconds: float
     compile_seconds: float
     """Time that the compiler took here."""

@@ -1,5 +1,6 @@
 """Compiling a step for a topology: memory, bytes and collectives, or what memory is missing."""
 
+import datetime
 import math
 import re
 import time
@@ -47,6 +48,7 @@ def compile_step(
         bytes_accessed=accessed,
         bytes_source=source,
         collectives=collectives,
+        date=datetime.date.today().isoformat(),
         lower_seconds=lower_seconds,
         compile_seconds=spent,
         compile_cpu_seconds=spent_cpu,

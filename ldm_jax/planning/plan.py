@@ -1,7 +1,6 @@
 """A plan: what the compiler says of a step on a topology, and how long it is predicted to take."""
 
 import dataclasses
-import datetime
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +40,6 @@ class Plan:
     """None if the step does not fit."""
     assumptions: tuple[str, ...]
     versions: dict[str, str]
-    date: str
 
     @property
     def batch_per_chip(self) -> float:
@@ -109,7 +107,6 @@ def make_plan(request: Request, *, calibration: float = 1.0, price: float | None
         prediction=None,
         assumptions=tuple(taken),
         versions=cache.versions(),
-        date=datetime.date.today().isoformat(),
     )
     return dataclasses.replace(plan, prediction=_predict(plan, facts, calibration, price)) if plan.fits else plan
 

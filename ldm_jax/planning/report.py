@@ -19,7 +19,7 @@ def report(plan: Plan) -> str:
         f"{what.get(plan.stage, 'sampling, one batch')}; mesh {plan.mesh}; batch {plan.batch_size} "
         f"({plan.batch_per_chip:g} a chip); {plan.compute_dtype}"
         + "".join(f"; {path}={value}" for path, value in plan.choices.items()),
-        f"{plan.num_parameters / 1e6:.1f} M parameters; compiled, not run, on {plan.date} with "
+        f"{plan.num_parameters / 1e6:.1f} M parameters; compiled, not run, on {plan.compiled.date} with "
         + ", ".join(f"{name} {version}" for name, version in plan.versions.items()),
         "",
         *_memory(plan),
@@ -163,7 +163,7 @@ def _row(plan: Plan) -> tuple[str, ...]:
 
 
 def _gib(size: int | None) -> str:
-    return "-" if size is None else f"{size / _GIB:.2f}"
+    return "-" if size is None else f"{size / _GIB:.3f}" if abs(size) < _GIB / 10 else f"{size / _GIB:.2f}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
