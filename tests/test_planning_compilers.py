@@ -1,4 +1,4 @@
-"""Plans by the real compilers, where they are installed: a tiny step for a TPU and for a GPU, and ImageNet LDM-4."""
+"""Plans by the real compilers, where they are installed: a small step for a TPU and for a GPU, and ImageNet LDM-4."""
 
 import importlib.util
 import json
@@ -19,16 +19,6 @@ needs_gpu = pytest.mark.skipif(
     reason="no GPU compiler, which is too large (6 GB) for CI: pip install 'ldm_jax[cuda12]'",
 )
 
-TINY = """
-import dataclasses, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from tiny import tiny_experiment
-
-def get_config():
-    return tiny_experiment(Path({cache!r}))
-"""
-
 
 def plan(experiment: str, topology: str, folder: Path, *flags: str) -> dict[str, Any]:
     """The plan of an experiment, made in a process of its own: a compiler has to be chosen before jax starts."""
@@ -41,13 +31,6 @@ def plan(experiment: str, topology: str, folder: Path, *flags: str) -> dict[str,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> str:
-    file = tmp_path / "tiny_config.py"
-    file.write_text(TINY.format(tests=str(Path(__file__).parent), cache=str(tmp_path)))
-    return str(file)
 
 
 def check(result: dict[str, Any], kinds: set[str]) -> None:
@@ -64,21 +47,21 @@ def check(result: dict[str, Any], kinds: set[str]) -> None:
 
 
 @needs_tpu
-def test_a_tiny_step_for_a_tpu(tiny: str, tmp_path: Path):
-    check(plan(tiny, "v5e-8", tmp_path, "--mesh", "data=4,fsdp=2"), {"all-reduce", "all-gather"})
+def test_a_small_step_for_a_tpu(tmp_path: Path):
+    check(plan("smoke", "v5e-8", tmp_path, "--mesh", "data=4,fsdp=2"), {"all-reduce", "all-gather"})
 
 
 @needs_tpu
-def test_too_little_memory_of_a_tpu_is_a_result(tiny: str, tmp_path: Path):
-    result = plan(tiny, "v5e-4", tmp_path, "--batch-per-chip", "4194304")
+def test_too_little_memory_of_a_tpu_is_a_result(tmp_path: Path):
+    result = plan("smoke", "v5e-4", tmp_path, "--batch-per-chip", "4194304")
     memory = result["compiled"]["memory"]
     assert not result["fits"] and result["prediction"] is None
     assert memory["needed"] > memory["available"] > 14 * 2**30
 
 
 @needs_gpu
-def test_a_tiny_step_for_a_gpu(tiny: str, tmp_path: Path):
-    check(plan(tiny, "h100-8", tmp_path, "--mesh", "data=4,fsdp=2"), {"all-reduce", "all-gather"})
+def test_a_small_step_for_a_gpu(tmp_path: Path):
+    check(plan("smoke", "h100-8", tmp_path, "--mesh", "data=4,fsdp=2"), {"all-reduce", "all-gather"})
 
 
 @needs_tpu

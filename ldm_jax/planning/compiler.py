@@ -96,6 +96,7 @@ def argument_bytes(arguments: Any) -> int:
     """Bytes that abstract arguments take on each chip."""
 
     def size(leaf: Any) -> int:
-        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        return math.prod(shape) * leaf.dtype.itemsize
 
     return sum(map(size, jax.tree.leaves(arguments)))

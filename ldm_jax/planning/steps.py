@@ -21,7 +21,7 @@ class AbstractStep(NamedTuple):
     function: Any
     """Result of `jax.jit`."""
     arguments: tuple[Any, ...]
-    """Trees of `jax.ShapeDtypeStruct` with shardings."""
+    """Trees of `jax.ShapeDtypeStruct` with shardings; without one what is the same everywhere, as in training."""
     num_parameters: int
     """Parameters of what the step trains, or of what it samples from."""
 
@@ -54,7 +54,7 @@ def _training_step(program: StageProgram, frozen: Any, batch: dict[str, Any], me
     arguments = (
         jax.tree.map(_placed, state, shardings),
         jax.tree.map(lambda leaf: _placed(leaf, sharding.batch_sharding(mesh)), batch),
-        _placed(root, sharding.replicated(mesh)),
+        root,
     )
     return AbstractStep(jit_step(program.step, shardings, mesh), arguments, _size(state.params))
 
@@ -70,9 +70,9 @@ def _sampling_step(experiment: Experiment, model: LatentDiffusion, batch_size: i
     negative = jax.eval_shape(lambda: model.conditioner.null_inputs(batch_size))
     split = (inputs, negative, _array(batch_size), jax.ShapeDtypeStruct((batch_size,), jnp.int32))
     everywhere, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    whole = jax.tree.map(lambda leaf: _placed(leaf, everywhere), (params, jax.eval_shape(lambda: sampler), root))
+    params = jax.tree.map(lambda leaf: _placed(leaf, everywhere), params)
     split = jax.tree.map(lambda leaf: _placed(leaf, batch), split)
-    arguments = (whole[0], whole[1], *split[:3], whole[2], split[3])
+    arguments = (params, sampler, *split[:3], root, split[3])
     generate = make_generate(model, guided=config.guidance_scale != 1.0 and bool(inputs))
     return AbstractStep(generate, arguments, _size(params))
 
