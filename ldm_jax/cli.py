@@ -314,6 +314,13 @@ def benchmark(arguments: Sequence[str]) -> int:
     return run_benchmark(arguments)
 
 
+def plan(arguments: Sequence[str]) -> None:
+    """`ldm plan NAME --topology T [flags]`."""
+    from ldm_jax.planning.command import run_plan
+
+    run_plan(arguments)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
     "sample": sample,
@@ -321,6 +328,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "convert": convert,
     "parity": parity,
     "benchmark": benchmark,
+    "plan": plan,
 }
 
 

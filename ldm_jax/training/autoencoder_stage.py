@@ -5,17 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
-from ldm_jax import rng
 from ldm_jax.model import LatentDiffusion, Params
 from ldm_jax.pictures import draw_grid, to_uint8
-from ldm_jax.training.autoencoder_state import init_averages, init_first_stage, make_follow
-from ldm_jax.training.autoencoder_step import make_autoencoder_loss, reconstruction_distance
+from ldm_jax.training.autoencoder_step import reconstruction_distance
 from ldm_jax.training.loop import Stage
-from ldm_jax.training.optimizers import make_first_stage_optimizer
+from ldm_jax.training.program import autoencoder_program
 from ldm_jax.training.state import TrainState
-from ldm_jax.training.step import make_step
 from ldm_jax.training.workspace import Workspace
 
 _GRID_COLUMNS = 8
@@ -24,12 +21,7 @@ _GRID_COLUMNS = 8
 def make_autoencoder_stage(work: Workspace) -> Stage:
     """The stage that trains the autoencoder on pictures."""
     config = work.experiment.first_stage
-    optimizer = make_first_stage_optimizer(config)
-
-    def init(root: Key[Array, ""], frozen: Params, initial: Params) -> TrainState:
-        params = {**init_first_stage(work.model, config, rng.named_key(root, "init")), **initial}
-        return TrainState.create(params, {**frozen, **init_averages(config, params)}, optimizer)
-
+    program = autoencoder_program(work.model, work.experiment)
     reconstruct = jax.jit(lambda params, image: _reconstruct(work.model, params, image))
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -57,8 +49,8 @@ def make_autoencoder_stage(work: Workspace) -> Stage:
         training=config.training,
         frozen={},
         initial={},
-        init=init,
-        step=make_step(make_autoencoder_loss(work.model, config), optimizer, config.training, make_follow(config)),
+        init=program.init,
+        step=program.step,
         batches=lambda start: work.train_batches(work.train, config.training, "autoencoder", start),
         evaluate=evaluate,
         draw=draw,

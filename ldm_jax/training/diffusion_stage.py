@@ -4,16 +4,13 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jaxtyping import Array, Key
 
-from ldm_jax import rng
 from ldm_jax.model import Params
-from ldm_jax.training.diffusion_step import condition_inputs, heldout_loss, make_diffusion_loss
+from ldm_jax.training.diffusion_step import condition_inputs, heldout_loss
 from ldm_jax.training.latents import LatentReader
 from ldm_jax.training.loop import Stage
-from ldm_jax.training.optimizers import make_optimizer
+from ldm_jax.training.program import diffusion_program
 from ldm_jax.training.state import TrainState
-from ldm_jax.training.step import make_step
 from ldm_jax.training.workspace import Workspace
 
 MAX_HELDOUT = 2048  # pictures of the test split in one held-out loss
@@ -31,13 +28,7 @@ def make_diffusion_stage(
     `frozen` holds `autoencoder` and `latent`, and `conditioner` where that is not trained.
     """
     experiment = work.experiment
-    optimizer = make_optimizer(experiment.optimizer, experiment.training.num_steps)
-
-    def init(root: Key[Array, ""], frozen: Params, initial: Params) -> TrainState:
-        params = {**work.model.init_denoiser(rng.named_key(root, "init")), **initial}
-        trained = {name: value for name, value in params.items() if name not in frozen}
-        return TrainState.create(trained, frozen, optimizer)
-
+    program = diffusion_program(work.model, experiment)
     loss_of = jax.jit(lambda params, batch: heldout_loss(work.model, experiment.diffusion, params, batch, work.root))
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -55,8 +46,8 @@ def make_diffusion_stage(
         training=experiment.training,
         frozen=frozen,
         initial=initial or {},
-        init=init,
-        step=make_step(make_diffusion_loss(work.model, experiment.diffusion), optimizer, experiment.training),
+        init=program.init,
+        step=program.step,
         batches=latents.train_batches,
         evaluate=evaluate,
         draw=draw,

@@ -24,6 +24,7 @@ from ldm_jax.training.checkpoints import Checkpoints, abstract_like
 from ldm_jax.training.logging import MetricsLog, draw_losses
 from ldm_jax.training.observed_step import ObservedStep
 from ldm_jax.training.profile import Profile
+from ldm_jax.training.program import jit_step
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.speed import Speed
 from ldm_jax.training.startup import Startup
@@ -97,8 +98,7 @@ def run_stage(
         "%s: step %d of %d, %.2f M parameters, batch %d",
         *(stage.name, start, stage.training.num_steps, num_parameters(state.params) / 1e6, stage.training.batch_size),
     )
-    jitted = jax.jit(stage.step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-    step = ObservedStep(stage.name, jitted, startup, _profile(stage, run))
+    step = ObservedStep(stage.name, jit_step(stage.step, shardings, mesh), startup, _profile(stage, run))
     log = MetricsLog(run, stage.name, start)
     try:
         with _Signals() as signals:

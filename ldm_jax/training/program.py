@@ -1,0 +1,58 @@
+"""What of a stage is compiled, its first state and its step, from the configuration alone: no data, no run folder."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from ldm_jax import rng, sharding
+from ldm_jax.config import Experiment
+from ldm_jax.model import LatentDiffusion, Params
+from ldm_jax.training.autoencoder_state import init_averages, init_first_stage, make_follow
+from ldm_jax.training.autoencoder_step import make_autoencoder_loss
+from ldm_jax.training.diffusion_step import make_diffusion_loss
+from ldm_jax.training.optimizers import make_first_stage_optimizer, make_optimizer
+from ldm_jax.training.state import TrainState
+from ldm_jax.training.step import Step, make_step
+
+
+class StageProgram(NamedTuple):
+    """The functions of a stage that are traced."""
+
+    init: Callable[[Key[Array, ""], Params, Params], TrainState]
+    """Root key, frozen and initial parameters to the first state; what is not among them is drawn."""
+    step: Step
+
+
+def autoencoder_program(model: LatentDiffusion, experiment: Experiment) -> StageProgram:
+    """The first stage."""
+    config = experiment.first_stage
+    optimizer = make_first_stage_optimizer(config)
+
+    def init(root: Key[Array, ""], frozen: Params, initial: Params) -> TrainState:
+        params = {**init_first_stage(model, config, rng.named_key(root, "init")), **initial}
+        return TrainState.create(params, {**frozen, **init_averages(config, params)}, optimizer)
+
+    loss_fn = make_autoencoder_loss(model, config)
+    return StageProgram(init, make_step(loss_fn, optimizer, config.training, make_follow(config)))
+
+
+def diffusion_program(model: LatentDiffusion, experiment: Experiment) -> StageProgram:
+    """The second stage; what is `frozen` (autoencoder, latent statistics, some conditioners) is not trained."""
+    optimizer = make_optimizer(experiment.optimizer, experiment.training.num_steps)
+
+    def init(root: Key[Array, ""], frozen: Params, initial: Params) -> TrainState:
+        params = {**model.init_denoiser(rng.named_key(root, "init")), **initial}
+        trained = {name: value for name, value in params.items() if name not in frozen}
+        return TrainState.create(trained, frozen, optimizer)
+
+    return StageProgram(
+        init, make_step(make_diffusion_loss(model, experiment.diffusion), optimizer, experiment.training)
+    )
+
+
+def jit_step(step: Step, shardings: TrainState, mesh: Mesh) -> Any:
+    """The step compiled for a mesh: it takes over the memory of the state that it is given, and keeps its shards."""
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
