@@ -21,6 +21,7 @@ from ldm_jax.config.conditioning import (
 from ldm_jax.config.data import DataConfig, FashionMnist, ImageFolder, OpenMoji, PreparedTfds, Shapes, Source
 from ldm_jax.config.denoiser import Place, UNetConfig
 from ldm_jax.config.diffusion import DiffusionConfig, PredictionType, ScheduleConfig, ScheduleKind
+from ldm_jax.config.distributed import DistributedConfig
 from ldm_jax.config.experiment import Experiment
 from ldm_jax.config.mesh import MeshConfig
 from ldm_jax.config.sampling import ClippingKind, SamplerName, SamplingConfig, SigmaSpacing, Spacing
@@ -48,6 +49,7 @@ __all__ = [
     "Conditioning",
     "DataConfig",
     "DiffusionConfig",
+    "DistributedConfig",
     "EmbeddingConditioning",
     "Experiment",
     "FashionMnist",
