@@ -83,6 +83,7 @@ def status_of(codes: Sequence[int]) -> int:
 class _Launcher:
     config: LaunchCommand
     command: list[str]
+    program: Sequence[str] = (sys.executable, "-c", "from ldm_jax.cli import main; main()")
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     asked: int = 0
     """How often this process was asked to stop."""
@@ -132,10 +133,9 @@ class _Launcher:
         if gpus := sorted(Path("/dev").glob("nvidia[0-9]*")):
             share = len(gpus) // self.config.processes or 1
             given["JAX_LOCAL_DEVICE_IDS"] = ",".join(str(process * share + i) for i in range(share))
-        command = [sys.executable, "-c", "from ldm_jax.cli import main; main()", *self.command]
         pipe = None if process == 0 else subprocess.PIPE
         return subprocess.Popen(
-            command,
+            [*self.program, *self.command],
             env={**os.environ, **given},
             stdin=subprocess.DEVNULL,
             stdout=pipe,

@@ -218,5 +218,4 @@ def _end_alone(error: BaseException) -> None:
         time.sleep(_VERDICT_SECONDS)
     if _watch is not None:
         _watch.fail(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", code)
-        time.sleep(2 * _watch.limits.interval)
     atexit.register(os._exit, code)  # comes before jax's own, which would wait for the others

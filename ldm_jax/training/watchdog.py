@@ -30,6 +30,7 @@ PEER_LOST = 76
 
 _LONGEST_LINE = 65536
 _FAREWELL_SECONDS = 10.0
+_LAST_WORDS_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class Watch:
     busy: bool = True
     finished: threading.Event = field(default_factory=threading.Event)
     farewell: dict[str, Any] | None = None
+    told: threading.Event = field(default_factory=threading.Event)
+    """Set when the farewell is on its way."""
 
     def note(self, task: str, *, busy: bool) -> None:
         """The main thread begins a task; all processes begin the same ones in the same order."""
@@ -113,6 +116,7 @@ class Watch:
     def fail(self, reason: str, code: int) -> None:
         """This process fails by itself: tell the others why, and be gone within seconds, whatever hangs."""
         self.farewell = {"reason": reason, "code": code}
+        self.told.wait(2 * self.limits.interval)
         timer = threading.Timer(_FAREWELL_SECONDS, os._exit, [code])
         timer.daemon = True
         timer.start()
@@ -177,7 +181,8 @@ class _Server:
             self.processes[0].hear(_beat(self.watch), now)
             if self.watch.farewell is not None:
                 reason = f"{self.processes[0].name} failed: {self.watch.farewell['reason']}"
-                return self._tell({"verdict": reason, "code": self.watch.farewell["code"]})
+                self._tell({"verdict": reason, "code": self.watch.farewell["code"]})
+                return self.watch.told.set()
             if verdict := judge(self.processes, now, self.watch.limits):
                 self._end(verdict)
             if now - beaten >= interval:
@@ -217,6 +222,8 @@ class _Server:
 
     def _take(self, process: Progress, message: dict[str, Any]) -> None:
         if "reason" in message:
+            self._tell({"verdict": f"{process.name} failed: {message['reason']}", "code": message["code"]})
+            time.sleep(_LAST_WORDS_SECONDS)  # jax aborts it once we are gone
             self._end(f"{process.name} failed: {message['reason']}", message["code"])
         if "finished" in message:
             process.ended = True
@@ -267,7 +274,7 @@ class _Client:
                 end_process(f"{first} is dead or stopped: no sign of life for {now - heard:.0f} s", PEER_LOST)
             if self.watch.farewell is not None:
                 self.connection.send(self.watch.farewell)
-                return
+                return self.watch.told.set()
             if now - sent >= limits.interval:
                 sent = now
                 self.connection.send(_beat(self.watch))
@@ -289,6 +296,7 @@ def _name(process_id: int, num_processes: int, whereabouts: str = "") -> str:
 def end_process(verdict: str, code: int) -> None:
     """End this process from whatever thread: no exception would get out of a collective that waits for ever."""
     further = "; this process ends, and the same command goes on from the last checkpoint" if code == PEER_LOST else ""
+    sys.stderr.write("\n")  # a progress bar may be on the line
     logger.error("error: %s%s", verdict, further)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
