@@ -27,7 +27,9 @@ def get_config() -> Experiment:
         smoke,
         name="small",
         data=replace(smoke.data, source=Shapes(num_examples=20), image_size=8, num_threads=0),
-        first_stage=replace(smoke.first_stage, autoencoder=autoencoder, training=shorten(min(steps, 20))),
+        first_stage=replace(
+            smoke.first_stage, autoencoder=autoencoder, reconstruction_loss="l2", training=shorten(min(steps, 20))
+        ),
         denoiser=replace(
             smoke.denoiser,
             **{"base_channels": 16, "channel_mult": (1,), "num_res_blocks": 1, "attention_levels": (0,)},
@@ -35,5 +37,5 @@ def get_config() -> Experiment:
         ),
         training=shorten(steps),
         sampling=replace(smoke.sampling, num_sample_steps=2, samples_per_prompt=2),
-        mesh=MeshConfig(data=8),
+        mesh=MeshConfig(data=2),
     )

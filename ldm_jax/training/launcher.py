@@ -62,7 +62,7 @@ def launch(arguments: Sequence[str]) -> int:
     config = tyro.cli(LaunchCommand, prog="ldm launch", args=flags)
     if not command or command[0] != "train":
         raise UserError("say what to run behind two dashes: ldm launch --processes 4 -- train NAME --flags")
-    return _Launcher(config, command).run()
+    return Launcher(config, command).run()
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -80,7 +80,9 @@ def status_of(codes: Sequence[int]) -> int:
 
 
 @dataclass
-class _Launcher:
+class Launcher:
+    """Processes of one run, from the first attempt to the last."""
+
     config: LaunchCommand
     command: list[str]
     program: Sequence[str] = (sys.executable, "-c", "from ldm_jax.cli import main; main()")
@@ -89,18 +91,26 @@ class _Launcher:
     """How often this process was asked to stop."""
 
     def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        """Start, watch and restart; the exit status of the last attempt."""
+        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            status = self._until_done()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return status if status >= 0 else 128 - status
+
+    def _until_done(self) -> int:
         pause, left = self.config.pause, self.config.restarts
         while True:
             codes = self._attempt()
             status = status_of(codes)
             if status == 0 or status in FINAL or self.asked or left == 0:
-                return status if status >= 0 else 128 - status
+                return status
             logger.warning("%s; restart in %.0f s, %d more after it", _told(codes), pause, left - 1)
             self._sleep(pause)
             if self.asked:
-                return status if status >= 0 else 128 - status
+                return status
             pause, left = min(2 * pause, _LONGEST_PAUSE), left - 1
 
     def _sleep(self, seconds: float) -> None:

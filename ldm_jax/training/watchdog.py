@@ -151,8 +151,8 @@ class _Connection:
             return None
         *lines, self.received = (self.received + chunk).split(b"\n")
         try:
-            messages = [json.loads(line) for line in lines]
-        except ValueError:
+            messages = [dict(json.loads(line)) for line in lines]
+        except (ValueError, TypeError):  # not one of us
             return None
         return messages if chunk and len(self.received) < _LONGEST_LINE else messages or None
 
