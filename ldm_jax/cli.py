@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +18,7 @@ import tyro
 from ldm_jax.config import (
     LARGEST,
     ClippingKind,
+    DistributedConfig,
     Experiment,
     MeshConfig,
     SamplerName,
@@ -49,6 +50,7 @@ class TrainCommand:
     profile: bool = False
     """Leave a trace of steps 10 to 12 of each stage for jax's profiler in profile/ of the run; other steps:
     --training.profile-steps FIRST LAST."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
 
 
@@ -96,6 +98,7 @@ class SampleCommand:
     """Share of a sample's values that dynamic clipping leaves as they are."""
     batch_size: int = 16
     """Pictures drawn at once; decides speed and memory, not the pictures."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     out: str | None = None
     """Folder for the pictures; default: samples/ in the run, samples/NAME for a model of another system."""
     json: bool = False
@@ -168,10 +171,14 @@ def train(arguments: Sequence[str]) -> None:
     batches = [command.experiment.first_stage.training, command.experiment.training]
     sizes = [training.batch_size // training.gradient_accumulation for training in batches]
     run_dir = Path(command.run_dir or f"runs/{command.experiment.name}")
-    start_jax(_cpu_devices_of(run_dir) or cpu_devices_for(command.experiment.mesh, sizes))
-    from ldm_jax.experiment import train_experiment
+    processes = num_processes_of(command.distributed)
+    start_jax(_cpu_devices_of(run_dir, processes) or cpu_devices_for(command.experiment.mesh, sizes, processes))
+    from ldm_jax.training.processes import joined
 
-    train_experiment(_profiled(command.experiment) if command.profile else command.experiment, run_dir)
+    with joined(command.distributed):
+        from ldm_jax.experiment import train_experiment
+
+        train_experiment(_profiled(command.experiment) if command.profile else command.experiment, run_dir)
 
 
 def _profiled(experiment: Experiment) -> Experiment:
@@ -187,6 +194,13 @@ def _profiled(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, first_stage=first, training=training)
 
 
+def launch(arguments: Sequence[str]) -> int:
+    """`ldm launch --processes N -- COMMAND ...`."""
+    from ldm_jax.training.launcher import launch
+
+    return launch(arguments)
+
+
 def sample(arguments: Sequence[str]) -> None:
     """`ldm sample RUN [flags]`."""
     command = tyro.cli(SampleCommand, prog="sample.py", args=list(arguments), config=(tyro.conf.UseAppendAction,))
@@ -194,12 +208,13 @@ def sample(arguments: Sequence[str]) -> None:
         raise UserError("give the folder of a run, or --model MODEL of another system")
     if command.run is not None:  # what is wrong with the flags is said before anything heavy is imported
         sampling_config(command, restore_experiment(Path(command.run) / "config.json").sampling)
-    start_jax(cpu_devices_for(MeshConfig(), [command.batch_size]))
+    start_jax(cpu_devices_for(command.mesh, [command.batch_size]))
     from ldm_jax.interop.model_files import open_model
     from ldm_jax.sampling.files import draw_to_files
 
     source = Path(command.run or command.model or "")
     session = open_model(source, config=_path(command.config), tokenizer=_path(command.tokenizer))
+    session = dataclasses.replace(session, mesh=command.mesh)
     default = Path(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
     files = draw_to_files(
         session,
@@ -323,6 +338,7 @@ def plan(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
+    "launch": launch,
     "sample": sample,
     "evaluate": evaluate,
     "convert": convert,
@@ -347,21 +363,33 @@ def start_jax(cpu_devices: int) -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
-def cpu_devices_for(mesh: MeshConfig, batch_sizes: Sequence[int]) -> int:
-    """Devices for a CPU: what the mesh asks for, or as many as there are cores and the batches can be split over."""
+def num_processes_of(distributed: DistributedConfig) -> int:
+    """Processes among which the devices of a CPU are divided: those that flags or variables tell of."""
+    given = distributed.num_processes or os.environ.get("JAX_NUM_PROCESSES", "1")
+    return int(given) if str(given).isdecimal() and int(given) > 0 else 1
+
+
+def cpu_devices_for(mesh: MeshConfig, batch_sizes: Sequence[int], processes: int = 1) -> int:
+    """Devices for a CPU: what the mesh asks for, or as many as there are cores and the batches can be split over.
+
+    Of several processes, which are taken to share the cores of this machine, each has its share of them.
+    """
     sizes = (mesh.data, mesh.fsdp, mesh.tensor)
     given = min(math.prod(size for size in sizes if size != -1), MAX_CPU_DEVICES)
     if -1 not in sizes:
-        return given
+        return max(given // processes, 1)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    usable = [n for n in range(given, cores + 1, given) if all(size % n == 0 for size in batch_sizes)]
-    return max(usable, default=given)
+    least = math.lcm(given, processes)
+    usable = [n for n in range(least, cores + 1, least) if all(size % n == 0 for size in batch_sizes)]
+    return max(usable, default=least) // processes
 
 
-def _cpu_devices_of(run_dir: Path) -> int | None:
-    """Devices of a run that was started on a CPU: with as many, it goes on to the same bits."""
+def _cpu_devices_of(run_dir: Path, processes: int = 1) -> int | None:
+    """Devices of a run that was started on a CPU, divided by processes: with as many, it goes on to the same bits."""
     devices: list[str] = read_manifest(run_dir / "manifest.json").get("devices", [])
-    return len(devices) if devices and all(device.startswith("cpu:") for device in devices) else None
+    if not devices or len(devices) % processes or not all(device.startswith("cpu:") for device in devices):
+        return None
+    return len(devices) // processes
 
 
 def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]) -> int:

@@ -6,3 +6,5 @@ class UserError(ValueError):
 
     exit_code = 2
     """Exit status of a command that ends with this error."""
+    comes_to_all = False
+    """Whether every process of a run raises it at the same point, so that they end together."""

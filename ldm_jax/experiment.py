@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from ldm_jax import sharding
@@ -15,6 +14,7 @@ from ldm_jax.interop.starting_point import find_starting_point
 from ldm_jax.model import Params
 from ldm_jax.pictures import draw_grid, to_uint8
 from ldm_jax.sampling.session import Session
+from ldm_jax.training import processes
 from ldm_jax.training.autoencoder_stage import make_autoencoder_stage
 from ldm_jax.training.diffusion_stage import make_diffusion_stage
 from ldm_jax.training.latents import LatentReader
@@ -55,15 +55,14 @@ def train_experiment(experiment: Experiment, run_dir: Path) -> None:
 
 def _diffusion_stage(work: Workspace, given: Params, startup: Startup) -> Stage:
     """The second stage, behind the first unless the autoencoder is `given`, from any other parts that are."""
-    everywhere = sharding.replicated(work.mesh)
     frozen = {"autoencoder": given["autoencoder"]} if "autoencoder" in given else _first_stage(work, startup)
-    frozen = jax.device_put(frozen, everywhere)  # once, not for every batch that is encoded
+    frozen = sharding.place(work.mesh, frozen)  # once, not for every batch that is encoded
     latents = LatentReader(work, frozen)
     frozen |= {"latent": given["latent"]} if "latent" in given else latents.statistics()
     initial = {name: given[name] for name in ("conditioner", "denoiser") if name in given}
     if not getattr(work.experiment.conditioning, "trainable", True):
         frozen["conditioner"] = initial.pop("conditioner")
-    frozen = jax.device_put(frozen, everywhere)
+    frozen = sharding.place(work.mesh, frozen)
     return make_diffusion_stage(work, latents, frozen, lambda state, step: _try_to_draw(work, state, step), initial)
 
 
@@ -75,7 +74,15 @@ def _first_stage(work: Workspace, startup: Startup) -> Params:
 
 def _session(work: Workspace, state: TrainState) -> Session:
     info = work.train.info
-    return Session(work.experiment, work.model, state.model_params, work.encode_caption, info.class_names, info.credit)
+    return Session(
+        work.experiment,
+        work.model,
+        state.model_params,
+        work.encode_caption,
+        info.class_names,
+        info.credit,
+        mesh=work.experiment.mesh,
+    )
 
 
 def _try_to_draw(work: Workspace, state: TrainState, step: int) -> None:
@@ -103,7 +110,8 @@ def _draw_samples(work: Workspace, state: TrainState, step: int) -> None:
     count = len(labels) * per_row
     pictures = list(session.draw(inputs, count, config, seed=work.experiment.seed))
     rows = [pictures[i : i + per_row] for i in range(0, count, per_row)]
-    draw_grid(rows, labels, work.run.samples / f"samples_{step:06d}.png", footer=session.credit)
+    if processes.is_first():
+        draw_grid(rows, labels, work.run.samples / f"samples_{step:06d}.png", footer=session.credit)
 
 
 def _draw_heldout(work: Workspace, state: TrainState) -> None:
@@ -116,6 +124,8 @@ def _draw_heldout(work: Workspace, state: TrainState) -> None:
     per_row = config.samples_per_prompt
     inputs = session.prompt_inputs([caption for caption in captions for _ in range(per_row)])
     drawn = list(session.draw(inputs, len(captions) * per_row, config, seed=work.experiment.seed))
+    if not processes.is_first():
+        return
     pictures = _test_pictures(work, chosen)
     rows = [[pictures[i], *drawn[i * per_row : (i + 1) * per_row]] for i in range(len(captions))]
     footer = "first column: the held-out picture. " + session.credit

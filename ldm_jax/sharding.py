@@ -7,17 +7,22 @@ share of the work inside a layer). A parameter is placed by two rules:
 (2) the largest other dimension that `fsdp` divides is split over it, if the parameter has MIN_FSDP_SIZE values or more.
 
 Optimizer moments and moving averages have their parameter's path as the tail of their own: the same rules place them.
+
+Where the devices lie in several slices (TPU slices, or GPU hosts, joined by a slower network), one axis crosses them,
+the one that `MeshConfig.across_slices` names, and the others stay inside.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Int
 
 from ldm_jax.config import MeshConfig, nearest_divisor
 from ldm_jax.errors import UserError
@@ -30,10 +35,11 @@ _SPLIT_INPUT = frozenset({"out", "dense_1", "conv_1"})
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of all devices (or of `devices`) with the axes `data`, `fsdp`, `tensor`.
+    """A mesh of all devices of all processes (or of `devices`) with the axes `data`, `fsdp`, `tensor`.
 
     Raises:
-        UserError: the axis sizes do not multiply to the number of devices.
+        UserError: the axis sizes do not multiply to the number of devices, or the axis that crosses the slices is not a
+            multiple of their number.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
@@ -46,10 +52,46 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"{flags} needs {'a multiple of ' if rest else ''}{given} devices, but there are {len(devices)}; sizes "
             f"that work: --mesh.data -1 --mesh.fsdp {usable} --mesh.tensor 1"
         )
-    shape = tuple(len(devices) // given if size == -1 else size for size in sizes.values())
-    # An axis may take a part of a side of the torus: 8 x 8 on a slice of 4x4x4 could not be had otherwise.
-    arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    shape = {name: len(devices) // given if size == -1 else size for name, size in sizes.items()}
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        # An axis may take a part of a side of the torus: 8 x 8 on a slice of 4x4x4 could not be had otherwise.
+        arranged = mesh_utils.create_device_mesh(tuple(shape.values()), devices, allow_split_physical_axes=True)
+        return Mesh(arranged, AXES, axis_types=types)
+    return Mesh(_across_slices(shape, config.across_slices, slices, devices), AXES, axis_types=types)
+
+
+def _across_slices(shape: dict[str, int], axis: str, slices: int, devices: Sequence[Any]) -> np.ndarray:
+    """Devices as an array in which neighbours along `axis`, and only along it, may lie in other slices."""
+    if shape[axis] % slices:
+        inside = len(devices) // slices
+        other = "fsdp" if axis == "data" else "data"
+        raise UserError(
+            f"--mesh.{axis} {shape[axis]} crosses {slices} slices of {inside} devices and is not a multiple of "
+            f"{slices}; sizes that work: --mesh.{axis} {slices} --mesh.{other} {inside} --mesh.tensor 1"
+        )
+    outer = {name: slices if name == axis else 1 for name in shape}
+    inner = {name: size // outer[name] for name, size in shape.items()}
+    return mesh_utils.create_hybrid_device_mesh(tuple(inner.values()), tuple(outer.values()), devices)
+
+
+def check_tensor_axis(mesh: Mesh, params: Any) -> None:
+    """Refuse a tensor axis that splits none of the (possibly abstract) parameters, and would only repeat work.
+
+    Raises:
+        UserError: with the sizes of the axis that work on as many devices.
+    """
+    tensor = mesh.shape["tensor"]
+    leaves = [(path_names(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    dims = {shape[dim] for path, shape in leaves if (dim := _tensor_dim(path, shape)) is not None}
+    if tensor == 1 or any(size % tensor == 0 for size in dims):
+        return
+    usable = [n for n in range(1, mesh.size + 1) if mesh.size % n == 0 and (n == 1 or any(d % n == 0 for d in dims))]
+    raise UserError(
+        f"--mesh.tensor {tensor} splits no layer of this model (their sizes: {', '.join(map(str, sorted(dims)))}); "
+        f"sizes that work on {mesh.size} devices: {', '.join(map(str, usable))}"
+    )
 
 
 def parameter_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -119,7 +161,59 @@ def check_batch_size(name: str, batch_size: int, gradient_accumulation: int, mes
         )
 
 
+@functools.lru_cache
+def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
+    """Which rows of a global batch the devices of this process hold, in order: what it has to read."""
+    ranges = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(*rows[0].indices(batch_size)) for rows in ranges if rows is not None]))
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a global batch as global arrays."""
+    """This process's rows of a global batch (those of `local_rows`) as global arrays."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    shards = num_batch_shards(mesh)
+    own = len(local_rows(mesh, shards))
+
+    def put(rows: np.ndarray) -> jax.Array:
+        size = len(rows) // own * shards
+        held = local_rows(mesh, size)
+
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            return rows[np.searchsorted(held, start) : np.searchsorted(held, stop)]
+
+        return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, part)
+
+    return {name: put(rows) for name, rows in batch.items()}
+
+
+def place(mesh: Mesh, tree: Any) -> Any:
+    """Parameters that every process has, from wherever they are to where the rules put them: each device its share."""
+
+    return jax.tree.map(_put, tree, state_shardings(mesh, tree))
+
+
+def place_batch(mesh: Mesh, tree: Any) -> Any:
+    """Rows that every process has all of, split over the devices that hold different samples."""
+    return jax.tree.map(lambda leaf: _put(leaf, batch_sharding(mesh)), tree)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if jax.process_count() == 1 or not getattr(leaf, "is_fully_addressable", True):
+        return jax.device_put(leaf, sharding)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def to_host(array: Any) -> np.ndarray:
+    """A whole array in the memory of every process; all of them have to call it."""
+    if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def to_all(value: np.ndarray) -> np.ndarray:
+    """One value of each process, stacked, in the memory of every process; all of them have to call it."""
+    if jax.process_count() == 1:
+        return value[None]
+    return np.asarray(multihost_utils.process_allgather(value))

@@ -41,6 +41,12 @@ def join(parts):
     return [{key: np.concatenate([b[key] for b in group]) for key in group[0]} for group in zip(*parts, strict=True)]
 
 
+def share(batch_size, process, processes):
+    """The rows of one process of several, which lie together."""
+    rows = batch_size // processes
+    return range(process * rows, (process + 1) * rows)
+
+
 def order(source, count, **options):
     source.reads.clear()
     take(source, count, **options)
@@ -89,7 +95,7 @@ def test_sample_index_counts_positions():
 def test_processes_share_the_same_global_batches_and_decode_only_their_own(processes):
     whole = take(PictureSource(20), 7)
     sources = [PictureSource(20) for _ in range(processes)]
-    parts = [take(s, 7, process_index=p, process_count=processes) for p, s in enumerate(sources)]
+    parts = [take(s, 7, rows=share(6, p, processes)) for p, s in enumerate(sources)]
     assert_same(join(parts), whole)
     assert all(len(source.reads) == 7 * 6 // processes for source in sources)
 
@@ -99,7 +105,7 @@ def test_a_run_goes_on_where_it_stopped_with_another_number_of_processes(start):
     source = PictureSource(20)
     if start < 10:
         assert_same(take(source, start + 3)[start:], take(source, 3, start_step=start))
-    parts = [take(source, 3, start_step=start, process_index=p, process_count=2) for p in range(2)]
+    parts = [take(source, 3, start_step=start, rows=share(6, p, 2)) for p in range(2)]
     assert_same(join(parts), take(source, 3, start_step=start))
 
 
@@ -138,9 +144,12 @@ def test_a_batch_larger_than_the_data_is_refused():
         take(PictureSource(5), 1)
 
 
-def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(UserError, match=r"batch_size=6 does not divide among 4 processes; nearest .* does: 3"):
-        take(PictureSource(20), 1, process_count=4)
+def test_rows_of_a_process_need_not_lie_together():
+    whole, source = take(PictureSource(20), 4), PictureSource(20)
+    for part, batch in zip(take(source, 4, rows=[0, 1, 4]), whole, strict=True):
+        for name, rows in part.items():
+            np.testing.assert_array_equal(rows, batch[name][[0, 1, 4]])
+    assert len(source.reads) == 4 * 3
 
 
 def test_captions_that_are_not_there_are_refused():
@@ -165,11 +174,7 @@ def test_errors_of_reading_reach_the_loop_through_threads():
 def test_an_epoch_is_one_pass_filled_up_and_marked(size, batch, processes):
     transforms = evaluation_transforms(CONFIG)
     parts = [
-        list(
-            epoch(
-                PictureSource(size), transforms=transforms, batch_size=batch, process_index=p, process_count=processes
-            )
-        )
+        list(epoch(PictureSource(size), transforms=transforms, batch_size=batch, rows=share(batch, p, processes)))
         for p in range(processes)
     ]
     whole = join(parts)

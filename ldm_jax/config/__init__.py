@@ -22,6 +22,7 @@ from ldm_jax.config.conditioning import (
 from ldm_jax.config.data import DataConfig, FashionMnist, ImageFolder, OpenMoji, PreparedTfds, Shapes, Source
 from ldm_jax.config.denoiser import Place, UNetConfig
 from ldm_jax.config.diffusion import DiffusionConfig, PredictionType, ScheduleConfig, ScheduleKind
+from ldm_jax.config.distributed import DistributedConfig
 from ldm_jax.config.experiment import Experiment
 from ldm_jax.config.first_stage import FirstStageConfig
 from ldm_jax.config.mesh import MeshConfig
@@ -51,6 +52,7 @@ __all__ = [
     "DataConfig",
     "DiffusionConfig",
     "DiscriminatorConfig",
+    "DistributedConfig",
     "EmbeddingConditioning",
     "Experiment",
     "FashionMnist",

@@ -1,6 +1,7 @@
 """How devices are arranged."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ldm_jax.config.checks import require, require_number
 
@@ -15,6 +16,9 @@ class MeshConfig:
     """Devices that hold different samples and a share of each large parameter."""
     tensor: int = 1
     """Devices that share the work inside a layer."""
+    across_slices: Literal["data", "fsdp"] = "data"
+    """Axis that crosses slices, where the devices lie in several (TPU multislice, GPU hosts): the others stay inside
+    one, where the network is fast."""
 
     def __post_init__(self) -> None:
         sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}

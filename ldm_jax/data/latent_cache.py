@@ -6,14 +6,16 @@ The encoder comes in as a function, so nothing here depends on how it is built o
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import jax
 import numpy as np
 from jaxtyping import Float32
 
+from ldm_jax import sharding
 from ldm_jax.config import DataConfig
 from ldm_jax.data.pipeline import epoch
 from ldm_jax.data.preparation import digest
@@ -52,26 +54,36 @@ class LatentSource:
 
 
 def cached_latents(
-    path: Path, source: Source, encode: Encode, *, config: DataConfig, autoencoder: str, batch_size: int
+    path: Path,
+    source: Source,
+    encode: Encode,
+    *,
+    config: DataConfig,
+    autoencoder: str,
+    batch_size: int,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> LatentSource:
     """The latents of a source, from the file if it fits, else encoded now and saved there.
 
     Args:
         path: the cache file (.npz).
         source: the pictures.
-        encode: see `Encode`; is always called with batch_size pictures.
+        encode: see `Encode`; is called with the `rows` of batch_size pictures, and gives the moments of all of them.
         config: says how pictures are cut and whether mirror images are wanted.
         autoencoder: fingerprint of the encoder's parameters.
         batch_size: pictures in one call of `encode`.
+        rows: rows of each batch that this process reads, where several encode together; None reads all.
 
     Raises:
         UserError: the file cannot be written.
     """
     fingerprint = latent_fingerprint(source.info, config, autoencoder)
     moments = load_latents(path, fingerprint)
-    if moments is None:
-        moments = encode_source(source, encode, config=config, batch_size=batch_size)
-        save_latents(path, moments, fingerprint)
+    if not sharding.to_all(np.asarray(moments is not None)).all():
+        moments = encode_source(source, encode, config=config, batch_size=batch_size, rows=rows)
+        if jax.process_index() == 0:
+            save_latents(path, moments, fingerprint)
+    assert moments is not None  # every process has loaded them, or has encoded them with the others
     annotations = tuple(source.annotation(index) for index in range(len(source)))
     return LatentSource(source.info, moments, annotations)
 
@@ -84,19 +96,27 @@ def latent_fingerprint(info: SourceInfo, config: DataConfig, autoencoder: str) -
 
 
 def encode_source(
-    source: Source, encode: Encode, *, config: DataConfig, batch_size: int
+    source: Source,
+    encode: Encode,
+    *,
+    config: DataConfig,
+    batch_size: int,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> Float32[np.ndarray, "n flips h w c"]:
     """Encode every picture of a source as it is and, if the configuration mirrors pictures, mirrored."""
     _log.info("encoding %d pictures of %s/%s", len(source), source.info.name, source.info.split)
     parts = []
     pictures = epoch(
-        source, transforms=evaluation_transforms(config), batch_size=batch_size, num_threads=config.num_threads
+        source,
+        transforms=evaluation_transforms(config),
+        batch_size=batch_size,
+        rows=rows,
+        num_threads=config.num_threads,
     )
     for batch in pictures:
         sides = [batch["image"], batch["image"][:, :, ::-1]] if config.horizontal_flip else [batch["image"]]
-        moments = np.stack([np.asarray(encode(side), np.float32) for side in sides], axis=1)
-        parts.append(moments[batch["valid"]])
-    return np.concatenate(parts)
+        parts.append(np.stack([np.asarray(encode(side), np.float32) for side in sides], axis=1))
+    return np.concatenate(parts)[: len(source)]  # the last batch is filled up
 
 
 def save_latents(path: Path, moments: Float32[np.ndarray, "n flips h w c"], fingerprint: str) -> None:

@@ -1,12 +1,11 @@
 """Batches of a source, in an order that is a function of seed and position alone.
 
 The global stream is the source shuffled anew every epoch, without end. A batch of the whole run holds B consecutive
-positions of it and process p of P reads its own block of them, so what a run sees depends neither on the number of
-processes nor on where it was interrupted: the step is the only state.
+positions of it and a process reads those rows that its devices hold, so what a run sees depends neither on the number
+of processes nor on where it was interrupted: the step is the only state.
 
 (1) position of row i of step s:        n = s * B + i
-(2) rows of process p of P:             p * B / P <= i < (p + 1) * B / P
-(3) example at position n:              source[shuffle(seed, epoch = n // N)(n mod N)]
+(2) example at position n:              source[shuffle(seed, epoch = n // N)(n mod N)]
 """
 
 import sys
@@ -16,7 +15,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ldm_jax.config import nearest_divisor
 from ldm_jax.data.source import Source
 from ldm_jax.data.transforms import Transform, sample_rng
 from ldm_jax.errors import UserError
@@ -36,13 +34,12 @@ def batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
     shuffle: bool = True,
     num_threads: int = 0,
     encode_caption: EncodeCaption | None = None,
 ) -> Iterator[Batch]:
-    """Endless batches from `start_step` on; those of this process hold batch_size / process_count rows.
+    """Endless batches from `start_step` on.
 
     Args:
         source: where examples come from.
@@ -50,30 +47,28 @@ def batches(
         batch_size: B, rows over all processes.
         seed: of the order; transforms carry their own.
         start_step: the first step, counted from 0.
-        process_index: p.
-        process_count: P, divides batch_size.
+        rows: rows of each batch that this process reads; None reads all.
         shuffle: False keeps the order of the source.
         num_threads: threads that read ahead; 0 reads in the calling thread. The batches are the same.
         encode_caption: tokenizer; without it batches carry no tokens.
 
     Raises:
-        UserError: the batch is larger than the source or does not divide among the processes, or captions are needed
-            and there are none.
+        UserError: the batch is larger than the source, or captions are needed and there are none.
     """
     if batch_size > len(source):
         raise UserError(
             f"training.batch_size={batch_size} is larger than the data set: {source.info.name}/{source.info.split} has "
             f"{len(source)} pictures; use at most {len(source)}"
         )
-    rows = _Rows(
+    own = _Rows(
         source=source,
         transforms=tuple(transforms),
         encode_caption=encode_caption,
-        block=_Block(batch_size, process_index, process_count, start_step),
+        block=_Block(batch_size, _all_or(rows, batch_size), start_step),
         order=_order(len(source), seed if shuffle else None),
         num_rows=sys.maxsize,
     )
-    return iter(_read(rows, num_threads))
+    return iter(_read(own, num_threads))
 
 
 def epoch(
@@ -81,8 +76,7 @@ def epoch(
     *,
     transforms: Sequence[Transform],
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
     num_threads: int = 0,
     encode_caption: EncodeCaption | None = None,
 ) -> Iterator[Batch]:
@@ -94,44 +88,35 @@ def epoch(
     Raises:
         UserError: as for `batches`.
     """
-    block = _Block(batch_size, process_index, process_count, 0)
-    rows = _Rows(
+    block = _Block(batch_size, _all_or(rows, batch_size), 0)
+    own = _Rows(
         source=source,
         transforms=tuple(transforms),
         encode_caption=encode_caption,
         block=block,
         order=lambda n: min(n, len(source) - 1),
-        num_rows=-(-len(source) // batch_size) * block.num_rows,
+        num_rows=-(-len(source) // batch_size) * len(block.rows),
         num_valid=len(source),
     )
-    return iter(_read(rows, num_threads))
+    return iter(_read(own, num_threads))
+
+
+def _all_or(rows: Sequence[int] | np.ndarray | None, batch_size: int) -> tuple[int, ...]:
+    return tuple(range(batch_size)) if rows is None else tuple(map(int, rows))
 
 
 @dataclass(frozen=True)
 class _Block:
-    """The rows of one process (2)."""
+    """The rows of one process."""
 
     batch_size: int
-    process_index: int
-    process_count: int
+    rows: tuple[int, ...]
     start_step: int
-
-    def __post_init__(self) -> None:
-        if self.batch_size % self.process_count:
-            nearest = nearest_divisor(self.batch_size, self.process_count)
-            raise UserError(
-                f"training.batch_size={self.batch_size} does not divide among {self.process_count} processes; "
-                f"nearest number of processes that does: {nearest}"
-            )
-
-    @property
-    def num_rows(self) -> int:
-        return self.batch_size // self.process_count
 
     def position(self, row: int) -> int:
         """Global position of a row of this process (1)."""
-        step, i = divmod(row, self.num_rows)
-        return (self.start_step + step) * self.batch_size + self.process_index * self.num_rows + i
+        step, i = divmod(row, len(self.rows))
+        return (self.start_step + step) * self.batch_size + self.rows[i]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -181,7 +166,7 @@ class _Rows:
 
 
 def _order(size: int, seed: int | None) -> Callable[[int], int]:
-    """Index in the source at each position of the endless stream (3)."""
+    """Index in the source at each position of the endless stream (2)."""
     if seed is None:
         return lambda n: n % size
     import grain
@@ -201,4 +186,4 @@ def _read(rows: _Rows, num_threads: int) -> Any:
 
     # Grain's threads and buffer count batches here, as they are made before the iterator.
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads + 2 if num_threads else 0)
-    return grain.MapDataset.source(rows).batch(rows.block.num_rows, drop_remainder=True).to_iter_dataset(options)
+    return grain.MapDataset.source(rows).batch(len(rows.block.rows), drop_remainder=True).to_iter_dataset(options)

@@ -1,5 +1,6 @@
 """Meshes of a plan: read from the command line, checked, and enumerated for the search."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -24,7 +25,8 @@ def parse_mesh(text: str, num_chips: int) -> MeshConfig:
                 "for example --mesh data=8,fsdp=8"
             )
         sizes[name] = int(size)
-    return fit_mesh(MeshConfig(**{"data": -1, **sizes}), num_chips)
+    mesh = MeshConfig(data=sizes.get("data", -1), fsdp=sizes.get("fsdp", 1), tensor=sizes.get("tensor", 1))
+    return fit_mesh(mesh, num_chips)
 
 
 def fit_mesh(mesh: MeshConfig, num_chips: int) -> MeshConfig:
@@ -42,7 +44,8 @@ def fit_mesh(mesh: MeshConfig, num_chips: int) -> MeshConfig:
             f"the mesh {mesh_name(mesh)} does not multiply to {num_chips} chips; meshes that do: "
             + ", ".join(f"--mesh data={data},fsdp={fsdp}" for data, fsdp in usable)
         )
-    return MeshConfig(**{axis: num_chips // given if size == -1 else size for axis, size in sizes.items()})
+    data, fsdp, tensor = (num_chips // given if size == -1 else size for size in sizes.values())
+    return dataclasses.replace(mesh, data=data, fsdp=fsdp, tensor=tensor)
 
 
 def mesh_name(mesh: MeshConfig) -> str:

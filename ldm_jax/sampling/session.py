@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,8 @@ class Session:
     credit: str = ""
     imported_sampler: ImportedSampler | None = None
     """The sampler that came with a model of another system: `imported` in a configuration."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    """How the devices are arranged to draw; pictures are the same up to rounding."""
 
     @property
     def tokenizers(self) -> dict[str, Tokenizer]:
@@ -137,19 +139,18 @@ class Session:
         require_diffusion_of_pictures(self.experiment)
         sampler = self.sampler(config)
         generate = make_generate(self.model, guided=config.guidance_scale != 1.0 and bool(inputs))
-        mesh = sharding.make_mesh(MeshConfig())
+        mesh = sharding.make_mesh(self.mesh)
         shards = sharding.num_batch_shards(mesh)
         batch_size = -(-min(batch_size, count) // shards) * shards
-        params = jax.device_put(self.params, sharding.replicated(mesh))
+        params = sharding.place(mesh, self.params)
         key, null = rng.root_key(seed), self.model.conditioner.null_inputs(batch_size)
         scale = jnp.full(batch_size, config.guidance_scale, jnp.float32)
         for begin in range(0, count, batch_size):
             index = np.arange(begin, begin + batch_size)
             # the last batch is filled up with its last row, so that no other shape is compiled
             rows = jax.tree.map(lambda x, index=index: x[np.minimum(index, count - 1)], inputs)
-            batch = (rows, null, scale, index.astype(np.int32))
-            rows, null, scale, index = jax.device_put(batch, sharding.batch_sharding(mesh))
-            images = np.asarray(generate(params, sampler, rows, null, scale, key, index))
+            given, negative, scales, places = sharding.place_batch(mesh, (rows, null, scale, index.astype(np.int32)))
+            images = sharding.to_host(generate(params, sampler, given, negative, scales, key, places))
             if not np.isfinite(images).all():
                 raise UserError(
                     f"sampler={config.sampler} with {config.num_sample_steps} steps and guidance_scale="
@@ -176,10 +177,11 @@ def load_session(run_dir: Path, stage: Literal["autoencoder", "diffusion"] = "di
     run = RunFolder(run_dir)
     experiment = run.load_config()
     model = make_model(experiment)
-    placed = sharding.replicated(sharding.make_mesh(MeshConfig()))
     init = model.init if stage == "diffusion" else model.init_autoencoder
     abstract = {"model": jax.eval_shape(init, rng.root_key(0))}
-    restored = run.checkpoints(stage).restore_newest(abstract_like(abstract, jax.tree.map(lambda _: placed, abstract)))
+    spread = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, across_slices="fsdp"))  # each device reads a share
+    placed = sharding.state_shardings(spread, abstract)
+    restored = run.checkpoints(stage).restore_newest(abstract_like(abstract, placed))
     if restored is None:
         raise UserError(f"{run_dir} has no checkpoint of its {stage} stage yet; train it first with the same command")
     logger.info("%s: checkpoint of step %d", run_dir, restored[0])

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ldm_jax import sharding
 from ldm_jax.model import LatentDiffusion, Params
 from ldm_jax.pictures import draw_grid, to_uint8
+from ldm_jax.training import processes
 from ldm_jax.training.autoencoder_step import reconstruction_distance
 from ldm_jax.training.loop import Stage
 from ldm_jax.training.program import autoencoder_program
@@ -28,14 +30,16 @@ def make_autoencoder_stage(work: Workspace) -> Stage:
         errors = []
         for batch in work.epoch(work.test, config.training.batch_size):
             error = reconstruct(state.model_params, batch["image"])[1]
-            errors.append(np.asarray(error)[np.asarray(batch["valid"])])
+            errors.append(sharding.to_host(error)[sharding.to_host(batch["valid"])])
         return {"heldout_loss": float(np.mean(np.concatenate(errors)))}
 
     def draw(state: TrainState, step: int) -> None:
         batch = next(work.epoch(work.test, config.training.batch_size))
-        count = min(int(np.sum(batch["valid"])), 2 * _GRID_COLUMNS)
+        count = min(int(np.sum(sharding.to_host(batch["valid"]))), 2 * _GRID_COLUMNS)
         decoded = reconstruct(state.model_params, batch["image"])[0]
-        pictures = [to_uint8(np.asarray(image))[:count] for image in (batch["image"], decoded)]
+        pictures = [to_uint8(sharding.to_host(image))[:count] for image in (batch["image"], decoded)]
+        if not processes.is_first():
+            return
         rows, labels = [], []
         for begin in range(0, count, _GRID_COLUMNS):
             for kind, shown in zip(("picture", "decoded"), pictures, strict=True):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from ldm_jax import sharding
 from ldm_jax.model import Params
 from ldm_jax.training.diffusion_step import condition_inputs, heldout_loss
 from ldm_jax.training.latents import LatentReader
@@ -36,7 +37,7 @@ def make_diffusion_stage(
         for batch in latents.heldout_batches(experiment.training.batch_size):
             given = {name: batch[name] for name in ("moments", "sample_index")}
             loss = loss_of(state.model_params, given | condition_inputs(work.model, batch))
-            losses.append(np.asarray(loss)[np.asarray(batch["valid"])])
+            losses.append(sharding.to_host(loss)[sharding.to_host(batch["valid"])])
             if sum(map(len, losses)) >= MAX_HELDOUT:
                 break
         return {"heldout_loss": float(np.mean(np.concatenate(losses)))}

@@ -53,7 +53,7 @@ def parameter_fingerprint(params: Params) -> str:
     """SHA-256 of a parameter tree: names, shapes and values."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.asarray(leaf)
+        array = sharding.to_host(leaf)
         digest.update(f"{sharding.path_names(path)} {array.shape} {array.dtype}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
@@ -78,10 +78,11 @@ class LatentReader:
         return cached_latents(
             self.work.run.path / "latents" / f"{source.info.split}.npz",
             source,
-            lambda image: np.asarray(self._encode(sharding.put_batch(self.work.mesh, {"image": image})["image"])),
+            lambda image: sharding.to_host(self._encode(sharding.put_batch(self.work.mesh, {"image": image})["image"])),
             config=self.work.experiment.data,
             autoencoder=fingerprint,
             batch_size=self.batch_size,
+            rows=sharding.local_rows(self.work.mesh, self.batch_size),
         )
 
     def statistics(self) -> Params:
@@ -91,7 +92,8 @@ class LatentReader:
             return latent_statistics([self._cached["train"].moments], scale)
         pictures = self.work.epoch(self.work.train, self.batch_size)
         some = itertools.islice(pictures, -(-STATISTICS_PICTURES // self.batch_size))
-        return latent_statistics((np.asarray(self._encode(b["image"]))[np.asarray(b["valid"])] for b in some), scale)
+        encoded = ((self._encode(b["image"]), b["valid"]) for b in some)
+        return latent_statistics((sharding.to_host(m)[sharding.to_host(valid)] for m, valid in encoded), scale)
 
     def train_batches(self, start_step: int) -> Iterator[Batch]:
         """Training batches with `moments`, from a step on."""

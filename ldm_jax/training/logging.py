@@ -7,6 +7,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from ldm_jax.training import processes
 from ldm_jax.training.checkpoints import write_atomically
 from ldm_jax.training.run_folder import RunFolder
 
@@ -32,11 +33,14 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 class MetricsLog:
-    """Writes the metrics of one stage, going on where a checkpoint stands."""
+    """Writes the metrics of one stage, going on where a checkpoint stands; the first process does it."""
 
     def __init__(self, run: RunFolder, stage: str, start_step: int) -> None:
         """Open the log; lines of this stage behind `start_step` are dropped, for they will be written again."""
         self.stage = stage
+        self._file, self._board = None, None
+        if not processes.is_first():
+            return
         kept = [m for m in read_metrics(run.metrics_file) if m["stage"] != stage or m["step"] <= start_step]
         write_atomically(run.metrics_file, "".join(json.dumps(m) + "\n" for m in kept))
         self._file = run.metrics_file.open("a", buffering=1)
@@ -44,14 +48,17 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write one line for `step`."""
+        if self._file is None or self._board is None:
+            return
         self._file.write(json.dumps({"stage": self.stage, "step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
-        self._board.close()
+        for part in (self._file, self._board):
+            if part is not None:
+                part.close()
 
 
 def draw_losses(run: RunFolder) -> None:

@@ -2,11 +2,9 @@
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import jax
@@ -20,6 +18,7 @@ from ldm_jax import sharding
 from ldm_jax.config import TrainingConfig
 from ldm_jax.errors import UserError
 from ldm_jax.model import Params, num_parameters
+from ldm_jax.training import processes
 from ldm_jax.training.checkpoints import Checkpoints, abstract_like
 from ldm_jax.training.logging import MetricsLog, draw_losses
 from ldm_jax.training.observed_step import ObservedStep
@@ -30,6 +29,7 @@ from ldm_jax.training.speed import Speed
 from ldm_jax.training.startup import Startup
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.step import Batch, Metrics, Step
+from ldm_jax.training.stopping import Interrupted, StopRequests
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +38,7 @@ class TrainingDiverged(UserError):
     """The loss or a gradient stopped being a finite number."""
 
     exit_code = 3
-
-
-class Interrupted(UserError):
-    """A signal asked the run to stop, and its state is saved."""
-
-    def __init__(self, message: str, number: int) -> None:
-        """End the command as the signal `number` would have."""
-        super().__init__(message)
-        self.exit_code = 128 + number
+    comes_to_all = True
 
 
 @dataclass(frozen=True)
@@ -80,7 +72,7 @@ def run_stage(
 
     Raises:
         TrainingDiverged: a loss or gradient is not finite; the last good checkpoint is kept.
-        Interrupted: SIGTERM or SIGINT came; the state was saved.
+        Interrupted: SIGTERM or SIGINT came, to whichever process; the state was saved.
         UserError: a checkpoint cannot be written, or all of them are damaged.
     """
     sharding.check_batch_size(
@@ -88,9 +80,11 @@ def run_stage(
     )
     startup = startup or Startup()
     checkpoints = run.checkpoints(stage.name, stage.training.keep_checkpoints)
-    checkpoints.remove_unfinished()
+    with processes.first_before_others():
+        if processes.is_first():
+            checkpoints.remove_unfinished()
     state, shardings = _start(stage, checkpoints, mesh, root)
-    start = int(state.step)
+    start = _same_everywhere(int(state.step), run)
     if start >= stage.training.num_steps:
         logger.info("%s: already trained for %d steps", stage.name, start)
         return state
@@ -101,8 +95,8 @@ def run_stage(
     step = ObservedStep(stage.name, jit_step(stage.step, shardings, mesh), startup, _profile(stage, run))
     log = MetricsLog(run, stage.name, start)
     try:
-        with _Signals() as signals:
-            state = _Loop(stage, run, checkpoints, log, root, mesh, step, signals).run(state, start)
+        with StopRequests() as stop:
+            state = _Loop(stage, run, checkpoints, log, root, mesh, step, stop).run(state, start)
     finally:
         step.close()
         log.close()
@@ -115,6 +109,17 @@ def _profile(stage: Stage, run: RunFolder) -> Profile | None:
     return None if steps is None else Profile(run.path / "profile" / stage.name, *steps)
 
 
+def _same_everywhere(start: int, run: RunFolder) -> int:
+    """The step that training starts at, which every process has found in the run folder for itself."""
+    steps = sharding.to_all(np.asarray(start)).tolist()
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"the processes find checkpoints of different steps ({steps}) in {run.path}; it has to be one folder that "
+            "all of them see: a shared file system, or gs://"
+        )
+    return start
+
+
 def _start(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, root: Key[Array, ""]) -> tuple[TrainState, TrainState]:
     """The state to go on from, and its shardings; it is created and restored in shards, never gathered."""
     abstract = jax.eval_shape(stage.init, root, stage.frozen, stage.initial)
@@ -124,7 +129,7 @@ def _start(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, root: Key[Array, 
     restored = checkpoints.restore_newest(items)
     if restored is None:
         init = jax.jit(stage.init, out_shardings=shardings, compiler_options=_quick())
-        return init(root, stage.frozen, stage.initial), shardings
+        return init(root, stage.frozen, sharding.place(mesh, stage.initial)), shardings
     logger.info("%s: going on from the checkpoint of step %d", stage.name, restored[0])
     return from_items(restored[1], abstract), shardings
 
@@ -150,30 +155,6 @@ def from_items(items: dict[str, Any], abstract: TrainState) -> TrainState:
     return TrainState(items["training"]["step"], items["training"]["params"], average, opt_state, frozen)
 
 
-class _Signals:
-    """Notes SIGTERM and SIGINT while it is entered, instead of dying from them."""
-
-    received: int | None = None
-
-    def __enter__(self) -> "_Signals":
-        self._previous = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._previous[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: whoever owns the process handles its signals
-                break
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt  # asked twice: stop at once
-        self.received = number
-
-
 @dataclass
 class _Loop:
     stage: Stage
@@ -183,7 +164,7 @@ class _Loop:
     root: Key[Array, ""]
     mesh: Mesh
     step: ObservedStep
-    signals: _Signals
+    stop: StopRequests
     waited: float = 0.0
     since: float = 0.0
     steps_since: int = 0
@@ -194,9 +175,17 @@ class _Loop:
         batches = self.stage.batches(start)
         batch = next(batches)
         self._restart_clock()
-        bar = tqdm(total=training.num_steps, initial=start, desc=self.stage.name, unit="step", dynamic_ncols=True)
+        bar = tqdm(
+            total=training.num_steps,
+            initial=start,
+            desc=self.stage.name,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not processes.is_first(),
+        )
         with bar:
             for number in range(start + 1, training.num_steps + 1):
+                processes.note(f"at step {number} of {self.stage.name}", busy=number == start + 1)
                 state, metrics = self.step(state, batch, self.root)
                 if number == start + 1:
                     self.since += self.step.compile_seconds  # which is no part of the time of a step
@@ -221,9 +210,13 @@ class _Loop:
     def _after(self, state: TrainState, number: int, metrics: Metrics, bar: "tqdm[Any]") -> None:
         training = self.stage.training
         last = number == training.num_steps
+        stop = self.stop.arrived()
 
         def due(every: int) -> bool:
             return last or number % every == 0
+
+        if stop or any(due(every) for every in (training.eval_every, training.sample_every, training.checkpoint_every)):
+            processes.note(f"evaluating, drawing or saving after step {number} of {self.stage.name}")
 
         values: dict[str, float] = {}
         if due(training.log_every):
@@ -235,18 +228,17 @@ class _Loop:
             self.log.write(number, values)
         if due(training.sample_every):
             self.stage.draw(state, number)
-            draw_losses(self.run_folder)
-        signaled = self.signals.received
-        if due(training.checkpoint_every) or signaled is not None:
+            if processes.is_first():
+                draw_losses(self.run_folder)
+        if due(training.checkpoint_every) or stop:
             self._check(self.previous)
             self._check_parameters(state, number)
             self.checkpoints.save(number, to_items(state))
-        if signaled is not None and not last:
+        if stop and not last:
             self.checkpoints.wait()
             raise Interrupted(
-                f"{self.stage.name} was stopped by signal {signaled} after step {number} of {training.num_steps}, "
-                "and saved; the same command goes on from there",
-                signaled,
+                f"{self.stage.name} was asked to stop after step {number} of {training.num_steps}, and is saved; the "
+                "same command goes on from there"
             )
         if due(training.eval_every) or due(training.sample_every):
             self._restart_clock()

@@ -27,6 +27,7 @@ from ldm_jax.data.transforms import evaluation_transforms, training_transforms
 from ldm_jax.diffusion.samplers import make_sampler
 from ldm_jax.errors import UserError
 from ldm_jax.model import LatentDiffusion, make_model, require_diffusion_of_pictures
+from ldm_jax.training import processes
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.step import Batch
 
@@ -57,8 +58,7 @@ class Workspace:
             batch_size=config.batch_size,
             seed=seed,
             start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=sharding.local_rows(self.mesh, config.batch_size),
             num_threads=self.experiment.data.num_threads,
             encode_caption=self.encode_caption,
         )
@@ -70,6 +70,7 @@ class Workspace:
             source,
             transforms=evaluation_transforms(self.experiment.data),
             batch_size=batch_size,
+            rows=sharding.local_rows(self.mesh, batch_size),
             num_threads=self.experiment.data.num_threads,
             encode_caption=self.encode_caption,
         )
@@ -79,9 +80,16 @@ class Workspace:
 def open_workspace(experiment: Experiment, run_dir: Path, given: Mapping[str, Tokenizer] | None = None) -> Workspace:
     """Open the data and the run folder, and build the model; `given` are the tokenizers of the model it starts from.
 
+    Of several processes the first prepares data, tokenizer and folder, and the others find them done.
+
     Raises:
         UserError: the mesh, the data or the folder does not fit the experiment; nothing was overwritten.
     """
+    with processes.first_before_others():
+        return _open(experiment, run_dir, given)
+
+
+def _open(experiment: Experiment, run_dir: Path, given: Mapping[str, Tokenizer] | None) -> Workspace:
     require_diffusion_of_pictures(experiment)
     mesh = sharding.make_mesh(experiment.mesh)
     trainings = {"first_stage.training": experiment.first_stage.training, "training": experiment.training}
@@ -97,12 +105,14 @@ def open_workspace(experiment: Experiment, run_dir: Path, given: Mapping[str, To
         _check_batch(name, training, train)
     _check_conditioning(experiment, train)
     model, tokenizers = make_model(experiment), _tokenizers(experiment, run, train, given)
+    sharding.check_tensor_axis(mesh, jax.eval_shape(model.init, rng.root_key(0)))
     make_sampler(experiment.sampling, model.schedule, experiment.diffusion.prediction_type)  # it is needed much later
     data = {split.info.split: _describe(split) for split in (train, test)}
     run.check_data(data)
-    run.open(experiment)  # nothing is written before all of this has been found to fit
-    run.save_tokenizers(tokenizers)
-    run.write_manifest(experiment, data | {"class_names": train.info.class_names, "credit": train.info.credit})
+    if processes.is_first():
+        run.open(experiment)  # nothing is written before all of this has been found to fit
+        run.save_tokenizers(tokenizers)
+        run.write_manifest(experiment, data | {"class_names": train.info.class_names, "credit": train.info.credit})
     logger.info(
         "%s: %d training and %d held-out pictures; run folder %s", train.info.name, len(train), len(test), run_dir
     )

@@ -1,0 +1,221 @@
+"""Joining the other processes of a run, waiting for them, and leaving so that none of them waits in vain.
+
+The work is jax's: it finds the cluster, starts the coordination service in process 0 and connects to it. What is added
+here is a watch that works alike in all its versions (`ldm_jax.training.watchdog`) and an end that hangs nowhere.
+"""
+
+import atexit
+import contextlib
+import itertools
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from jax._src import distributed  # the key-value store and barriers have no public door
+
+from ldm_jax.config import DistributedConfig
+from ldm_jax.errors import UserError
+from ldm_jax.training.watchdog import PEER_LOST, Limits, Watch
+
+logger = logging.getLogger(__name__)
+
+VARIABLES = {
+    "coordinator": "JAX_COORDINATOR_ADDRESS",
+    "num_processes": "JAX_NUM_PROCESSES",
+    "process_id": "JAX_PROCESS_ID",
+}
+"""Environment variable of each flag that tells of the other processes."""
+
+_LONG = 7 * 24 * 3600
+_VERDICT_SECONDS = 5.0
+
+_steps, _barriers = itertools.count(1), itertools.count(1)
+_watch: Watch | None = None
+
+
+class PeerLost(UserError):
+    """Other processes did not come, or are gone."""
+
+    exit_code = PEER_LOST
+
+
+def with_environment(config: DistributedConfig, environment: Mapping[str, str]) -> DistributedConfig:
+    """The configuration with what its flags leave open taken from `VARIABLES`.
+
+    Raises:
+        UserError: a variable is not a number, or some of the three are given and others are missing.
+    """
+    given: dict[str, Any] = {name: getattr(config, name) for name in VARIABLES}
+    for name, variable in VARIABLES.items():
+        if given[name] is None and variable in environment:
+            given[name] = environment[variable] if name == "coordinator" else _number(variable, environment[variable])
+    missing = [name for name, value in given.items() if value is None]
+    if missing and any(given[name] is not None for name in ("num_processes", "process_id")):
+        flags = " and ".join(f"--distributed.{name.replace('_', '-')} (${VARIABLES[name]})" for name in missing)
+        raise UserError(f"of several processes each needs to know all three: {flags} is missing")
+    fields = {name: getattr(config, name) for name in DistributedConfig.__dataclass_fields__}
+    return DistributedConfig(**(fields | given))
+
+
+def _number(variable: str, value: str) -> int:
+    if not value.isdecimal():
+        raise UserError(f"{variable}={value!r} must be a whole number")
+    return int(value)
+
+
+@contextlib.contextmanager
+def joined(config: DistributedConfig) -> Iterator[None]:
+    """Be one of the processes of a run while entered, if there are others or a cluster that may send signals.
+
+    Before anything touches a device. Who leaves by an error ends the others with it; `Interrupted` comes to all alike.
+
+    Raises:
+        UserError: the flags are wrong, or the cluster that was asked for is not there.
+        PeerLost: the others did not come in time.
+    """
+    config = with_environment(config, os.environ)
+    if not _initialize(config):
+        yield
+        return
+    _start_watch(config)
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, UserError) and error.comes_to_all:
+            _end_together()
+        else:
+            _end_alone(error)
+        raise
+    _end_together()
+
+
+def _initialize(config: DistributedConfig) -> bool:
+    """Let jax join the processes; False if there are none to join."""
+    if config.method == "none":
+        return False
+    explicit = config.num_processes is not None
+    others: dict[str, Any] = {name: getattr(config, name) for name in VARIABLES} if explicit else {}
+    if explicit:
+        others["coordinator_address"] = others.pop("coordinator")
+    method = "deactivate" if explicit else None if config.method == "auto" else config.method
+    try:
+        jax.distributed.initialize(
+            **others,
+            cluster_detection_method=method,
+            initialization_timeout=int(config.start_seconds),
+            heartbeat_timeout_seconds=int(config.heartbeat_seconds) + 15,  # ours comes first, and says more
+            shutdown_timeout_seconds=int(config.heartbeat_seconds),
+        )
+    except ValueError as error:
+        if config.method == "auto" and not explicit:
+            return False  # jax sees no cluster
+        raise UserError(f"--distributed.method {config.method}: {error}") from error
+    except RuntimeError as error:
+        where = f"process 0 at {config.coordinator}" if explicit else "the cluster that jax sees"
+        raise PeerLost(
+            f"cannot join {where} within {config.start_seconds:.0f} s ({str(error).partition(chr(10))[0]}); are all "
+            "processes started, and is its port open? --distributed.method none runs alone"
+        ) from error
+    return True
+
+
+def _start_watch(config: DistributedConfig) -> None:
+    global _watch
+    state = distributed.global_state
+    if state.process_id > 0:
+        logging.getLogger("ldm_jax").setLevel(logging.ERROR)  # what is news is said once
+    if state.num_processes == 1:
+        return
+    limits = Limits(config.heartbeat_seconds, config.busy_seconds)
+    _watch = Watch(state.process_id, state.num_processes, limits)
+    host = str(state.coordinator_address).rpartition(":")[0].strip("[]")
+    if state.process_id == 0:
+        token, server = secrets.token_hex(16), _listen(host)
+        _client().key_value_set("ldm_jax/watch", f"{server.getsockname()[1]} {token}")
+        _watch.serve(server, token)
+    else:
+        port, token = _client().blocking_key_value_get("ldm_jax/watch", int(config.start_seconds * 1000)).split()
+        _watch.follow(socket.create_connection((host, int(port)), timeout=config.start_seconds), token)
+    logger.info("process %d of %d has joined", state.process_id, state.num_processes)
+
+
+def _listen(host: str) -> socket.socket:
+    if host in ("127.0.0.1", "localhost"):
+        return socket.create_server(("127.0.0.1", 0))
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))
+
+
+def _client() -> Any:
+    return distributed.global_state.client
+
+
+def are_joined() -> bool:
+    """Whether this process is one of a run that jax coordinates; it may be the only one."""
+    return _client() is not None
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks for all."""
+    return jax.process_index() == 0
+
+
+def next_step() -> int:
+    """A number that grows by one with every call, over all stages: by it jax finds a step for all to stop at."""
+    return next(_steps)
+
+
+def note(task: str, *, busy: bool = True) -> None:
+    """Tell the watch that a task begins; `busy`: it may take one process much longer than others."""
+    if _watch is not None:
+        _watch.note(task, busy=busy)
+
+
+def barrier(name: str) -> None:
+    """Return when all processes have come here; a dead one ends the wait through the watch."""
+    if are_joined() and jax.process_count() > 1:
+        _client().wait_at_barrier(f"ldm_jax/{name}/{next(_barriers)}", _LONG * 1000)
+
+
+@contextlib.contextmanager
+def first_before_others() -> Iterator[None]:
+    """Let process 0 go through the block while the others wait: they find what it has made."""
+    barrier("before")
+    if not is_first():
+        barrier("first")
+    yield
+    if is_first():
+        barrier("first")
+    barrier("after")
+
+
+def _end_together() -> None:
+    barrier("end")
+    if _watch is not None:
+        _watch.finish()
+    jax.distributed.shutdown()
+
+
+def _exit_code_of(error: BaseException) -> int:
+    """As `cli.run` has it."""
+    if isinstance(error, UserError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return UserError.exit_code if isinstance(error, OSError | MemoryError) else 1
+
+
+def _end_alone(error: BaseException) -> None:
+    """End so that the others do not wait: they hear why, and nothing here waits for them."""
+    code = _exit_code_of(error)
+    if isinstance(error, RuntimeError):  # a collective fails when another process dies: the watch names it and ends us
+        time.sleep(_VERDICT_SECONDS)
+    if _watch is not None:
+        _watch.fail(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", code)
+    atexit.register(os._exit, code)  # comes before jax's own, which would wait for the others
