@@ -13,7 +13,7 @@ import pytest
 
 from ldm_jax.config import Experiment, MeshConfig, load_experiment
 from ldm_jax.errors import UserError
-from ldm_jax.planning import cache, command, facts, request
+from ldm_jax.planning import cache, command, facts, request, search
 from ldm_jax.planning.collectives import Collective
 from ldm_jax.planning.command import run_plan
 from ldm_jax.planning.compiled import CompiledStep, Memory, restore_compiled
@@ -217,7 +217,26 @@ def test_keys_tell_what_differs():
 
 def test_choices_that_there_are_not_are_left_alone(monkeypatch: pytest.MonkeyPatch):
     experiment = Experiment()
-    monkeypatch.setattr(request, "CHOICES", {"training.nothing_like_it": "none", "compute_dtype": "bfloat16"})
+    choices = {"training.nothing_like_it": "none", "compute_dtype": "bfloat16"}
+    monkeypatch.setattr(request, "choices_of", lambda stage: choices)
     assert request.values_of(experiment, "training.nothing_like_it") == ()
     assert request.values_of(experiment, "compute_dtype") == ("float32", "bfloat16")
-    assert request.plain(experiment).compute_dtype == "bfloat16"
+    assert request.plain(experiment, "diffusion").compute_dtype == "bfloat16"
+
+
+def test_each_stage_has_its_own_rematerialisation():
+    assert "training.remat" in request.choices_of("diffusion")
+    assert "first_stage.training.remat" in request.choices_of("autoencoder")
+    assert list(request.choices_of("sampling")) == ["attention_kernel"]
+
+
+def test_the_search_tries_what_choices_there_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(search, "choices_of", lambda stage: {"compute_dtype": "float32"})
+    first = Request(
+        experiment=load_experiment("smoke"),
+        stage="diffusion",
+        topology=parse_topology("v5e-16"),
+        mesh=MeshConfig(data=16),
+    )
+    found = [each.experiment.compute_dtype for each in candidates(first, [1])]
+    assert found.count("float32") == found.count("bfloat16") > 1

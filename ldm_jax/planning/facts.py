@@ -88,7 +88,7 @@ def _model_flops(request: Request, mesh: Any, flops: float) -> float:
     from ldm_jax.flops import count_jaxpr
     from ldm_jax.planning.steps import abstract_step
 
-    experiment = plain(request.experiment)
+    experiment = plain(request.experiment, request.stage)
     if experiment == request.experiment:
         return flops
     step = abstract_step(experiment, request.stage, mesh)

@@ -9,7 +9,7 @@ from ldm_jax.planning import cache
 from ldm_jax.planning.compiled import CompiledStep, restore_compiled
 from ldm_jax.planning.facts import Facts, find_facts
 from ldm_jax.planning.meshes import mesh_name
-from ldm_jax.planning.request import CHOICES, Request, check_batch, field_value, training_of
+from ldm_jax.planning.request import Request, check_batch, choices_of, field_value, training_of
 from ldm_jax.planning.roofline import Prediction, assumptions, predict
 from ldm_jax.planning.topology import Topology
 
@@ -90,7 +90,7 @@ def make_plan(request: Request, *, calibration: float = 1.0, price: float | None
         calibration=calibration,
         bytes_source=compiled.bytes_source,
     )
-    choices = {path: field_value(experiment, path) for path in CHOICES}
+    choices = {path: field_value(experiment, path) for path in choices_of(request.stage)}
     plan = Plan(
         experiment=experiment.name,
         stage=request.stage,

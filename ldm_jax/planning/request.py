@@ -11,9 +11,16 @@ from ldm_jax.planning.topology import Topology
 
 StageName: TypeAlias = Literal["diffusion", "autoencoder", "sampling"]
 
-CHOICES: dict[str, Any] = {"training.remat": "none", "attention_kernel": "reference"}
-"""Fields of the experiment that the search tries, and the value with which nothing is computed twice or by a kernel:
-operations of the model are counted with that."""
+_REMAT = {"diffusion": "training.remat", "autoencoder": "first_stage.training.remat"}
+
+
+def choices_of(stage: StageName) -> dict[str, Any]:
+    """Paths of the fields that decide how a stage is computed, which the search tries, where an experiment has them.
+
+    Of each the value with which nothing is computed twice or by a kernel: operations of the model are counted with it.
+    """
+    remat = {_REMAT[stage]: "none"} if stage in _REMAT else {}
+    return {**remat, "attention_kernel": "reference"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +90,9 @@ def values_of(experiment: Experiment, path: str) -> tuple[Any, ...]:
     return get_args(kinds[name]) if name in kinds else ()
 
 
-def plain(experiment: Experiment) -> Experiment:
-    """The experiment with nothing computed twice or by a kernel."""
-    for path, value in CHOICES.items():
+def plain(experiment: Experiment, stage: StageName) -> Experiment:
+    """The experiment with nothing computed twice or by a kernel in a stage."""
+    for path, value in choices_of(stage).items():
         if value in values_of(experiment, path):
             experiment = with_field(experiment, path, value)
     return experiment

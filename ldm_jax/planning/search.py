@@ -11,9 +11,9 @@ from ldm_jax.errors import UserError
 from ldm_jax.planning.meshes import candidate_meshes, fit_mesh, mesh_name
 from ldm_jax.planning.plan import Plan, make_plan
 from ldm_jax.planning.request import (
-    CHOICES,
     Request,
     check_batch,
+    choices_of,
     training_of,
     values_of,
     with_batch_size,
@@ -50,14 +50,10 @@ def candidates(request: Request, batches_per_chip: Sequence[int]) -> Iterator[Re
 def _choices(request: Request) -> Iterator[Request]:
     """The request with every combination of the choices that there are for it; its own first."""
     yield request
-    paths = {path: values_of(request.experiment, path) for path in CHOICES}
+    paths = {path: values_of(request.experiment, path) for path in choices_of(request.stage)}
     if "attention_kernel" in paths:
         known = KERNELS[request.topology.chip.platform]
         paths["attention_kernel"] = tuple(value for value in paths["attention_kernel"] if value in known)
-    if request.stage == "autoencoder":
-        paths = {"first_stage." + path if path.startswith("training.") else path: paths[path] for path in paths}
-    if request.stage == "sampling":
-        paths = {path: values for path, values in paths.items() if path != "training.remat"}
     named = {path: values for path, values in paths.items() if values}
     for combination in itertools.product(*named.values()):
         experiment = request.experiment
