@@ -213,8 +213,9 @@ def test_flags_are_checked_before_anything_is_imported():
 def test_the_command_prints_a_table_or_json(folder: Path, capsys: pytest.CaptureFixture[str]):
     flags = [str(folder), "--reference", str(folder), "--metrics", "fd", "--bootstrap", "0", "--batch-size", "8"]
     cli.evaluate(flags)
-    header, row = capsys.readouterr().out.splitlines()
+    header, row, protocol = capsys.readouterr().out.splitlines()
     assert header.split()[:2] == ["score", "value"]
     assert row.startswith("fd_alexnet")
+    assert protocol == "alexnet: tiny adm None"
     cli.evaluate([*flags, "--json"])
     assert json.loads(capsys.readouterr().out)["scores"][0]["num_samples"] == 30

@@ -15,16 +15,16 @@ from ldm_jax.evaluation.scores import Score
 from ldm_jax.training.checkpoints import write_atomically
 
 _PACKAGES = ("ldm_jax", "jax", "jaxlib", "flax", "numpy", "pillow")
-_COLUMNS = ("score", "value", "95 % interval", "n", "reference", "halves", "protocol")
+_COLUMNS = ("score", "value", "95 % interval", "n", "reference", "halves", "network")
 
 
 def as_table(scores: Sequence[Score]) -> str:
-    """One line for each score."""
+    """One line for each score, and below one for the protocol of each network."""
     rows = [_COLUMNS, *(_row(score) for score in scores)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    protocols = dict.fromkeys(f"{score.network}: {score.protocol}" for score in scores)
+    return "\n".join([*(line.rstrip() for line in lines), *protocols])
 
 
 def _row(score: Score) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ def _row(score: Score) -> tuple[str, ...]:
         str(score.num_samples),
         "-" if score.num_reference is None else str(score.num_reference),
         "-" if score.floor is None else f"{score.floor:.5g}",
-        score.protocol,
+        score.network,
     )
 
 

@@ -23,7 +23,7 @@ from ldm_jax.evaluation.npz_files import npz_samples, npz_statistics, read_npz, 
 from ldm_jax.evaluation.pictures import PictureSet, folder_pictures, npz_pictures, source_pictures
 from ldm_jax.evaluation.reconstruction import draw_pairs, pair_scores, reconstructions
 from ldm_jax.evaluation.report import as_record, write_record
-from ldm_jax.evaluation.scores import FeatureSet, Score, ScoreOptions, compute_scores, possible_metrics
+from ldm_jax.evaluation.scores import FeatureSet, Metric, Score, ScoreOptions, compute_scores, possible_metrics
 from ldm_jax.interop.model_files import is_run, open_model
 from ldm_jax.sampling.session import Session, load_session
 from ldm_jax.training.run_folder import RunFolder
@@ -96,8 +96,7 @@ def _distribution(
         if network is networks[0] and command.export_statistics:
             _export_statistics(Path(command.export_statistics), network, known)
         metrics = command.metrics or tuple(possible_metrics(samples, known))
-        if "fd" in metrics:
-            _require_enough(samples, network, allowed=command.allow_small)
+        _require_enough(samples, metrics, network, allowed=command.allow_small)
         options = ScoreOptions(
             label=network.label,
             protocol=network.protocol,
@@ -208,18 +207,21 @@ def _reference_features(command: EvaluateCommand, opened: _Opened, network: Feat
     return extract_features(opened.pictures, network, default_cache_dir() / "evaluation", command.batch_size)
 
 
-def _require_enough(samples: FeatureSet, network: FeatureNetwork, *, allowed: bool) -> None:
-    assert samples.pooled is not None
-    count, width = samples.pooled.shape
-    if count > width:
-        return
+def _require_enough(samples: FeatureSet, metrics: Sequence[Metric], network: FeatureNetwork, *, allowed: bool) -> None:
+    """Refuse Frechet distances of covariances that have no full rank, or warn of them."""
+    for metric, features in (("fd", samples.pooled), ("sfd", samples.spatial)):
+        if metric in metrics and features is not None and len(features) <= features.shape[1]:
+            _refuse_few(metric, len(features), features.shape[1], network, allowed=allowed)
+
+
+def _refuse_few(metric: str, count: int, width: int, network: FeatureNetwork, *, allowed: bool) -> None:
     message = (
         f"{count} samples are no more than the {width} features of {network.label}: a Frechet distance of so few is "
         "mostly bias"
     )
     if not allowed:
         raise UserError(
-            f"{message}; give more with --num-samples, leave fd out with --metrics kid pr dc, or take it with "
+            f"{message}; give more with --num-samples, leave {metric} out with --metrics kid pr dc, or take it with "
             "--allow-small"
         )
     logger.warning("%s; compare it with nothing but the same number of samples", message)
@@ -253,7 +255,9 @@ def _reconstruction(
     for network in networks:
         known = extract_features(pairs.originals, network, default_cache_dir() / "evaluation", command.batch_size)
         samples = extract_features(pairs.reconstructions, network, out / "features", command.batch_size)
-        _require_enough(samples, network, allowed=True)  # both sets are the same pictures: their bias is much the same
+        _require_enough(
+            samples, ["fd"], network, allowed=True
+        )  # both sets are the same pictures: their bias is much the same
         options = ScoreOptions(
             label=network.label, protocol=network.protocol, bootstrap=command.bootstrap, seed=command.seed
         )

@@ -28,8 +28,6 @@ METRICS: tuple[Metric, ...] = ("fd", "sfd", "kid", "is", "pr", "dc")
 
 FID_SAMPLES = 50_000
 """Samples of what may be called FID."""
-FEW = 2
-"""Samples for each feature below which a Frechet distance is mostly its bias."""
 _Z = 1.96
 _SUBSET = 1000
 
