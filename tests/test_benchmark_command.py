@@ -50,6 +50,14 @@ def test_without_pytorch_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, 
     assert said([], caplog) == message
 
 
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr("ldm_jax.benchmark.command.TORCH_PACKAGES", ())  # whether they are there does not matter
+    (tmp_path / "file").write_text("")
+    assert said(["--out", str(tmp_path / "file" / "out")], caplog).startswith("[Errno 20] Not a directory")
+
+
 def test_sides_are_programs_on_the_same_device(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     ours, eager = sides_of(BenchmarkCommand(), TASK, Path("task.json"))
@@ -58,6 +66,7 @@ def test_sides_are_programs_on_the_same_device(monkeypatch: pytest.MonkeyPatch):
     assert [eager.command(platform)[-1] for platform in ("cpu", "gpu", "tpu")] == ["cpu", "cuda", "cpu"]
     given, _, compiled = sides_of(BenchmarkCommand(cpu_devices=2, torch_compile=True), TASK, Path("task.json"))
     assert given.env["JAX_NUM_CPU_DEVICES"] == "2"
+    assert given.env["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false", "PyTorch needs memory of the same GPU"
     assert compiled.optional
     assert compiled.command("gpu")[-2:] == ["cuda", "--compile"]
 

@@ -44,7 +44,8 @@ class BenchmarkCommand:
     threads: int | None = None
     """Cores that each side uses; default: all."""
     cpu_devices: int | None = None
-    """Devices of jax on a CPU; default: one a core, as many as divide the batch, as `ldm train` does."""
+    """Most devices of jax on a CPU, of which as many are used as divide the batch; default: one a core, as `ldm train`
+    has."""
     batch_size: int | None = None
     """Batch of every task; default: the preset's, 1 for a folder."""
     latent_size: int | None = None
@@ -116,11 +117,12 @@ def _compare(command: BenchmarkCommand) -> int:
     from ldm_jax.benchmark.measure import measure_all
     from ldm_jax.benchmark.report import as_json, as_markdown, draw_times
 
+    if command.out is not None:
+        Path(command.out).mkdir(parents=True, exist_ok=True)  # what cannot be written is found now
     with tempfile.TemporaryDirectory(prefix="ldm-benchmark-") as folder:
         entries, known = measure_all(command, Path(folder))
     if command.out is not None:
         out = Path(command.out)
-        out.mkdir(parents=True, exist_ok=True)
         (out / "benchmark.md").write_text(as_markdown(entries, known))
         (out / "benchmark.json").write_text(as_json(entries, known) + "\n")
         draw_times(entries, out / "benchmark.png")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,6 +54,7 @@ def _measure(command: BenchmarkCommand, name: TaskName, subject: Subject, folder
     sides = sides_of(command, task, folder / "task.json")
     logger.info("%s: %s", name, describe(subject.setting, None))
     outcome = measure(sides, folder, tolerance=task.tolerance, rounds=command.rounds, warmup=command.warmup)
+    shutil.rmtree(folder)  # the weights of a large preset are gigabytes for each task
     if not outcome.passed:
         logger.error("%s: the numbers differ, nothing is timed", name)
     steps = command.num_sample_steps if name == "sample" else None
@@ -85,7 +87,7 @@ def sides_of(command: BenchmarkCommand, task: Task, file: Path) -> list[Side]:
     ours = Side(
         name="ldm_jax",
         command=lambda platform: [sys.executable, "-m", "ldm_jax.benchmark.jax_side", str(file)],
-        env={**env, **_jax_variables(command.cpu_devices or _cpu_devices(task))},
+        env={**env, **_jax_variables(_cpu_devices(task, command.cpu_devices or task.threads))},
     )
     # -P keeps the package's folder off the path, where its files would hide others of the same name.
     program = [sys.executable, "-P", str(Path(__file__).with_name("torch_side.py")), str(file)]
@@ -103,13 +105,14 @@ def sides_of(command: BenchmarkCommand, task: Task, file: Path) -> list[Side]:
 
 
 def _jax_variables(cpu_devices: int) -> Mapping[str, str]:
-    """Devices on a CPU, and no compilation cache: the time that compiling takes is one of the figures."""
-    variables = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    """Devices on a CPU; no compilation cache, for compiling is one of the figures; and no memory of a GPU before it is
+    needed, for PyTorch is on the same one."""
+    variables = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         variables["JAX_NUM_CPU_DEVICES"] = str(cpu_devices)
     return variables
 
 
-def _cpu_devices(task: Task) -> int:
-    """One a core, as many as divide the batch: XLA runs small layers on one thread of a device."""
-    return max(n for n in range(1, task.threads + 1) if task.batch_size % n == 0)
+def _cpu_devices(task: Task, most: int) -> int:
+    """As many as divide the batch: XLA runs small layers on one thread of a device."""
+    return max(n for n in range(1, most + 1) if task.batch_size % n == 0)
