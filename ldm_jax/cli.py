@@ -30,6 +30,7 @@ from ldm_jax.config import (
     read_manifest,
     restore_experiment,
 )
+from ldm_jax.config.places import Place, to_place
 from ldm_jax.errors import UserError
 
 DEFAULT_EXPERIMENT = "openmoji"
@@ -164,7 +165,7 @@ def train(arguments: Sequence[str]) -> None:
     )
     batches = [command.experiment.first_stage.training, command.experiment.training]
     sizes = [training.batch_size // training.gradient_accumulation for training in batches]
-    run_dir = Path(command.run_dir or f"runs/{command.experiment.name}")
+    run_dir = to_place(command.run_dir or f"runs/{command.experiment.name}")
     start_jax(_cpu_devices_of(run_dir) or cpu_devices_for(command.experiment.mesh, sizes))
     from ldm_jax.experiment import train_experiment
 
@@ -177,14 +178,14 @@ def sample(arguments: Sequence[str]) -> None:
     if (command.run is None) == (command.model is None):
         raise UserError("give the folder of a run, or --model MODEL of another system")
     if command.run is not None:  # what is wrong with the flags is said before anything heavy is imported
-        sampling_config(command, restore_experiment(Path(command.run) / "config.json").sampling)
+        sampling_config(command, restore_experiment(to_place(command.run) / "config.json").sampling)
     start_jax(cpu_devices_for(MeshConfig(), [command.batch_size]))
     from ldm_jax.interop.model_files import open_model
     from ldm_jax.sampling.files import draw_to_files
 
-    source = Path(command.run or command.model or "")
+    source = to_place(command.run or command.model or "")
     session = open_model(source, config=_path(command.config), tokenizer=_path(command.tokenizer))
-    default = Path(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
+    default = to_place(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
     files = draw_to_files(
         session,
         prompts=command.prompt,
@@ -193,7 +194,7 @@ def sample(arguments: Sequence[str]) -> None:
         seed=command.seed,
         config=sampling_config(command, session.experiment.sampling),
         batch_size=command.batch_size,
-        out=Path(command.out) if command.out else default,
+        out=to_place(command.out) if command.out else default,
     )
     if command.json:
         sys.stdout.write(json.dumps({"files": [str(file) for file in files]}) + "\n")
@@ -225,7 +226,7 @@ def convert(arguments: Sequence[str]) -> None:
     from ldm_jax.interop.model_files import open_model, save_model
 
     session = open_model(
-        Path(command.source),
+        to_place(command.source),
         config=_path(command.config),
         variant=command.variant,
         weights=command.weights,
@@ -284,11 +285,21 @@ def _parity_of_layers(command: ParityCommand, folder: Path) -> int:
     return 0 if all(section.first is None for section in sections) else 1
 
 
+def checkpoints(arguments: Sequence[str]) -> int:
+    """`ldm checkpoints list|verify|show|digest RUN`; 1 if `verify` finds damage."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # a training that owns the accelerator may be going on
+    start_jax(1)
+    from ldm_jax.training.checkpoints_command import CheckpointsCommand, run_checkpoints
+
+    return run_checkpoints(tyro.cli(CheckpointsCommand, prog="ldm checkpoints", args=list(arguments)))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
     "sample": sample,
     "convert": convert,
     "parity": parity,
+    "checkpoints": checkpoints,
 }
 
 
@@ -318,7 +329,7 @@ def cpu_devices_for(mesh: MeshConfig, batch_sizes: Sequence[int]) -> int:
     return max(usable, default=given)
 
 
-def _cpu_devices_of(run_dir: Path) -> int | None:
+def _cpu_devices_of(run_dir: Place) -> int | None:
     """Devices of a run that was started on a CPU: with as many, it goes on to the same bits."""
     devices: list[str] = read_manifest(run_dir / "manifest.json").get("devices", [])
     return len(devices) if devices and all(device.startswith("cpu:") for device in devices) else None

@@ -10,6 +10,7 @@ import pytest
 
 from ldm_jax.config import Experiment, ImageFolder, MeshConfig, restore_experiment
 from ldm_jax.errors import UserError
+from ldm_jax.training.keep_policy import KeepPolicy
 from ldm_jax.training.run_folder import RunFolder
 
 
@@ -148,5 +149,6 @@ def test_a_missing_or_damaged_manifest_stops_nothing(run: RunFolder, content: st
 
 
 def test_stages_have_checkpoints_of_their_own(run: RunFolder):
-    assert run.checkpoints("diffusion", 3).directory == run.path / "checkpoints" / "diffusion"
-    assert run.checkpoints("diffusion", 3).keep == 3
+    policy = KeepPolicy(newest=3)
+    assert run.checkpoints("diffusion", policy).directory == run.path / "checkpoints" / "diffusion"
+    assert run.checkpoints("diffusion", policy).keep == policy

@@ -21,6 +21,7 @@ from ldm_jax.config import TrainingConfig
 from ldm_jax.errors import UserError
 from ldm_jax.model import Params, num_parameters
 from ldm_jax.training.checkpoints import Checkpoints, abstract_like
+from ldm_jax.training.keep_policy import KeepPolicy
 from ldm_jax.training.logging import MetricsLog, draw_losses
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.state import TrainState
@@ -77,7 +78,7 @@ def run_stage(stage: Stage, run: RunFolder, mesh: Mesh, root: Key[Array, ""]) ->
     sharding.check_batch_size(
         f"{stage.name} training", stage.training.batch_size, stage.training.gradient_accumulation, mesh
     )
-    checkpoints = run.checkpoints(stage.name, stage.training.keep_checkpoints)
+    checkpoints = run.checkpoints(stage.name, KeepPolicy.of(stage.training))
     checkpoints.remove_unfinished()
     state, shardings = _start(stage, checkpoints, mesh, root)
     start = int(state.step)
@@ -94,8 +95,10 @@ def run_stage(stage: Stage, run: RunFolder, mesh: Mesh, root: Key[Array, ""]) ->
         with _Signals() as signals:
             state = _Loop(stage, run, checkpoints, log, root, step, signals).run(state, start)
     finally:
-        log.close()
-        checkpoints.wait()
+        try:
+            log.close()
+        finally:
+            checkpoints.wait()
     return state
 
 
@@ -207,11 +210,13 @@ class _Loop:
             return last or number % every == 0
 
         values: dict[str, float] = {}
+        heldout: dict[str, float] = {}
         if due(training.log_every):
             values |= self._report(number, metrics, bar)
-        if due(training.eval_every):
+        if due(training.eval_every) or (training.keep_best > 0 and due(training.checkpoint_every)):
             self._check(self.previous)
-            values |= self._heldout(state, number)
+            heldout = self._heldout(state, number)
+            values |= heldout
         if values:
             self.log.write(number, values)
         if due(training.sample_every):
@@ -221,7 +226,8 @@ class _Loop:
         if due(training.checkpoint_every) or signaled is not None:
             self._check(self.previous)
             self._check_parameters(state, number)
-            self.checkpoints.save(number, to_items(state))
+            self.log.flush()  # no line that a checkpoint stands for may come after it
+            self.checkpoints.save(number, to_items(state), heldout)
         if signaled is not None and not last:
             self.checkpoints.wait()
             raise Interrupted(
