@@ -461,3 +461,13 @@ def test_the_help_texts_are_complete():
 def test_types_resolve():
     for kind in config_classes():
         assert set(c.field_types(kind)) == {field.name for field in dataclasses.fields(kind)}
+
+
+def test_a_run_needs_a_name_for_its_folder():
+    with pytest.raises(UserError, match=r"Experiment\.name is empty; its run folder is called after it"):
+        c.Experiment(name="  ")
+
+
+def test_threads_are_not_without_end():
+    with pytest.raises(UserError, match=r"DataConfig\.num_threads=257 must be at most 256"):
+        c.DataConfig(num_threads=257)

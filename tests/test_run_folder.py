@@ -152,3 +152,19 @@ def test_stages_have_checkpoints_of_their_own(run: RunFolder):
     policy = KeepPolicy(newest=3)
     assert run.checkpoints("diffusion", policy).directory == run.path / "checkpoints" / "diffusion"
     assert run.checkpoints("diffusion", policy).keep == policy
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"devices": 3, "continued": [], "data": {}}', "[]"])
+def test_a_damaged_manifest_is_written_anew_with_a_warning(
+    run: RunFolder, caplog: pytest.LogCaptureFixture, content: str
+):
+    run.manifest_file.write_text(content)
+    run.write_manifest(Experiment(), {})
+    assert f"{run.manifest_file} is damaged and is written anew, with what is known now" in caplog.text
+    assert run.read_manifest()["continued"] == []
+
+
+def test_its_position_in_the_data_is_that_of_its_batches(run: RunFolder):
+    experiment = Experiment()
+    assert run.examples_at("diffusion", 7) == 7 * experiment.training.batch_size
+    assert run.examples_at("autoencoder", 7) == 7 * experiment.first_stage.training.batch_size

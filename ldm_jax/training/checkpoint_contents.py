@@ -75,7 +75,9 @@ def _digest(step: int, examples: int, arrays: Iterable[tuple[ArrayInfo, np.ndarr
 
 def _metadata(folder: Place) -> dict[str, Any]:
     try:
-        return ocp.checkpointables_metadata(str(folder)).metadata
+        if not (tree := ocp.checkpointables_metadata(str(folder)).metadata):
+            raise FileNotFoundError("it holds no arrays")
+        return tree
     except Exception as error:  # Orbax raises a different class for each fault
         raise DamagedCheckpoint(f"checkpoint {folder} cannot be read: {error.__cause__ or error}") from error
 

@@ -1,13 +1,15 @@
 """Metrics of a run: metrics.jsonl and TensorBoard while it trains, and the loss curve drawn from them."""
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from tensorboardX import SummaryWriter
-
 from ldm_jax.config.places import Place, is_local
+from ldm_jax.errors import UserError
+from ldm_jax.training.board import Board
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.seals import write_atomically
 
@@ -41,37 +43,59 @@ class MetricsLog:
         self._path = run.metrics_file
         kept = [m for m in read_metrics(self._path) if m["stage"] != stage or m["step"] <= start_step]
         self._lines = [json.dumps(m) + "\n" for m in kept]
-        self._is_written = False
+        self._is_written, self._file = False, None
         self.flush()
         self._file = _open_to_append(self._path) if is_local(run.path) else None
-        folder = str(run.path / "tensorboard" / stage)
-        self._board = SummaryWriter(folder, purge_step=start_step + 1) if is_local(run.path) else None
+        self._board = Board(Path(run.path) / "tensorboard" / stage, start_step) if is_local(run.path) else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Write one line for `step`; an object store, which cannot append, gets it at the next `flush`."""
+        """Write one line for `step`; an object store, which cannot append, gets it at the next `flush`.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         line = json.dumps({"stage": self.stage, "step": step, **values}) + "\n"
         if self._file is not None:
-            self._file.write(line)
+            with self._writing():
+                self._file.write(line)
         else:
             self._lines.append(line)
             self._is_written = False
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            self._board.write(step, values)
 
     def flush(self) -> None:
-        """Have every line where the run lies; on a file system it is there already."""
-        if not self._is_written:
-            write_atomically(self._path, "".join(self._lines))
-            self._is_written = True
+        """Have every line where the run lies; on a file system it is there, unless the folder has vanished.
+
+        Raises:
+            UserError: it cannot be written, or is gone.
+        """
+        with self._writing():
+            if not self._is_written:
+                write_atomically(self._path, "".join(self._lines))
+                self._is_written = True
+            elif self._file is not None and not self._path.exists():
+                raise FileNotFoundError("it has vanished")
 
     def close(self) -> None:
-        """Flush and close."""
-        self.flush()
-        if self._file is not None:
-            self._file.close()
+        """Flush and close; raises what `write` raises."""
         if self._board is not None:
             self._board.close()
+        if self._file is None:
+            self.flush()
+            return
+        with self._writing():
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._path} ({error}); check the permissions and the free space, then run the same "
+                "command again"
+            ) from error
 
 
 def _open_to_append(path: Place) -> TextIO:
