@@ -21,7 +21,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from ldm_jax.config.places import Place
+from ldm_jax.config.places import Place, is_local
 from ldm_jax.errors import UserError
 from ldm_jax.training.keep_policy import KeepPolicy
 from ldm_jax.training.seals import DamagedCheckpoint, Seal, check_files, read_seal, seal_files, write_seal
@@ -34,7 +34,8 @@ class Checkpoints:
 
     def __init__(self, directory: Place, keep: KeepPolicy) -> None:
         """Use `directory`, keeping what the policy wants; nothing is touched before the first save."""
-        self.directory = epath.Path(directory).absolute()
+        place = epath.Path(directory)
+        self.directory = place.absolute() if is_local(place) else place
         self.keep = keep
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
