@@ -31,6 +31,7 @@ from ldm_jax.config import (
     read_manifest,
     restore_experiment,
 )
+from ldm_jax.config.places import Place, to_place
 from ldm_jax.errors import UserError
 
 DEFAULT_EXPERIMENT = "openmoji"
@@ -170,7 +171,7 @@ def train(arguments: Sequence[str]) -> None:
     )
     batches = [command.experiment.first_stage.training, command.experiment.training]
     sizes = [training.batch_size // training.gradient_accumulation for training in batches]
-    run_dir = Path(command.run_dir or f"runs/{command.experiment.name}")
+    run_dir = to_place(command.run_dir or f"runs/{command.experiment.name}")
     processes = num_processes_of(command.distributed)
     start_jax(_cpu_devices_of(run_dir, processes) or cpu_devices_for(command.experiment.mesh, sizes, processes))
     from ldm_jax.training.processes import joined
@@ -207,15 +208,15 @@ def sample(arguments: Sequence[str]) -> None:
     if (command.run is None) == (command.model is None):
         raise UserError("give the folder of a run, or --model MODEL of another system")
     if command.run is not None:  # what is wrong with the flags is said before anything heavy is imported
-        sampling_config(command, restore_experiment(Path(command.run) / "config.json").sampling)
+        sampling_config(command, restore_experiment(to_place(command.run) / "config.json").sampling)
     start_jax(cpu_devices_for(command.mesh, [command.batch_size]))
     from ldm_jax.interop.model_files import open_model
     from ldm_jax.sampling.files import draw_to_files
 
-    source = Path(command.run or command.model or "")
+    source = to_place(command.run or command.model or "")
     session = open_model(source, config=_path(command.config), tokenizer=_path(command.tokenizer))
     session = dataclasses.replace(session, mesh=command.mesh)
-    default = Path(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
+    default = to_place(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
     files = draw_to_files(
         session,
         prompts=command.prompt,
@@ -224,7 +225,7 @@ def sample(arguments: Sequence[str]) -> None:
         seed=command.seed,
         config=sampling_config(command, session.experiment.sampling),
         batch_size=command.batch_size,
-        out=Path(command.out) if command.out else default,
+        out=to_place(command.out) if command.out else default,
     )
     if command.json:
         sys.stdout.write(json.dumps({"files": [str(file) for file in files]}) + "\n")
@@ -256,7 +257,7 @@ def convert(arguments: Sequence[str]) -> None:
     from ldm_jax.interop.model_files import open_model, save_model
 
     session = open_model(
-        Path(command.source),
+        to_place(command.source),
         config=_path(command.config),
         variant=command.variant,
         weights=command.weights,
@@ -336,6 +337,15 @@ def plan(arguments: Sequence[str]) -> None:
     run_plan(arguments)
 
 
+def checkpoints(arguments: Sequence[str]) -> int:
+    """`ldm checkpoints list|verify|show|digest RUN`; 1 if `verify` finds damage."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # a training that owns the accelerator may be going on
+    start_jax(1)
+    from ldm_jax.training.checkpoints_command import CheckpointsCommand, run_checkpoints
+
+    return run_checkpoints(tyro.cli(CheckpointsCommand, prog="ldm checkpoints", args=list(arguments)))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
     "launch": launch,
@@ -345,6 +355,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "parity": parity,
     "benchmark": benchmark,
     "plan": plan,
+    "checkpoints": checkpoints,
 }
 
 
@@ -384,7 +395,7 @@ def cpu_devices_for(mesh: MeshConfig, batch_sizes: Sequence[int], processes: int
     return max(usable, default=least) // processes
 
 
-def _cpu_devices_of(run_dir: Path, processes: int = 1) -> int | None:
+def _cpu_devices_of(run_dir: Place, processes: int = 1) -> int | None:
     """Devices of a run that was started on a CPU, divided by processes: with as many, it goes on to the same bits."""
     devices: list[str] = read_manifest(run_dir / "manifest.json").get("devices", [])
     if not devices or len(devices) % processes or not all(device.startswith("cpu:") for device in devices):

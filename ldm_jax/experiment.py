@@ -1,13 +1,13 @@
 """One experiment from data to pictures: autoencoder, latents, denoiser, and the grids that show what they can do."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 
 from ldm_jax import sharding
 from ldm_jax.conditioning.tokenizer import token_inputs
 from ldm_jax.config import ClassConditioning, Experiment
+from ldm_jax.config.places import Place
 from ldm_jax.data.transforms import evaluation_transforms
 from ldm_jax.errors import UserError
 from ldm_jax.interop.starting_point import find_starting_point
@@ -30,7 +30,7 @@ HELDOUT_GRID = "heldout.png"
 _HELDOUT_ROWS = 10
 
 
-def train_experiment(experiment: Experiment, run_dir: Path) -> None:
+def train_experiment(experiment: Experiment, run_dir: Place) -> None:
     """Train both stages into `run_dir`, from where it was left, and draw the final grids.
 
     Raises:

@@ -1,12 +1,13 @@
 """Pictures for people: arrays to 8-bit images, and labelled grids as PNG."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
+
+from ldm_jax.config.places import Place
 
 _PAD = 4
 _BACKGROUND = (255, 255, 255)
@@ -23,18 +24,19 @@ def to_pil(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
-def save_picture(image: UInt8[np.ndarray, "h w c"], path: Path, description: dict[str, str]) -> None:
+def save_picture(image: UInt8[np.ndarray, "h w c"], path: Place, description: dict[str, str]) -> None:
     """Write a PNG with `description` in its text chunks."""
     info = PngInfo()
     for name, value in description.items():
         info.add_text(name, value)
-    to_pil(image).save(path, pnginfo=info)
+    with path.open("wb") as file:
+        to_pil(image).save(file, "PNG", pnginfo=info)
 
 
 def draw_grid(
     rows: Sequence[Sequence[UInt8[np.ndarray, "h w c"]]],
     labels: Sequence[str],
-    path: Path,
+    path: Place,
     *,
     footer: str = "",
     tile: int = 96,
@@ -58,7 +60,8 @@ def draw_grid(
             canvas.paste(big, (margin + _PAD + x * cell, top))
     if footer:
         draw.text((_PAD, height - _PAD), footer, _INK, font=font, anchor="lb")
-    canvas.save(path)
+    with path.open("wb") as file:
+        canvas.save(file, "PNG")
 
 
 def _short(label: str, limit: int = 40) -> str:

@@ -18,7 +18,9 @@ from jax.sharding import PartitionSpec as P
 from ldm_jax import sharding
 from ldm_jax.config import MeshConfig
 from ldm_jax.errors import UserError
-from ldm_jax.training.checkpoints import Checkpoints, DamagedCheckpoint, abstract_like, write_atomically
+from ldm_jax.training.checkpoints import Checkpoints, DamagedCheckpoint, abstract_like
+from ldm_jax.training.keep_policy import KeepPolicy
+from ldm_jax.training.seals import write_atomically
 
 
 def items(value: float = 1.0) -> dict[str, Any]:
@@ -40,7 +42,7 @@ def abstract(tree: Any = None) -> Any:
 
 def saved(folder: Path, *steps: int, keep: int = 9) -> Checkpoints:
     """Checkpoints whose items are multiples of their step."""
-    checkpoints = Checkpoints(folder, keep)
+    checkpoints = Checkpoints(folder, KeepPolicy(newest=keep))
     for step in steps:
         checkpoints.save(step, items(step))
     checkpoints.wait()
@@ -56,7 +58,7 @@ def assert_equal(one: Any, other: Any) -> None:
 
 def array_file(folder: Path) -> Path:
     """The largest file of a checkpoint: it holds array data."""
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    return max((p for p in Path(folder).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
 def flip_bit(path: Path) -> None:
@@ -79,7 +81,7 @@ def test_what_is_saved_is_restored(tmp_path: Path):
 
 
 def test_without_checkpoints_there_is_nothing_to_restore(tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path / "none", 2)
+    checkpoints = Checkpoints(tmp_path / "none", KeepPolicy(newest=2))
     assert checkpoints.restore_newest(abstract()) is None
     assert checkpoints.steps() == []
     checkpoints.remove_unfinished()
@@ -98,7 +100,7 @@ def test_it_is_restored_onto_another_mesh(tmp_path: Path, layout: dict[str, int]
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     split = jax.device_put(items(), jax.tree.map(lambda _: sharding.replicated(mesh), items()))
     split["model"]["kernel"] = jax.device_put(split["model"]["kernel"], NamedSharding(mesh, P("fsdp", "tensor")))
-    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path, KeepPolicy(newest=1))
     checkpoints.save(1, split)
     checkpoints.wait()
     other = sharding.make_mesh(MeshConfig(**layout))
@@ -124,7 +126,7 @@ def test_no_save_is_dropped_however_quickly_they_follow(tmp_path: Path):
 
 def test_arrays_may_be_overwritten_as_soon_as_save_returns(tmp_path: Path):
     state = jax.tree.map(jnp.copy, items())
-    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path, KeepPolicy(newest=1))
     checkpoints.save(1, state)
     donated = jax.jit(lambda tree: jax.tree.map(lambda x: x + x, tree), donate_argnums=0)(state)
     jax.block_until_ready(donated)
@@ -222,25 +224,25 @@ def test_a_damaged_checkpoint_is_written_again_when_training_gets_there(two: Che
 def test_a_damaged_checkpoint_does_not_crowd_out_a_good_one(tmp_path: Path):
     saved(tmp_path, 1, 4)
     flip_bit(array_file(tmp_path / "00000004"))
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, KeepPolicy(newest=1))
     assert checkpoints.restore_newest(abstract()) is not None
     checkpoints.save(2, items(2))
     checkpoints.wait()
-    restored = Checkpoints(tmp_path, keep=1).restore_newest(abstract())
+    restored = Checkpoints(tmp_path, KeepPolicy(newest=1)).restore_newest(abstract())
     assert restored is not None
     assert restored[0] == 2
 
 
 def test_reading_changes_nothing(two: Checkpoints):
     flip_bit(array_file(two.directory / "00000002"))
-    before = sorted(p.name for p in two.directory.rglob("*"))
+    before = sorted(p.name for p in Path(two.directory).rglob("*"))
     two.restore_newest(abstract())
-    assert sorted(p.name for p in two.directory.rglob("*")) == before
+    assert sorted(p.name for p in Path(two.directory).rglob("*")) == before
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    checkpoints = Checkpoints(tmp_path / "file" / "checkpoints", 1)
+    checkpoints = Checkpoints(tmp_path / "file" / "checkpoints", KeepPolicy(newest=1))
     message = (
         rf"cannot write a checkpoint to {re.escape(str(checkpoints.directory))} \(.*Not a directory.*\); "
         "check the permissions and the free space, then run the same command again"
@@ -250,9 +252,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
 
 
 def test_a_save_that_fails_later_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path, KeepPolicy(newest=1))
 
-    def full(step: int) -> None:
+    def full(step: int, metrics: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints, "_write_seal", full)
@@ -264,7 +266,7 @@ def test_a_save_that_fails_later_is_not_silent(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_seal_tells_size_and_checksum_of_every_file(two: Checkpoints):
-    folder = two.directory / "00000001"
+    folder = Path(two.directory / "00000001")
     seal = json.loads((two.directory / "00000001.json").read_text())
     assert seal["step"] == 1
     assert set(seal["files"]) == {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}

@@ -426,3 +426,48 @@ def test_a_run_of_cpus_goes_on_with_as_many(tmp_path: Path):
     (tmp_path / "manifest.json").write_text(json.dumps({"devices": ["gpu:H100"] * 3, "continued": [], "data": {}}))
     assert cli._cpu_devices_of(tmp_path) is None
     assert cli._cpu_devices_of(tmp_path / "new") is None
+
+
+@pytest.mark.parametrize("name", ["seed", "num_samples", "batch_size"])
+def test_numbers_are_counted_in_32_bits(name: str):
+    flag = name.replace("_", "-")
+    with pytest.raises(UserError, match=f"--{flag}=2147483648 must be at most 2147483647"):
+        cli.sampling_config(dataclasses.replace(cli.SampleCommand(run="x"), **{name: 2**31}), SamplingConfig())
+
+
+def test_a_mesh_of_a_million_starts_no_million_devices():
+    assert cli.cpu_devices_for(MeshConfig(data=10**6), [32]) == cli.MAX_CPU_DEVICES
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "error: [Errno 28] No space left on device"),
+        (MemoryError("no 9 GiB"), "error: out of memory (no 9 GiB); use a smaller batch, picture or model"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: 9 GiB\nand much more"),
+            "error: out of memory (RESOURCE_EXHAUSTED: 9 GiB); use a smaller batch, picture or model",
+        ),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(error: Exception, said: str, caplog: pytest.LogCaptureFixture):
+    def command(arguments: Any) -> None:
+        raise error
+
+    assert cli.run(command, []) == 2
+    assert [record.getMessage() for record in caplog.records] == [said]
+
+
+def test_another_runtime_error_is_a_bug():
+    def command(arguments: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.run(command, [])
+
+
+def test_checkpoints_are_looked_at_without_an_accelerator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any):
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    assert cli.run(cli.checkpoints, ["list", str(tmp_path)]) == 2
+    assert f"error: {tmp_path} has no checkpoints; is it a run folder?" in caplog.text
+    assert os.environ["JAX_PLATFORMS"] == "cpu"

@@ -468,3 +468,13 @@ def test_steps_of_a_trace_are_a_first_and_a_last(steps: tuple[int, int]):
     message = rf"TrainingConfig\.profile_steps=\({steps[0]}, {steps[1]}\) must be the first and the last of some steps"
     with pytest.raises(UserError, match=message):
         c.TrainingConfig(profile_steps=steps)
+
+
+def test_a_run_needs_a_name_for_its_folder():
+    with pytest.raises(UserError, match=r"Experiment\.name is empty; its run folder is called after it"):
+        c.Experiment(name="  ")
+
+
+def test_threads_are_not_without_end():
+    with pytest.raises(UserError, match=r"DataConfig\.num_threads=257 must be at most 256"):
+        c.DataConfig(num_threads=257)

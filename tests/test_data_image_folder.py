@@ -218,3 +218,14 @@ def test_links_that_lead_in_a_circle_are_walked_once(tmp_path):
     folder = put(tmp_path / "d", "a/1.png", "b/2.png")
     (folder / "a" / "again").symlink_to(folder)
     assert len(load(folder, tmp_path)) == 2
+
+
+def test_names_that_no_encoding_can_print_are_split_like_others(tmp_path):
+    folder = put(tmp_path / "set", *numbered(30))
+    for i in range(8):
+        os.rename(folder / numbered(30)[i], os.fsencode(folder) + b"/\xff%d.png" % i)
+    splits = scan_folder(folder, 0.3).splits
+    names = [name for split in splits.values() for name in split]
+    assert len(names) == 30
+    assert sum(name.startswith("\udcff") for name in names) == 8
+    assert scan_folder(folder, 0.3).splits == splits

@@ -150,3 +150,12 @@ def test_importing_the_room_does_not_import_tfds():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"tensorflow_datasets", "grain", "jax", "tensorflow"} & set(json.loads(out))
+
+
+def test_a_small_file_that_changed_at_the_same_size_is_damage(tmp_path):
+    folder = prepare("set", shapes, str(tmp_path))
+    path = folder / "dataset_info.json"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert not is_whole(folder)

@@ -94,16 +94,31 @@ def test_a_missing_split_is_named_with_those_present(cache):
         records.open_records(whole.folder, "dev", whole.keys, name="shapes", split="dev", fingerprint="")
 
 
-def test_a_record_that_cannot_be_read_is_named(cache):
-    class Broken:
-        def __getitem__(self, index):
-            raise RuntimeError("bad checksum")
+class Failing:
+    """Records that cannot be read for a number of times."""
 
+    def __init__(self, records, times):
+        self.records, self.times = records, times
+
+    def __getitem__(self, index):
+        self.times -= 1
+        if self.times >= 0:
+            raise RuntimeError("bad checksum")
+        return self.records[index]
+
+
+def test_a_record_that_cannot_be_read_is_tried_again_then_named(cache, monkeypatch, caplog):
+    monkeypatch.setattr(records, "_WAITS", (0.0, 0.0))
     whole = load(Shapes(num_examples=3), cache).source
-    broken = records.replace(whole, records=Broken())
-    with pytest.raises(
-        UserError, match=r"record 1 of shapes/train cannot be read \(bad checksum\).*remove that folder"
-    ):
+    back = records.replace(whole, records=Failing(whole.records, times=2))
+    assert np.array_equal(back[1]["image"], whole[1]["image"])
+    assert caplog.text.count("record 1 of shapes/train cannot be read (bad checksum); trying again in 0 s") == 2
+    broken = records.replace(whole, records=Failing(whole.records, times=3))
+    message = (
+        r"record 1 of shapes/train cannot be read after 3 tries \(bad checksum\); the files in \S* are damaged, or "
+        "their disk fails: remove that folder to have the set made again"
+    )
+    with pytest.raises(UserError, match=message):
         broken[1]
 
 

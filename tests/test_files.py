@@ -1,5 +1,6 @@
 """Pictures as files: one PNG each that says what it is, one grid, and nothing half-written in the wrong place."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from PIL import Image
 from test_session import CONFIG, make_session
 
 from ldm_jax.errors import UserError
+from ldm_jax.sampling import files
 from ldm_jax.sampling.files import draw_to_files
 from ldm_jax.sampling.session import Session
 
@@ -85,3 +87,23 @@ def test_no_picture_is_overwritten(draw: Any, tmp_path: Path):
     assert second[0].name == "a-red-circle_seed3_0000-2.png"
     assert not set(first) & set(second)
     assert [path.read_bytes() for path in first] == content
+
+
+def test_more_pictures_than_memory_could_hold(draw: Any, tmp_path: Path):
+    message = "100002 pictures are too many for one call; draw at most 100000, with several --seed"
+    with pytest.raises(UserError, match=message):
+        draw(num_samples=50_001, prompts=("a", "b"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_grid_has_so_many_rows_and_columns(draw: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any):
+    pictures = [np.full((8, 8, 3), 40 * i, np.uint8) for i in range(6)]
+    monkeypatch.setattr(Session, "draw", lambda self, *arguments: iter(pictures))
+    monkeypatch.setattr(files, "_GRID_COLUMNS", 2)
+    monkeypatch.setattr(files, "_GRID_ROWS", 1)
+    with caplog.at_level(logging.INFO):
+        *written, grid = draw(prompts=("a red circle", "a blue square"), num_samples=3)
+    assert len(written) == 6
+    assert "6 pictures in" in caplog.text and "2 of them in" in caplog.text
+    width, height = Image.open(grid).size
+    assert height < 150 and width > 200

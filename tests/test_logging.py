@@ -1,10 +1,17 @@
 """Metrics on disk: lines that go on where a checkpoint stands, and the curve drawn from them."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 from PIL import Image
+from tensorboardX.proto import event_pb2
 
+from ldm_jax.errors import UserError
+from ldm_jax.training.board import Board
 from ldm_jax.training.logging import MetricsLog, draw_losses, read_metrics
 from ldm_jax.training.run_folder import RunFolder
 
@@ -68,3 +75,77 @@ def test_loss_curves_of_both_stages_are_drawn(tmp_path: Path):
 
 def test_a_curve_without_metrics_is_no_failure(tmp_path: Path):
     draw_losses(RunFolder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b'{"stage": "diffusion", "step": 2, "lo',
+        b"\xff\xfe\x00",
+        b"[1, 2]",
+        b'{"stage": 3, "step": 2, "loss": 0.5}',
+        b'{"stage": "diffusion", "step": "2", "loss": 0.5}',
+        b'{"stage": "diffusion", "step": 2, "loss": "low"}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_damaged_line_is_left_out_and_those_behind_it_stay(tmp_path: Path, damaged: bytes):
+    run = RunFolder(tmp_path)
+    write_steps(run, "diffusion", 1, 3, start=0)
+    lines = run.metrics_file.read_bytes().splitlines()
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([lines[0], damaged, lines[2]]) + b"\n")
+    assert steps(run, "diffusion") == [1, 3]
+
+
+def test_a_disk_that_takes_no_more_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    log = MetricsLog(RunFolder(tmp_path), "diffusion", 0)
+
+    class Full:
+        def write(self, line: str) -> None:
+            raise OSError(28, "No space left on device")
+
+        def close(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(log, "_file", Full())
+    message = (
+        rf"cannot write {re.escape(str(tmp_path))}/metrics.jsonl \(.*No space left on device\); check the permissions "
+        "and the free space, then run the same command again"
+    )
+    for act in (lambda: log.write(1, {"loss": 1.0}), log.close):
+        with pytest.raises(UserError, match=message):
+            act()
+
+
+def test_events_that_cannot_be_written_are_told_once_and_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    board = Board(tmp_path / "events", 0)
+
+    def full(event: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(board._events, "write_event", full)
+    for step in range(50):
+        board.write(step, {"loss": 1.0})
+    board.close()
+    assert caplog.text.count("events end here ([Errno 28] No space left on device); metrics.jsonl goes on") == 1
+
+
+def test_events_tell_every_step_and_from_where_they_count(tmp_path: Path):
+    board = Board(tmp_path, 4)
+    board.write(5, {"loss": 0.5, "grad_norm": 2.0})
+    board.close()
+    (file,) = tmp_path.iterdir()
+    events = [event_pb2.Event.FromString(record) for record in records(file.read_bytes())]
+    assert [(event.step, event.HasField("session_log")) for event in events[1:]] == [(5, True), (5, False), (5, False)]
+    values = {value.tag: value.simple_value for event in events for value in event.summary.value}
+    assert values == {"loss": 0.5, "grad_norm": 2.0}
+
+
+def records(content: bytes) -> Iterator[bytes]:
+    """The records of a TFRecord file: length, checksum, bytes, checksum."""
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        yield content[12 : 12 + length]
+        content = content[16 + length :]

@@ -395,3 +395,30 @@ def test_what_is_frozen_is_not_used_up_by_the_step(toy: Toy):
     toy.path.mkdir()
     run_stage(stage, RunFolder(toy.path), toy.mesh, ROOT)
     assert float(stage.frozen["scale"]) == pytest.approx(0.1)
+
+
+def test_a_finite_gradient_may_spoil_the_parameters_and_none_is_saved(toy: Toy):
+    stage = toy.stage()
+
+    def step(state: TrainState, batch: Any, root: Any) -> Any:
+        new, metrics = stage.step(state, batch, root)
+        bad = jnp.where(new.step == 2, jnp.inf, 0.0)
+        return new._replace(params={"layer": {**new.params["layer"], "w": new.params["layer"]["w"] + bad}}), metrics
+
+    toy.path.mkdir()
+    message = (
+        "toy diverged at step 2: what came out is not finite in 1 of 2 parameters, first layer/w. There is no "
+        "checkpoint yet."
+    )
+    with pytest.raises(TrainingDiverged, match=re.escape(message)):
+        run_stage(dataclasses.replace(stage, step=step), RunFolder(toy.path), toy.mesh, ROOT)
+    assert toy.saved() == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_heldout_metric_that_is_not_finite_stops_the_run(toy: Toy, value: float):
+    toy.path.mkdir()
+    stage = dataclasses.replace(toy.stage(), evaluate=lambda state: {"heldout_loss": value})
+    message = f"toy diverged at step 3: heldout_loss {value}. The checkpoint of step 2 is kept."
+    with pytest.raises(TrainingDiverged, match=re.escape(message)):
+        run_stage(stage, RunFolder(toy.path), toy.mesh, ROOT)

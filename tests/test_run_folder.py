@@ -10,6 +10,7 @@ import pytest
 
 from ldm_jax.config import Experiment, ImageFolder, MeshConfig, restore_experiment
 from ldm_jax.errors import UserError
+from ldm_jax.training.keep_policy import KeepPolicy
 from ldm_jax.training.run_folder import RunFolder
 
 
@@ -148,5 +149,22 @@ def test_a_missing_or_damaged_manifest_stops_nothing(run: RunFolder, content: st
 
 
 def test_stages_have_checkpoints_of_their_own(run: RunFolder):
-    assert run.checkpoints("diffusion", 3).directory == run.path / "checkpoints" / "diffusion"
-    assert run.checkpoints("diffusion", 3).keep == 3
+    policy = KeepPolicy(newest=3)
+    assert run.checkpoints("diffusion", policy).directory == run.path / "checkpoints" / "diffusion"
+    assert run.checkpoints("diffusion", policy).keep == policy
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"devices": 3, "continued": [], "data": {}}', "[]"])
+def test_a_damaged_manifest_is_written_anew_with_a_warning(
+    run: RunFolder, caplog: pytest.LogCaptureFixture, content: str
+):
+    run.manifest_file.write_text(content)
+    run.write_manifest(Experiment(), {})
+    assert f"{run.manifest_file} is damaged and is written anew, with what is known now" in caplog.text
+    assert run.read_manifest()["continued"] == []
+
+
+def test_its_position_in_the_data_is_that_of_its_batches(run: RunFolder):
+    experiment = Experiment()
+    assert run.examples_at("diffusion", 7) == 7 * experiment.training.batch_size
+    assert run.examples_at("autoencoder", 7) == 7 * experiment.first_stage.training.batch_size

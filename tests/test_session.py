@@ -17,6 +17,7 @@ from ldm_jax.conditioning.tokenizer import PromptEncoder, train_tokenizer
 from ldm_jax.config import Conditioning, Experiment, SamplingConfig, Unconditional
 from ldm_jax.errors import UserError
 from ldm_jax.model import make_model
+from ldm_jax.sampling import session as session_module
 from ldm_jax.sampling.session import Session, load_session
 from ldm_jax.training.run_folder import RunFolder
 
@@ -244,3 +245,35 @@ def test_a_run_of_another_version_is_refused_by_the_name_of_what_it_does_not_kno
 def test_an_experiment_is_what_it_was(run: RunFolder, text: Session):
     loaded: Experiment = load_session(run.path).experiment
     assert loaded == text.experiment
+
+
+def test_pictures_that_are_no_numbers_are_refused(text: Session, monkeypatch: pytest.MonkeyPatch):
+    def make_nan(*arguments: Any, **options: Any) -> Any:
+        return lambda params, sampler, rows, null, scale, key, index: np.full((len(index), 8, 8, 3), np.nan)
+
+    monkeypatch.setattr(session_module, "make_generate", make_nan)
+    message = (
+        "sampler=ddim with 2 steps and guidance_scale=2.0 leaves numbers that are not finite; use another sampler, "
+        "more steps or less guidance"
+    )
+    config = dataclasses.replace(CONFIG, sampler="ddim")
+    with pytest.raises(UserError, match=re.escape(message)):
+        list(text.draw(text.prompt_inputs(["a red circle"]), 1, config, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spatial_dims": 1}, "denoiser.spatial_dims=1 is not for pictures, which are the only data here; use 2"),
+        ({"num_codebook_ids": 9}, "denoiser.num_codebook_ids=9 predicts codebook entries and no latents; use None"),
+    ],
+)
+def test_a_denoiser_of_something_else_draws_no_pictures(text: Session, change: dict[str, Any], message: str):
+    experiment = text.experiment
+    first = experiment.first_stage
+    if "spatial_dims" in change:
+        first = dataclasses.replace(first, autoencoder=dataclasses.replace(first.autoencoder, **change))
+    denoiser = dataclasses.replace(experiment.denoiser, **change)
+    other = dataclasses.replace(text, experiment=dataclasses.replace(experiment, denoiser=denoiser, first_stage=first))
+    with pytest.raises(UserError, match=re.escape(message)):
+        next(other.draw({}, 1, CONFIG, seed=0))

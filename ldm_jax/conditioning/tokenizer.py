@@ -10,7 +10,6 @@ import html
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from jaxtyping import Int32
 from tokenizers import Encoding, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from ldm_jax.config import ClipTextConditioning, Conditioning, SdxlConditioning, TextConditioning
+from ldm_jax.config.places import Place
 from ldm_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def _finished(tokenizer: Tokenizer, context_length: int) -> Tokenizer:
     return finished
 
 
-def load_tokenizer(path: Path, context_length: int) -> Tokenizer:
+def load_tokenizer(path: Place, context_length: int) -> Tokenizer:
     """Read a saved tokenizer.
 
     The first runs kept marks and length in the code: their files are completed as they are read, and stay as they are

@@ -7,7 +7,6 @@ import json
 import re
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 from ldm_jax.config import (
@@ -24,6 +23,7 @@ from ldm_jax.config import (
     training,
 )
 from ldm_jax.config.experiment import Experiment
+from ldm_jax.config.places import Place
 from ldm_jax.errors import UserError
 
 _MODELS = (autoencoder, denoiser, conditioning, diffusion)
@@ -81,12 +81,12 @@ def _named(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else re.sub(r"\b(typing|ldm_jax\.config\.\w+)\.", "", str(hint))
 
 
-def save_experiment(config: Experiment, path: Path) -> None:
+def save_experiment(config: Experiment, path: Place) -> None:
     """Write the resolved experiment as JSON."""
     path.write_text(json.dumps(to_dict(config), indent=1) + "\n")
 
 
-def restore_experiment(path: Path) -> Experiment:
+def restore_experiment(path: Place) -> Experiment:
     """Read what `save_experiment` wrote.
 
     Raises:
@@ -107,7 +107,7 @@ def restore_experiment(path: Path) -> Experiment:
     return config
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Place) -> dict[str, Any]:
     """A run's manifest.json as it stands; empty when it is missing or damaged."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

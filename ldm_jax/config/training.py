@@ -72,6 +72,14 @@ class TrainingConfig:
     """Steps between two checkpoints; one is also saved at the end."""
     keep_checkpoints: int = field(default=2, metadata=HOW)
     """Newest checkpoints kept."""
+    keep_best: int = field(default=0, metadata=HOW)
+    """Checkpoints kept besides for being the best by best_metric; each checkpoint is then measured when it is saved."""
+    best_metric: str = field(default="heldout_loss", metadata=HOW)
+    """Held-out metric that keep_best goes by."""
+    best_mode: Literal["min", "max"] = field(default="min", metadata=HOW)
+    """Whether the smallest or the largest best_metric is the best."""
+    keep_every: int = field(default=0, metadata=HOW)
+    """Steps between two checkpoints that are kept for good, a multiple of checkpoint_every; 0 keeps none so."""
     profile_steps: tuple[int, int] | None = field(default=None, metadata=HOW)
     """First and last step, counted from where the command begins, whose trace for jax's profiler is left in profile/ of
     the run; None leaves none."""
@@ -82,7 +90,14 @@ class TrainingConfig:
             *("batch_size", "num_steps", "gradient_accumulation", "log_every", "eval_every", "sample_every"),
             *("checkpoint_every", "keep_checkpoints"),
         )
+        require_not_negative(self, "keep_best", "keep_every")
         require_fraction(self, "ema_decay")
+        above = -(-self.keep_every // self.checkpoint_every) * self.checkpoint_every
+        require(
+            self.keep_every == above,
+            f"TrainingConfig.keep_every={self.keep_every} is no multiple of checkpoint_every={self.checkpoint_every}; "
+            f"nearest that is: {above}",
+        )
         require(
             self.batch_size % self.gradient_accumulation == 0,
             f"TrainingConfig.gradient_accumulation={self.gradient_accumulation} does not divide batch_size="

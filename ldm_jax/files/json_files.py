@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ldm_jax.config.places import Place
 from ldm_jax.errors import UserError
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Place) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ldm_jax.conditioning.tokenizer import token_inputs
+from ldm_jax.config.places import Place
 from ldm_jax.errors import UserError
 from ldm_jax.files.folders import require_empty
 from ldm_jax.files.json_files import read_json
@@ -18,8 +19,8 @@ from ldm_jax.interop.original.checkpoint import Weights
 from ldm_jax.interop.original.files import is_original, read_original, write_original
 from ldm_jax.model import Params
 from ldm_jax.sampling.session import Session, load_session
-from ldm_jax.training.checkpoints import write_atomically
 from ldm_jax.training.run_folder import RunFolder
+from ldm_jax.training.seals import write_atomically
 
 Format = Literal["run", "diffusers", "original"]
 
@@ -28,13 +29,13 @@ _LATENT = "latent.json"
 """In a run: statistics of the latents of a first stage alone, which has no second stage that would hold them."""
 
 
-def is_run(path: Path) -> bool:
+def is_run(path: Place) -> bool:
     """Whether a folder is a run of this project."""
     return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
 
 
 def open_model(
-    path: Path,
+    path: Place,
     *,
     config: Path | None = None,
     variant: str | None = None,
@@ -61,6 +62,7 @@ def open_model(
     if is_run(path):
         _refuse_flags(path, "a run", of_original | of_diffusers)
         return _open_run(path)
+    path = Path(path)
     if is_pipeline(path) or is_autoencoder(path):
         _refuse_flags(path, "a model of diffusers", of_original)
         return read_pipeline(path, variant) if is_pipeline(path) else read_autoencoder(path, variant)
@@ -96,13 +98,13 @@ def save_model(session: Session, path: Path, form: Format, dtype: FloatType | No
             write_original(session, path, dtype)
 
 
-def _refuse_flags(path: Path, kind: str, flags: dict[str, Any]) -> None:
+def _refuse_flags(path: Place, kind: str, flags: dict[str, Any]) -> None:
     """Refuse what would be left unused: whoever gives it expects another model."""
     if given := [name for name, value in flags.items() if value]:
         raise UserError(f"{path} is {kind}, for which {given[0]} means nothing; leave it out")
 
 
-def _open_run(path: Path) -> Session:
+def _open_run(path: Place) -> Session:
     if (path / _LATENT).is_file() and not RunFolder(path).checkpoints("diffusion").steps():
         session = load_session(path, "autoencoder")
         latent = {name: np.asarray(values, np.float32) for name, values in read_json(path / _LATENT).items()}

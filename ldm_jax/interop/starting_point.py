@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from ldm_jax.config import ClipTextConditioning, Conditioning, Experiment, SdxlConditioning, differences
+from ldm_jax.config.places import Place, to_place
 from ldm_jax.errors import UserError
 from ldm_jax.interop.model_files import open_model
 from ldm_jax.interop.same_model import autoencoder_form, model_differences
@@ -77,7 +78,7 @@ def _origins(experiment: Experiment) -> dict[str, str | None]:
 
 
 def _whole_model(experiment: Experiment, start: str) -> StartingPoint:
-    session = open_model(Path(start))
+    session = open_model(to_place(start))
     session.require_denoiser()
     if changed := model_differences(session.experiment, experiment):
         listing = "\n  ".join(changed)
@@ -117,7 +118,7 @@ def _first_stage(experiment: Experiment) -> Params:
     config = experiment.first_stage
     if config.run is None:
         return {}
-    other = RunFolder(Path(config.run)).load_config()
+    other = RunFolder(to_place(config.run)).load_config()
     changed = [
         *differences(
             autoencoder_form(other.first_stage.autoencoder),
@@ -131,10 +132,10 @@ def _first_stage(experiment: Experiment) -> Params:
             f"first_stage.run={config.run} has another autoencoder ({'; '.join(changed)}); give this experiment "
             "the same one"
         )
-    return _finished_autoencoder(Path(config.run), other.first_stage.training.num_steps)
+    return _finished_autoencoder(to_place(config.run), other.first_stage.training.num_steps)
 
 
-def _finished_autoencoder(path: Path, num_steps: int) -> Params:
+def _finished_autoencoder(path: Place, num_steps: int) -> Params:
     """From the run's first stage or, where that was another's, from its second, which holds all of the model."""
     checkpoints = RunFolder(path).checkpoints("autoencoder")
     steps = checkpoints.steps()

@@ -4,11 +4,11 @@ import itertools
 import logging
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm import tqdm
 
 from ldm_jax.config import SamplingConfig
+from ldm_jax.config.places import Place
 from ldm_jax.errors import UserError
 from ldm_jax.pictures import draw_grid, save_picture
 from ldm_jax.sampling.session import Session
@@ -29,8 +29,8 @@ def draw_to_files(
     seed: int,
     config: SamplingConfig,
     batch_size: int,
-    out: Path,
-) -> list[Path]:
+    out: Place,
+) -> list[Place]:
     """Draw `num_samples` pictures for each prompt or class (or of anything), and return the files, the grid last.
 
     Raises:
@@ -78,7 +78,7 @@ def _slug(text: str) -> str:
     return "-".join(words)[:40] + "_" if words else ""
 
 
-def _free(path: Path) -> Path:
+def _free(path: Place) -> Place:
     """`path`, or the same with the lowest number that makes it new: no picture is overwritten."""
     numbered = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
     return next(p for p in itertools.chain([path], numbered) if not p.exists())

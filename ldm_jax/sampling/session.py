@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -16,6 +15,7 @@ from ldm_jax import rng, sharding
 from ldm_jax.conditioning.conditions import Inputs
 from ldm_jax.conditioning.tokenizer import PromptEncoder, token_inputs
 from ldm_jax.config import ClassConditioning, Experiment, MeshConfig, SamplingConfig
+from ldm_jax.config.places import Place
 from ldm_jax.diffusion.samplers import Sampler, make_sampler
 from ldm_jax.errors import UserError
 from ldm_jax.model import LatentDiffusion, Params, make_model, require_diffusion_of_pictures
@@ -166,7 +166,7 @@ class Session:
         return make_sampler(config, self.model.schedule, self.experiment.diffusion.prediction_type)
 
 
-def load_session(run_dir: Path, stage: Literal["autoencoder", "diffusion"] = "diffusion") -> Session:
+def load_session(run_dir: Place, stage: Literal["autoencoder", "diffusion"] = "diffusion") -> Session:
     """The model of a trained run, with the averaged parameters of its newest good checkpoint.
 
     Of the stage `autoencoder` the parameters are `{"autoencoder": ...}` alone.

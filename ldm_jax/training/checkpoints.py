@@ -1,40 +1,41 @@
 """Checkpoints that are complete or not there: written by Orbax in the background, sealed with checksums, then verified.
 
-A checkpoint of step s is the folder `s/` and, once that is complete, its seal `s.json` with the size and CRC-32 of
-every file: Orbax itself notices neither a flipped bit nor a half-deleted folder. A folder without a seal was
-interrupted and does not count; one that contradicts its seal is damaged, is named, and an older one is used. Old
-ones lose their seal first and their folder second, so being killed in between leaves nothing that looks whole.
+A checkpoint of step s is the folder `s/` and, once that is complete, its seal `s.json` (see `seals`): Orbax itself
+notices neither a flipped bit nor a half-deleted folder. A folder without a seal was interrupted and does not count;
+one that contradicts its seal is damaged, is named, and an older one is used. Old ones lose their seal first and their
+folder second, so being killed in between leaves nothing that looks whole. Nothing goes by a clock: steps are the order.
+
+With several processes the first one verifies, seals and deletes, and the others follow what it decides.
 """
 
-import json
+import contextlib
 import logging
-import os
-import shutil
 import threading
-import zlib
-from pathlib import Path
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from ldm_jax.config.places import Place, is_local
 from ldm_jax.errors import UserError
+from ldm_jax.training.keep_policy import KeepPolicy
+from ldm_jax.training.seals import DamagedCheckpoint, Seal, check_files, read_seal, seal_files, write_seal
 
 logger = logging.getLogger(__name__)
-
-_CHUNK = 1 << 22
-
-
-class DamagedCheckpoint(UserError):
-    """A checkpoint contradicts its seal or cannot be read."""
 
 
 class Checkpoints:
     """The checkpoints of one stage of a run, in one folder."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
-        """Use `directory`, keeping the `keep` newest checkpoints; nothing is touched before the first save."""
-        self.directory = directory.absolute()
+    def __init__(self, directory: Place, keep: KeepPolicy) -> None:
+        """Use `directory`, keeping what the policy wants; nothing is touched before the first save."""
+        place = epath.Path(directory)
+        self.directory = place.absolute() if is_local(place) else place
         self.keep = keep
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -44,29 +45,51 @@ class Checkpoints:
         """Steps with a sealed checkpoint, oldest first; it may still turn out damaged."""
         if not self.directory.is_dir():
             return []
-        return sorted(int(p.stem) for p in self.directory.glob("*.json") if p.stem.isdecimal())
+        return sorted(int(p.stem) for p in self.directory.iterdir() if p.suffix == ".json" and p.stem.isdecimal())
 
-    def save(self, step: int, items: dict[str, Any]) -> None:
+    def unsealed(self) -> list[int]:
+        """Steps whose folder has no seal: saving or deleting them was interrupted, or is still going on."""
+        if not self.directory.is_dir():
+            return []
+        names = {path.name for path in self.directory.iterdir()}
+        return sorted(int(name) for name in names if name.isdecimal() and f"{name}.json" not in names)
+
+    def seal(self, step: int) -> Seal:
+        """What is known of a checkpoint without reading it; raises DamagedCheckpoint where `read_seal` does."""
+        return read_seal(self._seal(step), step)
+
+    def folder(self, step: int) -> epath.Path:
+        """Where the arrays of a checkpoint lie."""
+        return self.directory / f"{step:08d}"
+
+    def save(self, step: int, items: dict[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         """Start to save `items` (trees of arrays by name) as `step`; returns once the arrays are copied.
 
         Waits for a save in progress: no request is dropped. A step that is already there is left as it is, unless
         `restore_newest` found it damaged; what it found damaged goes when a new checkpoint is complete.
 
+        Args:
+            step: its number.
+            items: what to save.
+            metrics: what was measured at this step; the policy may go by it.
+
         Raises:
-            UserError: the folder cannot be written, or the save before this one failed.
+            UserError: the folder cannot be written, the save before this one failed, or the policy goes by a metric
+                that is not measured.
         """
         self.wait()
-        if step in self.steps() and step not in self._damaged:
+        if _agreed(step in self.steps() and step not in self._damaged):
             return
+        self.keep.check_measured(metrics or {})
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
                 self._seal(step).unlink(missing_ok=True)
             self._damaged.discard(step)
-            response = ocp.save_checkpointables_async(str(self._folder(step)), items, overwrite=True)
+            response = ocp.save_checkpointables_async(str(self.folder(step)), items, overwrite=True)
         except OSError as error:
             raise self._cannot_write(error) from error
-        self._writer = threading.Thread(target=self._finish, args=(step, response), name=f"seal-{step}")
+        self._writer = threading.Thread(target=self._finish, args=(step, response, metrics or {}), name=f"seal-{step}")
         self._writer.start()
 
     def wait(self) -> None:
@@ -86,14 +109,11 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, and every one is damaged.
         """
-        steps = self.steps()
-        for step in reversed(steps):
-            try:
-                return step, self.restore(step, abstract)
-            except DamagedCheckpoint as error:
-                logger.warning("%s; looking for an older one", error)
-                self._damaged.add(step)
-        if steps:
+        while (step := self._newest_whole()) is not None:
+            items = self._load_together(step, abstract)
+            if items is not None:
+                return step, items
+        if _agreed(bool(steps := self.steps())):
             raise UserError(
                 f"every checkpoint in {self.directory} is damaged (steps {steps}); restore the folder from a copy, "
                 "or train into another folder with --run-dir"
@@ -107,45 +127,71 @@ class Checkpoints:
             DamagedCheckpoint: it contradicts its seal, or its arrays are not those of `abstract`.
         """
         self.verify(step)
-        try:
-            return ocp.load_checkpointables(str(self._folder(step)), abstract)
-        except Exception as error:  # Orbax raises a different class for each fault and hides the reason in the cause
-            reason = error.__cause__ or error
-            raise DamagedCheckpoint(f"checkpoint {self._folder(step)} cannot be read: {reason}") from error
+        return self._load(step, abstract)
 
-    def verify(self, step: int) -> None:
-        """Compare every file of a checkpoint with its seal.
+    def verify(self, step: int, *, contents: bool = True) -> None:
+        """Compare a checkpoint with its seal; without `contents` the names and sizes of its files alone.
 
         Raises:
             DamagedCheckpoint: naming the first file that is missing, unexpected, of another size or of other content.
         """
-        folder = self._folder(step)
-        try:
-            sealed = dict(json.loads(self._seal(step).read_text())["files"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DamagedCheckpoint(f"the seal {self._seal(step)} cannot be read: {error}") from error
-        present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-        for name in sorted(present | set(sealed)):
-            if name not in present:
-                raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {name} is missing")
-            if name not in sealed:
-                raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {name} does not belong to it")
-            if sealed[name] != _readable_checksum(folder / name):
-                raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {name} has changed since it was written")
+        check_files(self.folder(step), self.seal(step), contents=contents)
 
     def remove_unfinished(self) -> None:
         """Delete what interrupted saves and deletions left behind."""
-        if not self.directory.is_dir():
+        if jax.process_index() != 0 or not self.directory.is_dir():
             return
-        sealed = {self._folder(step).name for step in self.steps()}
-        for path in self.directory.iterdir():
+        sealed = {self.folder(step).name for step in self.steps()}
+        for step in self.unsealed():
+            logger.warning(
+                "checkpoint %s has no seal: saving or deleting it was interrupted; it is removed", self.folder(step)
+            )
+        for path in list(self.directory.iterdir()):
             if path.is_dir() and path.name not in sealed:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
 
-    def _folder(self, step: int) -> Path:
-        return self.directory / f"{step:08d}"
+    def _newest_whole(self) -> int | None:
+        """The newest step that is verified, as the first process finds it; others take its word for it."""
+        found = -1
+        if jax.process_index() == 0:
+            found = next((step for step in reversed(self.steps()) if self._is_whole(step)), -1)
+        step = _agreed(found)
+        return None if step < 0 else step
 
-    def _seal(self, step: int) -> Path:
+    def _is_whole(self, step: int) -> bool:
+        if step in self._damaged:
+            return False
+        try:
+            self.verify(step)
+        except DamagedCheckpoint as error:
+            self._set_aside(step, error)
+            return False
+        return True
+
+    def _load_together(self, step: int, abstract: dict[str, Any]) -> dict[str, Any] | None:
+        """The items, or None if any process could not read them."""
+        items = None
+        try:
+            items = self._load(step, abstract)
+        except DamagedCheckpoint as error:
+            self._set_aside(step, error)
+        if _all_agree(items is not None):
+            return items
+        self._damaged.add(step)
+        return None
+
+    def _load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return ocp.load_checkpointables(str(self.folder(step)), abstract)
+        except Exception as error:  # Orbax raises a different class for each fault and hides the reason in the cause
+            reason = error.__cause__ or error
+            raise DamagedCheckpoint(f"checkpoint {self.folder(step)} cannot be read: {reason}") from error
+
+    def _set_aside(self, step: int, error: DamagedCheckpoint) -> None:
+        logger.warning("%s; looking for an older one", error)
+        self._damaged.add(step)
+
+    def _seal(self, step: int) -> epath.Path:
         return self.directory / f"{step:08d}.json"
 
     def _cannot_write(self, error: BaseException) -> UserError:
@@ -154,59 +200,51 @@ class Checkpoints:
             "then run the same command again"
         )
 
-    def _finish(self, step: int, response: Any) -> None:  # an ocp.AsyncResponse, which no run-time check can tell
+    def _finish(self, step: int, response: Any, metrics: Mapping[str, float]) -> None:  # an ocp.AsyncResponse
         try:
             response.result()
             if jax.process_index() == 0:
-                self._write_seal(step)
+                self._write_seal(step, metrics)
                 self._delete_old()
         except BaseException as error:  # handed to the main thread by wait()
             self._failure = error
 
-    def _write_seal(self, step: int) -> None:
-        folder = self._folder(step)
-        files = {str(p.relative_to(folder)): _checksum(p, sync=True) for p in sorted(folder.rglob("*")) if p.is_file()}
-        write_atomically(self._seal(step), json.dumps({"step": step, "files": files}))
+    def _write_seal(self, step: int, metrics: Mapping[str, float]) -> None:
+        files = seal_files(self.folder(step))
+        write_seal(self._seal(step), Seal(step=step, files=files, metrics=metrics, time=time.time()))
 
     def _delete_old(self) -> None:
-        for step in self._damaged:
+        metrics = {step: self._metrics(step) for step in self.steps() if step not in self._damaged}
+        for step in self._damaged | (set(metrics) - self.keep.kept(metrics)):
             self._delete(step)
         self._damaged = set()
-        for step in self.steps()[: -self.keep]:
-            self._delete(step)
+
+    def _metrics(self, step: int) -> Mapping[str, float]:
+        try:
+            return self.seal(step).metrics
+        except DamagedCheckpoint as error:
+            logger.warning("%s; it does not count among the best", error)
+            return {}
 
     def _delete(self, step: int) -> None:
         self._seal(step).unlink(missing_ok=True)
-        shutil.rmtree(self._folder(step), ignore_errors=True)
+        _remove(self.folder(step))
 
 
-def _checksum(path: Path, *, sync: bool = False) -> list[int]:
-    """Size and CRC-32 of a file; `sync` also makes sure that it is on the disk."""
-    crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            crc = zlib.crc32(chunk, crc)
-        if sync:
-            os.fsync(file.fileno())
-        return [file.tell(), crc]
+def _agreed(value: int) -> int:
+    """What the first process says; the same value in all."""
+    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def _readable_checksum(path: Path) -> list[int] | None:
-    """As `_checksum`; None if the disk does not give the file back."""
-    try:
-        return _checksum(path)
-    except OSError:
-        return None
+def _all_agree(value: bool) -> bool:
+    """Whether it is true in every process."""
+    return value if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.bool_(value))))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old content or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _remove(folder: epath.Path) -> None:
+    """Delete a folder; what cannot be deleted now has no seal, and is tried again when the run goes on."""
+    with contextlib.suppress(OSError):
+        folder.rmtree(missing_ok=True)
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:

@@ -76,7 +76,7 @@ class LatentReader:
 
     def _cache(self, source: Source, fingerprint: str) -> LatentSource:
         return cached_latents(
-            self.work.run.path / "latents" / f"{source.info.split}.npz",
+            self.work.run.latents / f"{source.info.split}.npz",
             source,
             lambda image: sharding.to_host(self._encode(sharding.put_batch(self.work.mesh, {"image": image})["image"])),
             config=self.work.experiment.data,

@@ -1,20 +1,23 @@
 """Metrics of a run: metrics.jsonl and TensorBoard while it trains, and the loss curve drawn from them."""
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from tensorboardX import SummaryWriter
-
+from ldm_jax.config.places import Place, is_local
+from ldm_jax.errors import UserError
 from ldm_jax.training import processes
-from ldm_jax.training.checkpoints import write_atomically
+from ldm_jax.training.board import Board
 from ldm_jax.training.run_folder import RunFolder
+from ldm_jax.training.seals import write_atomically
 
 logger = logging.getLogger(__name__)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Place) -> list[dict[str, Any]]:
     """Lines of a metrics.jsonl; one that is damaged, or the last one if a kill has cut it, is left out."""
     if not path.exists():
         return []
@@ -38,27 +41,75 @@ class MetricsLog:
     def __init__(self, run: RunFolder, stage: str, start_step: int) -> None:
         """Open the log; lines of this stage behind `start_step` are dropped, for they will be written again."""
         self.stage = stage
+        self._path = run.metrics_file
+        self._writes = processes.is_first()
         self._file, self._board = None, None
-        if not processes.is_first():
+        if not self._writes:
             return
-        kept = [m for m in read_metrics(run.metrics_file) if m["stage"] != stage or m["step"] <= start_step]
-        write_atomically(run.metrics_file, "".join(json.dumps(m) + "\n" for m in kept))
-        self._file = run.metrics_file.open("a", buffering=1)
-        self._board = SummaryWriter(str(run.path / "tensorboard" / stage), purge_step=start_step + 1)
+        kept = [m for m in read_metrics(self._path) if m["stage"] != stage or m["step"] <= start_step]
+        self._lines = [json.dumps(m) + "\n" for m in kept]
+        self._is_written = False
+        self.flush()
+        self._file = _open_to_append(self._path) if is_local(run.path) else None
+        self._board = Board(Path(run.path) / "tensorboard" / stage, start_step) if is_local(run.path) else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Write one line for `step`."""
-        if self._file is None or self._board is None:
+        """Write one line for `step`; an object store, which cannot append, gets it at the next `flush`.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if not self._writes:
             return
-        self._file.write(json.dumps({"stage": self.stage, "step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        line = json.dumps({"stage": self.stage, "step": step, **values}) + "\n"
+        if self._file is not None:
+            with self._writing():
+                self._file.write(line)
+        else:
+            self._lines.append(line)
+            self._is_written = False
+        if self._board is not None:
+            self._board.write(step, values)
+
+    def flush(self) -> None:
+        """Have every line where the run lies; on a file system it is there, unless the folder has vanished.
+
+        Raises:
+            UserError: it cannot be written, or is gone.
+        """
+        if not self._writes:
+            return
+        with self._writing():
+            if not self._is_written:
+                write_atomically(self._path, "".join(self._lines))
+                self._is_written = True
+            elif self._file is not None and not self._path.exists():
+                raise FileNotFoundError("it has vanished")
 
     def close(self) -> None:
-        """Flush and close."""
-        for part in (self._file, self._board):
-            if part is not None:
-                part.close()
+        """Flush and close; raises what `write` raises."""
+        if self._board is not None:
+            self._board.close()
+        if self._file is None:
+            self.flush()
+            return
+        with self._writing():
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._path} ({error}); check the permissions and the free space, then run the same "
+                "command again"
+            ) from error
+
+
+def _open_to_append(path: Place) -> TextIO:
+    """Whoever watches a run sees each line at once."""
+    return Path(path).open("a", buffering=1)
 
 
 def draw_losses(run: RunFolder) -> None:
@@ -76,4 +127,5 @@ def draw_losses(run: RunFolder) -> None:
                 axes.plot(*zip(*points, strict=True), style, linewidth=0.8, label=name.replace("_", " "))
         axes.set(title=stage, xlabel="step", ylabel="loss", yscale="log")
         axes.legend()
-    figure.savefig(run.path / "loss.png", dpi=110)
+    with (run.path / "loss.png").open("wb") as file:
+        figure.savefig(file, dpi=110, format="png")

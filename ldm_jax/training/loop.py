@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from ldm_jax.errors import UserError
 from ldm_jax.model import Params, num_parameters
 from ldm_jax.training import processes
 from ldm_jax.training.checkpoints import Checkpoints, abstract_like
+from ldm_jax.training.keep_policy import KeepPolicy
 from ldm_jax.training.logging import MetricsLog, draw_losses
 from ldm_jax.training.observed_step import ObservedStep
 from ldm_jax.training.profile import Profile
@@ -79,7 +81,7 @@ def run_stage(
         f"{stage.name} training", stage.training.batch_size, stage.training.gradient_accumulation, mesh
     )
     startup = startup or Startup()
-    checkpoints = run.checkpoints(stage.name, stage.training.keep_checkpoints)
+    checkpoints = run.checkpoints(stage.name, KeepPolicy.of(stage.training))
     with processes.first_before_others():
         if processes.is_first():
             checkpoints.remove_unfinished()
@@ -99,14 +101,16 @@ def run_stage(
             state = _Loop(stage, run, checkpoints, log, root, mesh, step, stop).run(state, start)
     finally:
         step.close()
-        log.close()
-        checkpoints.wait()
+        try:
+            log.close()
+        finally:
+            checkpoints.wait()
     return state
 
 
 def _profile(stage: Stage, run: RunFolder) -> Profile | None:
     steps = stage.training.profile_steps
-    return None if steps is None else Profile(run.path / "profile" / stage.name, *steps)
+    return None if steps is None else Profile(Path(run.path) / "profile" / stage.name, *steps)
 
 
 def _same_everywhere(start: int, run: RunFolder) -> int:
@@ -219,11 +223,13 @@ class _Loop:
             processes.note(f"evaluating, drawing or saving after step {number} of {self.stage.name}")
 
         values: dict[str, float] = {}
+        heldout: dict[str, float] = {}
         if due(training.log_every):
             values |= self._report(number, metrics, bar)
-        if due(training.eval_every):
+        if due(training.eval_every) or (training.keep_best > 0 and due(training.checkpoint_every)):
             self._check(self.previous)
-            values |= self._heldout(state, number)
+            heldout = self._heldout(state, number)
+            values |= heldout
         if values:
             self.log.write(number, values)
         if due(training.sample_every):
@@ -233,7 +239,8 @@ class _Loop:
         if due(training.checkpoint_every) or stop:
             self._check(self.previous)
             self._check_parameters(state, number)
-            self.checkpoints.save(number, to_items(state))
+            self.log.flush()  # no line that a checkpoint stands for may come after it
+            self.checkpoints.save(number, to_items(state), heldout)
         if stop and not last:
             self.checkpoints.wait()
             raise Interrupted(

@@ -6,6 +6,7 @@ tokenizer.json   of text-conditional runs         tensorboard/, samples/, loss.p
 """
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -23,8 +24,12 @@ from tokenizers import Tokenizer
 
 from ldm_jax import config as configs
 from ldm_jax.conditioning.tokenizer import load_tokenizer, token_inputs
+from ldm_jax.config.places import Place, is_local
+from ldm_jax.data.preparation import default_cache_dir
 from ldm_jax.errors import UserError
-from ldm_jax.training.checkpoints import Checkpoints, DamagedCheckpoint, write_atomically
+from ldm_jax.training.checkpoints import Checkpoints
+from ldm_jax.training.keep_policy import KeepPolicy
+from ldm_jax.training.seals import DamagedCheckpoint, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +40,19 @@ PACKAGES = ("ldm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gr
 class RunFolder:
     """Paths of a run and what is written at its start."""
 
-    path: Path
+    path: Place
 
     @property
-    def config_file(self) -> Path:
+    def config_file(self) -> Place:
         """The resolved experiment."""
         return self.path / "config.json"
 
     @property
-    def manifest_file(self) -> Path:
+    def manifest_file(self) -> Place:
         """How the run is made."""
         return self.path / "manifest.json"
 
-    def tokenizer_file(self, name: str = "tokens") -> Path:
+    def tokenizer_file(self, name: str = "tokens") -> Place:
         """Tokenizer of a text-conditional run that makes the conditioner's input `name`."""
         return self.path / f"{name.replace('tokens', 'tokenizer')}.json"
 
@@ -63,18 +68,31 @@ class RunFolder:
                 write_atomically(self.tokenizer_file(name), tokenizer.to_str())
 
     @property
-    def metrics_file(self) -> Path:
+    def metrics_file(self) -> Place:
         """Metrics, one JSON object a line."""
         return self.path / "metrics.jsonl"
 
     @property
-    def samples(self) -> Path:
+    def samples(self) -> Place:
         """Folder of pictures."""
         return self.path / "samples"
 
-    def checkpoints(self, stage: str, keep: int = 2) -> Checkpoints:
+    @property
+    def latents(self) -> Path:
+        """Where latents are cached: in the run, or, for a run in an object store, in the cache of this machine."""
+        if isinstance(self.path, Path) or is_local(self.path):
+            return Path(self.path) / "latents"
+        return default_cache_dir() / "latents" / hashlib.sha256(str(self.path).encode()).hexdigest()
+
+    def checkpoints(self, stage: str, keep: KeepPolicy | None = None) -> Checkpoints:
         """Checkpoints of a stage (`autoencoder` or `diffusion`)."""
-        return Checkpoints(self.path / "checkpoints" / stage, keep)
+        return Checkpoints(self.path / "checkpoints" / stage, keep or KeepPolicy())
+
+    def examples_at(self, stage: str, step: int) -> int:
+        """Position of a stage in its data after a step: the examples that it has taken."""
+        experiment = self.load_config()
+        training = experiment.training if stage == "diffusion" else experiment.first_stage.training
+        return step * training.batch_size
 
     def load_config(self) -> configs.Experiment:
         """The experiment of this run; raises UserError where `restore_experiment` does."""

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -20,6 +19,7 @@ from ldm_jax.config import (
     TextConditioning,
     TrainingConfig,
 )
+from ldm_jax.config.places import Place
 from ldm_jax.data.pipeline import batches, epoch
 from ldm_jax.data.source import Source, training_texts
 from ldm_jax.data.sources import load_source
@@ -77,7 +77,7 @@ class Workspace:
         return (sharding.put_batch(self.mesh, batch) for batch in local)
 
 
-def open_workspace(experiment: Experiment, run_dir: Path, given: Mapping[str, Tokenizer] | None = None) -> Workspace:
+def open_workspace(experiment: Experiment, run_dir: Place, given: Mapping[str, Tokenizer] | None = None) -> Workspace:
     """Open the data and the run folder, and build the model; `given` are the tokenizers of the model it starts from.
 
     Of several processes the first prepares data, tokenizer and folder, and the others find them done.
@@ -89,7 +89,7 @@ def open_workspace(experiment: Experiment, run_dir: Path, given: Mapping[str, To
         return _open(experiment, run_dir, given)
 
 
-def _open(experiment: Experiment, run_dir: Path, given: Mapping[str, Tokenizer] | None) -> Workspace:
+def _open(experiment: Experiment, run_dir: Place, given: Mapping[str, Tokenizer] | None) -> Workspace:
     require_diffusion_of_pictures(experiment)
     mesh = sharding.make_mesh(experiment.mesh)
     trainings = {"first_stage.training": experiment.first_stage.training, "training": experiment.training}

@@ -1,0 +1,48 @@
+"""Where a run lies: a folder of this machine, or a prefix of an object store (gs://, s3://)."""
+
+import os
+import re
+from pathlib import Path
+from typing import TypeAlias
+
+os.environ.setdefault("EPATH_USE_TF", "false")  # etils would prefer TensorFlow, which is no dependency
+from etils import epath
+
+from ldm_jax.errors import UserError
+
+Place: TypeAlias = Path | epath.Path
+"""What is written in a run goes through these; both join, list, open and remove in the same words."""
+
+REMOTE = {"gs": "gcsfs", "s3": "s3fs"}
+"""Schemes of object stores, and the package with which each is reached."""
+
+
+def to_place(text: str | Place) -> Place:
+    """The folder or prefix that a text names.
+
+    Raises:
+        UserError: the scheme is unknown, or its package is not installed.
+    """
+    found = re.match(r"([a-z][a-z0-9+.-]*)://", str(text))
+    if found is None:
+        return Path(text)
+    scheme = found.group(1)
+    if scheme not in REMOTE:
+        known = " and ".join(f"{name}://" for name in REMOTE)
+        raise UserError(f"{text}: {scheme}:// is no place known here; use a folder, or {known}")
+    _require_package(str(text), scheme)
+    return epath.Path(text)
+
+
+def is_local(place: Place) -> bool:
+    """Whether a place is on a file system, where files can be renamed and synchronised."""
+    return "://" not in str(place)
+
+
+def _require_package(text: str, scheme: str) -> None:
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        raise UserError(f"{text} needs the package {REMOTE[scheme]}: pip install {REMOTE[scheme]}") from error

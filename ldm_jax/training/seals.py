@@ -1,0 +1,150 @@
+"""Seals: what a complete checkpoint consists of, written beside it last; a checkpoint without one does not count.
+
+A seal holds the size and CRC-32 of every file, the metrics of the step, the time, and a CRC-32 of itself. On a disk
+it replaces what was there in one move; in an object store, where an object appears whole or not at all, it is put.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from etils import epath
+
+from ldm_jax.config.places import Place, is_local
+from ldm_jax.errors import UserError
+
+_CHUNK = 1 << 22
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint contradicts its seal or cannot be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seal:
+    """What is known of a complete checkpoint without reading it."""
+
+    step: int
+    files: Mapping[str, list[int]]
+    """Size and CRC-32 of each file, by its path in the checkpoint."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Held-out metrics of this step; empty if none were measured."""
+    time: float | None = None
+    """When it was saved, in seconds since 1970: told to people, and never compared."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(size for size, _ in self.files.values())
+
+
+def write_seal(path: Place, seal: Seal) -> None:
+    """Write a seal whole or not at all."""
+    values = {"step": seal.step, "time": seal.time, "metrics": dict(seal.metrics), "files": dict(seal.files)}
+    write_atomically(path, json.dumps({**values, "crc32": _own_checksum(values)}))
+
+
+def read_seal(path: Place, step: int) -> Seal:
+    """The seal of the checkpoint of `step`.
+
+    Raises:
+        DamagedCheckpoint: it is missing, has changed since it was written, or belongs to another step.
+    """
+    try:
+        values = json.loads(path.read_text())
+        crc = values.pop("crc32", None)
+        if crc != _own_checksum(values) and set(values) != {
+            "step",
+            "files",
+        }:  # as it was before seals sealed themselves
+            raise ValueError("it has changed since it was written")
+        files = {name: [int(size), int(crc)] for name, (size, crc) in values.pop("files").items()}
+        seal = Seal(**values, files=files)
+        if seal.step != step:
+            raise ValueError(f"it belongs to step {seal.step}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedCheckpoint(f"the seal {path} cannot be read: {error}") from error
+    return seal
+
+
+def seal_files(folder: Place) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file of a complete checkpoint, each of them brought to the disk.
+
+    Raises:
+        OSError: there are none, or the disk fails.
+    """
+    files = {name: _checksum(folder / name, sync=is_local(folder)) for name in files_in(folder)}
+    if not files:
+        raise FileNotFoundError(f"{folder} has vanished while it was written")
+    return files
+
+
+def check_files(folder: Place, seal: Seal, *, contents: bool = True) -> None:
+    """Compare every file of a checkpoint with its seal; without `contents` names and sizes alone.
+
+    Raises:
+        DamagedCheckpoint: naming the first file that is missing, unexpected, of another size or of other content.
+    """
+    present = set(files_in(folder))
+    for name in sorted(present | set(seal.files)):
+        if name not in present:
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {name} is missing")
+        if name not in seal.files:
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {name} does not belong to it")
+        found = _readable(folder / name, contents=contents)
+        if not found or found != seal.files[name][: len(found)]:
+            raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {name} has changed since it was written")
+
+
+def files_in(folder: Place) -> Iterator[str]:
+    """Every file below a folder, as a path relative to it, sorted; nothing if there is no such folder."""
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if path.is_dir():
+                yield from (f"{path.name}/{name}" for name in files_in(path))
+            else:
+                yield path.name
+
+
+def write_atomically(path: Place, text: str) -> None:
+    """Write a file so that a reader finds the old content or the new one, never a part."""
+    if not is_local(path):
+        path.write_text(text)  # an object appears when it is complete
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _own_checksum(values: Any) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+
+
+def _checksum(path: Place, *, sync: bool = False) -> list[int]:
+    """Size and CRC-32 of a file; `sync` also makes sure that it is on the disk."""
+    crc, size = 0, 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            crc, size = zlib.crc32(chunk, crc), size + len(chunk)
+        if sync:
+            os.fsync(file.fileno())
+    return [size, crc]
+
+
+def _readable(path: Place, *, contents: bool) -> list[int]:
+    """Size and, if wanted, CRC-32 of a file; empty if the disk does not give it back."""
+    try:
+        return _checksum(path) if contents else [_size(path)]
+    except OSError:
+        return []
+
+
+def _size(path: Place) -> int:
+    # etils looks up the owner too, who need not be known where a container runs
+    return path.stat().length if isinstance(path, epath.Path) and not is_local(path) else os.stat(path).st_size
