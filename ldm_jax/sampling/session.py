@@ -149,8 +149,9 @@ class Session:
             index = np.arange(begin, begin + batch_size)
             # the last batch is filled up with its last row, so that no other shape is compiled
             rows = jax.tree.map(lambda x, index=index: x[np.minimum(index, count - 1)], inputs)
-            batch = sharding.place_batch(mesh, (rows, null, scale, index.astype(np.int32)))
-            images = sharding.to_host(generate(params, sampler, *batch[:3], key, batch[3]))
+            batch = (rows, null, scale, index.astype(np.int32))
+            rows, unconditional, strength, index = sharding.place_batch(mesh, batch)
+            images = sharding.to_host(generate(params, sampler, rows, unconditional, strength, key, index))
             if not np.isfinite(images).all():
                 raise UserError(
                     f"sampler={config.sampler} with {config.num_sample_steps} steps and guidance_scale="
