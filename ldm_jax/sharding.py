@@ -22,7 +22,6 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Int
 
 from ldm_jax.config import MeshConfig, nearest_divisor
 from ldm_jax.errors import UserError
@@ -162,10 +161,10 @@ def check_batch_size(name: str, batch_size: int, gradient_accumulation: int, mes
 
 
 @functools.lru_cache
-def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
     """Which rows of a global batch the devices of this process hold, in order: what it has to read."""
     ranges = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return np.unique(np.concatenate([np.arange(*rows[0].indices(batch_size)) for rows in ranges if rows is not None]))
+    return tuple(sorted({row for index in ranges if index is not None for row in range(batch_size)[index[0]]}))
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -176,7 +175,7 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
     def put(rows: np.ndarray) -> jax.Array:
         size = len(rows) // own * shards
-        held = local_rows(mesh, size)
+        held = np.asarray(local_rows(mesh, size))
 
         def part(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(size)

@@ -20,6 +20,7 @@ import ldm_jax.interop.model_files
 import ldm_jax.sampling.files
 from ldm_jax import cli
 from ldm_jax.config import (
+    DistributedConfig,
     Experiment,
     MeshConfig,
     SamplingConfig,
@@ -415,6 +416,36 @@ def test_a_cpu_has_as_many_devices_as_cores_and_batches_allow(
     assert cli.cpu_devices_for(mesh, batch_sizes) == expected
 
 
+@pytest.mark.parametrize(
+    ("mesh", "batch_sizes", "cores", "processes", "expected"),
+    [
+        (MeshConfig(), [32], 8, 2, 4),
+        (MeshConfig(), [32], 2, 4, 1),
+        (MeshConfig(), [24], 8, 4, 2),
+        (MeshConfig(data=2, fsdp=4), [32], 2, 4, 2),
+        (MeshConfig(fsdp=2), [32], 8, 2, 4),
+    ],
+)
+def test_processes_share_the_devices_of_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+    mesh: MeshConfig,
+    batch_sizes: list[int],
+    cores: int,
+    processes: int,
+    expected: int,
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert cli.cpu_devices_for(mesh, batch_sizes, processes) == expected
+
+
+def test_how_many_share_is_told_by_flags_or_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
+    assert cli.num_processes_of(DistributedConfig()) == 1
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
+    assert cli.num_processes_of(DistributedConfig()) == 4
+    assert cli.num_processes_of(DistributedConfig(num_processes=2)) == 2
+
+
 def test_the_name_comes_first():
     with pytest.raises(UserError, match=r"the experiment's name comes first: train\.py smoke 3 \.\.\."):
         cli.train(["--seed", "3", "smoke"])
@@ -423,6 +454,8 @@ def test_the_name_comes_first():
 def test_a_run_of_cpus_goes_on_with_as_many(tmp_path: Path):
     (tmp_path / "manifest.json").write_text(json.dumps({"devices": ["cpu:cpu"] * 3, "continued": [], "data": {}}))
     assert cli._cpu_devices_of(tmp_path) == 3
+    assert cli._cpu_devices_of(tmp_path, 3) == 1
+    assert cli._cpu_devices_of(tmp_path, 2) is None
     (tmp_path / "manifest.json").write_text(json.dumps({"devices": ["gpu:H100"] * 3, "continued": [], "data": {}}))
     assert cli._cpu_devices_of(tmp_path) is None
     assert cli._cpu_devices_of(tmp_path / "new") is None

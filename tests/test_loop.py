@@ -81,7 +81,7 @@ class Toy:
 
     def _batches(self, start: int) -> Iterator[Any]:
         for step in range(start, 10**6):
-            own = {name: rows[sharding.local_rows(self.mesh, 8)] for name, rows in batch_at(step).items()}
+            own = {name: rows[list(sharding.local_rows(self.mesh, 8))] for name, rows in batch_at(step).items()}
             yield sharding.put_batch(self.mesh, self.change(step + 1, own))
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:

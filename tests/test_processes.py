@@ -6,6 +6,7 @@ The processes are `toy_process.py`, joined over loopback. Run with another Pytho
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,6 +94,13 @@ class Processes:
             assert self.processes[process].poll() is None and time.monotonic() < until, self.log(process)
             time.sleep(0.05)
 
+    def save(self, step: int) -> None:
+        """Return when the checkpoint of a step is complete."""
+        until = time.monotonic() + 60.0
+        while step not in RunFolder(self.run).checkpoints("toy").steps():
+            assert time.monotonic() < until, self.log(0)
+            time.sleep(0.02)
+
     def ends(self, process: int, within: float = 120.0) -> int:
         return self.processes[process].wait(within)
 
@@ -160,7 +168,7 @@ def test_one_that_is_asked_to_stop_stops_all_at_one_step_and_nothing_is_lost(
 
 FAULTS = {
     "kill": (signal.SIGKILL, 3.0, "has ended without a word"),
-    "stop": (signal.SIGSTOP, HEARTBEAT, "is dead or stopped: no sign of life for 5 s"),
+    "stop": (signal.SIGSTOP, HEARTBEAT, "is dead or stopped: no sign of life for "),
 }
 
 
@@ -170,13 +178,14 @@ def test_a_dead_or_stopped_process_ends_the_other_in_time_and_by_name(kind: str,
     number, seconds, message = FAULTS[kind]
     with Processes(tmp_path / "run", 2, steps=4000) as several:
         several.reach(faulty, 7)
+        several.save(5)
         several.processes[faulty].send_signal(number)
         began = time.monotonic()
         # where process 0 is killed, jax may be quicker with an abort of its own
         assert several.ends(1 - faulty, 30.0) in ((76,) if (kind, faulty) != ("kill", 0) else (76, -signal.SIGABRT))
         assert time.monotonic() - began < seconds + 1.0
         assert f"error: process {faulty} of 2" in several.log(1 - faulty) and message in several.log(1 - faulty)
-        assert RunFolder(several.run).checkpoints("toy").steps() == [5]
+        assert RunFolder(several.run).checkpoints("toy").steps()[0] == 5
 
 
 @pytest.mark.slow
@@ -211,8 +220,10 @@ sys.exit(cli.run(command, []))
 """
     command = [sys.executable, "-c", program, f"127.0.0.1:{free_port()}"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert ended.returncode in (76, -signal.SIGABRT)
-    assert "127.0.0.1" in ended.stderr
+    assert ended.returncode == 76, ended.stderr
+    assert re.search(
+        r"cannot join process 0 at 127\.0\.0\.1:\d+ within 3 s \(.*refused\); are all processes", ended.stderr
+    )
 
 
 @pytest.mark.slow

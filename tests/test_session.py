@@ -14,7 +14,7 @@ import pytest
 from tiny import CLASSES, random_params, tiny_experiment
 
 from ldm_jax.conditioning.tokenizer import PromptEncoder, train_tokenizer
-from ldm_jax.config import Conditioning, Experiment, SamplingConfig, Unconditional
+from ldm_jax.config import Conditioning, Experiment, MeshConfig, SamplingConfig, Unconditional
 from ldm_jax.errors import UserError
 from ldm_jax.model import make_model
 from ldm_jax.sampling import session as session_module
@@ -140,12 +140,15 @@ def test_one_picture_alone_is_that_of_many(text: Session):
     assert np.abs(alone.astype(int) - first.astype(int)).max() <= 1
 
 
-def test_eight_devices_draw_what_one_does(text: Session, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "mesh", [MeshConfig(), pytest.param(MeshConfig(data=2, fsdp=2, tensor=2), marks=pytest.mark.slow)]
+)
+def test_eight_devices_draw_what_one_does(text: Session, mesh: MeshConfig, monkeypatch: pytest.MonkeyPatch):
     inputs = text.prompt_inputs(["a red circle", "a blue square", "a green star"])
     one = np.stack(list(text.draw(inputs, 3, CONFIG, seed=4)))
     monkeypatch.undo()  # of the fixture that shows one device
     assert len(jax.devices()) == 8
-    eight = np.stack(list(text.draw(inputs, 3, CONFIG, seed=4)))
+    eight = np.stack(list(dataclasses.replace(text, mesh=mesh).draw(inputs, 3, CONFIG, seed=4)))
     assert np.abs(one.astype(int) - eight.astype(int)).max() <= 1
 
 

@@ -1,5 +1,7 @@
 """Placement on a mesh: the two rules, their messages, and that a sharded network computes what a whole one does."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,8 @@ from ldm_jax.sharding import (
     MIN_FSDP_SIZE,
     batch_sharding,
     check_batch_size,
+    check_tensor_axis,
+    local_rows,
     make_mesh,
     num_batch_shards,
     parameter_spec,
@@ -45,6 +49,68 @@ def test_the_mesh_has_the_sizes_asked_for(config: MeshConfig, shape: tuple[int, 
     mesh = make_mesh(config)
     assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), shape, strict=True))
     assert mesh.devices.size == 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a mesh looks at of a device of a TPU slice."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "chip"
+
+    @property
+    def process_index(self) -> int:
+        """Two chips a host."""
+        return self.id // 2
+
+
+SLICES = [Chip(i, i // 4) for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "crossing"),
+    [
+        (MeshConfig(), (8, 1, 1), "data"),
+        (MeshConfig(data=2, fsdp=-1), (2, 4, 1), "data"),
+        (MeshConfig(data=2, fsdp=2, tensor=2), (2, 2, 2), "data"),
+        (MeshConfig(data=1, fsdp=-1, across_slices="fsdp"), (1, 8, 1), "fsdp"),
+        (MeshConfig(data=2, fsdp=4, across_slices="fsdp"), (2, 4, 1), "fsdp"),
+    ],
+)
+def test_one_axis_crosses_slices_and_the_others_stay_inside(
+    config: MeshConfig, shape: tuple[int, ...], crossing: str
+) -> None:
+    mesh = make_mesh(config, SLICES)
+    assert tuple(mesh.shape.values()) == shape
+    assert sorted(chip.id for chip in mesh.devices.flat) == list(range(8))
+    slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    for i, axis in enumerate(mesh.axis_names):
+        differs = (np.diff(slices, axis=i) != 0).sum(axis=i)
+        assert (differs == (1 if axis == crossing else 0)).all()  # neighbours change slices once, or never
+
+
+def test_an_axis_that_cannot_cross_the_slices_is_refused_with_one_that_can() -> None:
+    message = (
+        "--mesh.data 1 crosses 2 slices of 4 devices and is not a multiple of 2; sizes that work: --mesh.data 2 "
+        "--mesh.fsdp 4 --mesh.tensor 1"
+    )
+    with pytest.raises(UserError) as error:
+        make_mesh(MeshConfig(data=1, fsdp=8), SLICES)
+    assert str(error.value) == message
+    assert make_mesh(MeshConfig(data=2, fsdp=4), SLICES).shape["fsdp"] == 4
+
+
+def test_a_tensor_axis_needs_a_layer_to_split() -> None:
+    params = {"attention": {"query": {"kernel": jnp.zeros((8, 6))}, "skip": {"kernel": jnp.zeros((8, 8))}}}
+    check_tensor_axis(make_mesh(MeshConfig(data=4, tensor=2)), params)
+    check_tensor_axis(make_mesh(MeshConfig()), {})
+    with pytest.raises(UserError) as error:
+        check_tensor_axis(make_mesh(MeshConfig(data=2, tensor=4)), params)
+    assert str(error.value) == (
+        "--mesh.tensor 4 splits no layer of this model (their sizes: 6); sizes that work on 8 devices: 1, 2"
+    )
 
 
 def test_a_mesh_of_some_devices() -> None:
@@ -170,6 +236,10 @@ def test_path_names_are_the_keys_of_any_tree() -> None:
     state = optax.adam(1e-3).init({"layer": {"kernel": jnp.zeros(2)}})
     names = {path_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)}
     assert ("0", "mu", "layer", "kernel") in names and ("0", "count") in names
+
+
+def test_one_process_holds_all_rows() -> None:
+    assert local_rows(MIXED, 8) == tuple(range(8))
 
 
 @pytest.mark.parametrize("mesh", [FSDP, MIXED])

@@ -104,6 +104,8 @@ def _initialize(config: DistributedConfig) -> bool:
         others["coordinator_address"] = others.pop("coordinator")
     method = "deactivate" if explicit else None if config.method == "auto" else config.method
     try:
+        if explicit and config.process_id != 0:
+            _await_coordinator(config)
         jax.distributed.initialize(
             **others,
             cluster_detection_method=method,
@@ -115,13 +117,26 @@ def _initialize(config: DistributedConfig) -> bool:
         if config.method == "auto" and not explicit:
             return False  # jax sees no cluster
         raise UserError(f"--distributed.method {config.method}: {error}") from error
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         where = f"process 0 at {config.coordinator}" if explicit else "the cluster that jax sees"
         raise PeerLost(
             f"cannot join {where} within {config.start_seconds:.0f} s ({str(error).partition(chr(10))[0]}); are all "
             "processes started, and is its port open? --distributed.method none runs alone"
         ) from error
     return True
+
+
+def _await_coordinator(config: DistributedConfig) -> None:
+    """Return when process 0 listens; jax aborts the process, without a word about where, when that takes too long."""
+    host, _, port = str(config.coordinator).rpartition(":")
+    until = time.monotonic() + config.start_seconds
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), timeout=config.start_seconds).close()
+        except OSError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.2)
 
 
 def _start_watch(config: DistributedConfig) -> None:
