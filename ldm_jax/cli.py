@@ -198,7 +198,8 @@ def sample(arguments: Sequence[str]) -> None:
 
     source = Path(command.run or command.model or "")
     session = open_model(source, config=_path(command.config), tokenizer=_path(command.tokenizer))
-    session = dataclasses.replace(session, mesh=command.mesh)
+    if command.mesh != MeshConfig():
+        session = dataclasses.replace(session, mesh=command.mesh)
     default = Path(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
     files = draw_to_files(
         session,
@@ -301,10 +302,10 @@ def _parity_of_layers(command: ParityCommand, folder: Path) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
-    "launch": launch,
     "sample": sample,
     "convert": convert,
     "parity": parity,
+    "launch": launch,
 }
 
 
