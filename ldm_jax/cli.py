@@ -215,7 +215,8 @@ def sample(arguments: Sequence[str]) -> None:
 
     source = to_place(command.run or command.model or "")
     session = open_model(source, config=_path(command.config), tokenizer=_path(command.tokenizer))
-    session = dataclasses.replace(session, mesh=command.mesh)
+    if command.mesh != MeshConfig():
+        session = dataclasses.replace(session, mesh=command.mesh)
     default = to_place(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
     files = draw_to_files(
         session,
@@ -348,7 +349,6 @@ def checkpoints(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
-    "launch": launch,
     "sample": sample,
     "evaluate": evaluate,
     "convert": convert,
@@ -356,6 +356,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "benchmark": benchmark,
     "plan": plan,
     "checkpoints": checkpoints,
+    "launch": launch,
 }
 
 

@@ -280,7 +280,7 @@ class _Loop:
 
     def _check_parameters(self, state: TrainState, number: int) -> None:
         """A finite gradient may still make parameters that are not; no checkpoint holds such."""
-        bad = np.logical_or(*(np.asarray(_not_finite(tree)) for tree in (state.params, state.ema_params)))
+        bad = np.logical_or(*(sharding.to_host(_not_finite(tree)) for tree in (state.params, state.ema_params)))
         if bad.any():
             raise self._diverged(number, self._named_where(bad, "what came out is").removeprefix("; "))
 

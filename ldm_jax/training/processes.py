@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-from jax._src import distributed  # the key-value store and barriers have no public door
+from jax._src import clusters, distributed  # detection, the key-value store and barriers have no public door
 
 from ldm_jax.config import DistributedConfig
 from ldm_jax.errors import UserError
@@ -96,9 +96,9 @@ def joined(config: DistributedConfig) -> Iterator[None]:
 
 def _initialize(config: DistributedConfig) -> bool:
     """Let jax join the processes; False if there are none to join."""
-    if config.method == "none":
-        return False
     explicit = config.num_processes is not None
+    if config.method == "none" or (config.method == "auto" and not explicit and not _cluster_is_seen()):
+        return False
     others: dict[str, Any] = {name: getattr(config, name) for name in VARIABLES} if explicit else {}
     if explicit:
         others["coordinator_address"] = others.pop("coordinator")
@@ -114,8 +114,6 @@ def _initialize(config: DistributedConfig) -> bool:
             shutdown_timeout_seconds=int(config.heartbeat_seconds),
         )
     except ValueError as error:
-        if config.method == "auto" and not explicit:
-            return False  # jax sees no cluster
         raise UserError(f"--distributed.method {config.method}: {error}") from error
     except (RuntimeError, OSError) as error:
         where = f"process 0 at {config.coordinator}" if explicit else "the cluster that jax sees"
@@ -124,6 +122,12 @@ def _initialize(config: DistributedConfig) -> bool:
             "processes started, and is its port open? --distributed.method none runs alone"
         ) from error
     return True
+
+
+def _cluster_is_seen() -> bool:
+    """Whether jax would find a cluster; asked before it is, for it refuses where devices are in use already."""
+    kinds = clusters.ClusterEnv._cluster_types
+    return any(kind.is_env_present() for kind in kinds if not kind.opt_in_only_method)
 
 
 def _await_coordinator(config: DistributedConfig) -> None:
