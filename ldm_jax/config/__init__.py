@@ -23,7 +23,7 @@ from ldm_jax.config.denoiser import Place, UNetConfig
 from ldm_jax.config.diffusion import DiffusionConfig, PredictionType, ScheduleConfig, ScheduleKind
 from ldm_jax.config.experiment import Experiment
 from ldm_jax.config.mesh import MeshConfig
-from ldm_jax.config.sampling import ClippingKind, SamplerName, SamplingConfig, SigmaSpacing, Spacing
+from ldm_jax.config.sampling import ClippingKind, GuidanceCalls, SamplerName, SamplingConfig, SigmaSpacing, Spacing
 from ldm_jax.config.saved import (
     differences,
     field_types,
@@ -52,6 +52,7 @@ __all__ = [
     "Experiment",
     "FashionMnist",
     "FirstStageConfig",
+    "GuidanceCalls",
     "ImageFolder",
     "MeshConfig",
     "OpenMoji",
