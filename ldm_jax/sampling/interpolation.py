@@ -33,10 +33,11 @@ def slerp(
     """The way along a sphere (2), with a fraction for each sample; `axes` span a vector."""
     f = fraction.reshape(-1, *(1 for _ in a.shape[1:]))
     lengths = [jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True)) for x in (a, b)]
-    norm = jnp.maximum(lengths[0] * lengths[1], jnp.finfo(jnp.float32).tiny)
-    angle = jnp.arccos(jnp.clip(jnp.sum(a * b, axis=axes, keepdims=True) / norm, -1.0, 1.0))
+    norm = lengths[0] * lengths[1]
+    cosine = jnp.sum(a * b, axis=axes, keepdims=True) / jnp.where(norm > 0, norm, 1.0)
+    angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
     sine = jnp.sin(angle)
-    is_plane = sine > _SMALLEST_SINE
+    is_plane = (sine > _SMALLEST_SINE) & (norm > 0)
     safe = jnp.where(is_plane, sine, 1.0)
     around = jnp.sin((1.0 - f) * angle) / safe * a + jnp.sin(f * angle) / safe * b
     return jnp.where(is_plane, around, lerp(a, b, fraction))

@@ -1,5 +1,6 @@
 """From requests to the conditioner's inputs: each prompt is parsed and split into tokens once, before all else."""
 
+import logging
 from collections.abc import Sequence
 
 import jax
@@ -12,6 +13,8 @@ from ldm_jax.conditioning.prompt_syntax import WeightedText, parse_weights
 from ldm_jax.conditioning.tokenizer import PromptEncoder
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session
+
+logger = logging.getLogger(__name__)
 
 
 class PictureInputs:
@@ -28,6 +31,8 @@ class PictureInputs:
         texts = dict.fromkeys(
             text for p in request.pictures for text in (p.prompt, p.negative, p.prompt_to) if text is not None
         )
+        if not all(text.strip() for text in dict.fromkeys(p.prompt for p in request.pictures) if text is not None):
+            logger.warning("an empty prompt draws without a condition")
         self._labels = {label: session.class_number(label) for label in labels}
         encoder = session.prompt_encoder() if texts else session.encode_caption
         self._chunks = {text: _encode(encoder, text, request) for text in texts} if encoder else {}

@@ -56,4 +56,6 @@ def _from_json(path: Path, number: int, line: str) -> PromptLine:
             raise UserError(f"{path}, line {number} has an unknown field {name!r}; known: {', '.join(_FIELDS)}")
         if not isinstance(value, _FIELDS[name]) or isinstance(value, bool):
             raise UserError(f"{path}, line {number} has {name}={value!r}, which is no {_FIELDS[name][-1].__name__}")
+    if "guidance" in values:
+        values["guidance"] = float(values["guidance"])
     return PromptLine(**values)
