@@ -109,6 +109,7 @@ def test_new_prompts_seeds_scales_and_schedules_do_not_compile_anew(trial: Trial
     trial.draw()
     before = len(trial.traces)
     trial.draw(seed=5, scale=7.5, tokens=np.full((BATCH, 8), 11), index=(4, 5, 6))
+    trial.draw(config=SamplingConfig(num_sample_steps=3, guidance_rescale=0.7, guidance_interval=(0.1, 5.0)))
     assert len(trial.traces) == before
     trial.draw(config=SamplingConfig(num_sample_steps=2))  # another length is another program
     assert len(trial.traces) == before + 1

@@ -291,7 +291,7 @@ def test_a_file_of_json_lines(tmp_path: Path):
     lines = [{"prompt": "a", "negative": "b", "seed": 3, "guidance": 2}, {"prompt": "c"}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert read_prompts(tmp_path / "p.jsonl") == [
-        PromptLine(prompt="a", negative="b", seed=3, guidance=2),
+        PromptLine(prompt="a", negative="b", seed=3, guidance=2.0),
         PromptLine(prompt="c"),
     ]
 
