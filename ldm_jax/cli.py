@@ -16,20 +16,13 @@ from typing import Annotated, Literal
 import tyro
 
 from ldm_jax.config import (
-    LARGEST,
-    ClippingKind,
     DistributedConfig,
     Experiment,
     MeshConfig,
-    SamplerName,
-    SamplingConfig,
-    SigmaSpacing,
-    Spacing,
     describe_experiment,
     experiment_names,
     load_experiment,
     read_manifest,
-    restore_experiment,
 )
 from ldm_jax.config.places import Place, to_place
 from ldm_jax.errors import UserError
@@ -53,57 +46,6 @@ class TrainCommand:
     --training.profile-steps FIRST LAST."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleCommand:
-    """Draw pictures with a trained run."""
-
-    run: tyro.conf.Positional[str | None] = None
-    """Folder of the run."""
-    model: str | None = None
-    """Instead of a run: a model of another system, as `ldm convert` reads it."""
-    config: str | None = None
-    """YAML of a single file (--model), where it does not lie beside it."""
-    tokenizer: str | None = None
-    """Folder of the tokenizer, in the format of transformers, of a single file (--model) that takes prompts."""
-    prompt: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-p"])] = ()
-    """What to draw; repeat the flag for several: --prompt "red apple" --prompt "angry cat"."""
-    class_label: tuple[str, ...] = ()
-    """Class to draw, by number or name (class-conditional models); repeat the flag for several."""
-    num_samples: int = 4
-    """Pictures for each prompt or class."""
-    seed: int = 0
-    """Root of the noise; picture i of a seed is the same whatever is drawn with it."""
-    sampler: SamplerName | None = None
-    """Solver; default: that of the run's configuration, as for the flags below."""
-    num_sample_steps: int | None = None
-    """Steps from noise to latent."""
-    spacing: Spacing | None = None
-    """Timesteps visited."""
-    sigmas: SigmaSpacing | None = None
-    """Noise levels between the first and the last call."""
-    guidance_scale: float | None = None
-    """Strength of classifier-free guidance; 1 is none."""
-    eta: float | None = None
-    """Share of fresh noise in each DDIM step."""
-    churn: float | None = None
-    """Noise put back before each step of heun."""
-    tolerance: float | None = None
-    """Error that a step of adaptive may make."""
-    clipping: ClippingKind | None = None
-    """Bounds of the estimated clean latent."""
-    clip_range: float | None = None
-    """Bound of static clipping, and the largest one of dynamic clipping."""
-    clip_percentile: float | None = None
-    """Share of a sample's values that dynamic clipping leaves as they are."""
-    batch_size: int = 16
-    """Pictures drawn at once; decides speed and memory, not the pictures."""
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    out: str | None = None
-    """Folder for the pictures; default: samples/ in the run, samples/NAME for a model of another system."""
-    json: bool = False
-    """Print the files written as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,51 +146,32 @@ def launch(arguments: Sequence[str]) -> int:
 
 def sample(arguments: Sequence[str]) -> None:
     """`ldm sample RUN [flags]`."""
-    command = tyro.cli(SampleCommand, prog="sample.py", args=list(arguments), config=(tyro.conf.UseAppendAction,))
-    if (command.run is None) == (command.model is None):
-        raise UserError("give the folder of a run, or --model MODEL of another system")
-    if command.run is not None:  # what is wrong with the flags is said before anything heavy is imported
-        sampling_config(command, restore_experiment(to_place(command.run) / "config.json").sampling)
-    start_jax(cpu_devices_for(command.mesh, [command.batch_size]))
+    from ldm_jax.sampling.flags import devices_of, parse_sample
+
+    asked = parse_sample(arguments)
+    devices = devices_of(to_place(asked.again)) if asked.again else None
+    start_jax(devices or cpu_devices_for(asked.mesh, [asked.batch_size]))
     from ldm_jax.interop.model_files import open_model
-    from ldm_jax.sampling.files import draw_to_files
+    from ldm_jax.sampling import command
 
-    source = to_place(command.run or command.model or "")
-    session = open_model(source, config=_path(command.config), tokenizer=_path(command.tokenizer))
-    if command.mesh != MeshConfig():
-        session = dataclasses.replace(session, mesh=command.mesh)
-    default = to_place(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
-    files = draw_to_files(
-        session,
-        prompts=command.prompt,
-        class_labels=command.class_label,
-        num_samples=command.num_samples,
-        seed=command.seed,
-        config=sampling_config(command, session.experiment.sampling),
-        batch_size=command.batch_size,
-        out=to_place(command.out) if command.out else default,
-    )
-    if command.json:
+    _tell_files((command.draw_again if asked.again else command.draw)(asked, open_model), asked.json)
+
+
+def grid(arguments: Sequence[str]) -> None:
+    """`ldm grid RUN [flags]`."""
+    from ldm_jax.sampling.flags import parse_grid
+
+    asked = parse_grid(arguments)
+    start_jax(cpu_devices_for(MeshConfig(), [asked.batch_size]))
+    from ldm_jax.interop.model_files import open_model
+    from ldm_jax.sampling import command
+
+    _tell_files([command.draw_grid_of(asked, open_model)], asked.json)
+
+
+def _tell_files(files: Sequence[Place], as_json: bool) -> None:
+    if as_json:
         sys.stdout.write(json.dumps({"files": [str(file) for file in files]}) + "\n")
-
-
-def sampling_config(command: SampleCommand, default: SamplingConfig) -> SamplingConfig:
-    """The run's sampling configuration with the flags that were given.
-
-    Raises:
-        UserError: a number is out of range.
-    """
-    for name in ("num_samples", "batch_size"):
-        if getattr(command, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')}={getattr(command, name)} must be at least 1")
-    if command.seed < 0:
-        raise UserError(f"--seed={command.seed} must not be negative")
-    for name in ("seed", "num_samples", "batch_size"):
-        if getattr(command, name) > LARGEST:
-            raise UserError(f"--{name.replace('_', '-')}={getattr(command, name)} must be at most {LARGEST}")
-    names = {f.name for f in dataclasses.fields(default)} & {f.name for f in dataclasses.fields(command)}
-    given = {name: getattr(command, name) for name in names if getattr(command, name) is not None}
-    return dataclasses.replace(default, **given)
 
 
 def convert(arguments: Sequence[str]) -> None:
@@ -351,6 +274,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
+    "grid": grid,
     "convert": convert,
     "parity": parity,
     "benchmark": benchmark,

@@ -1,15 +1,19 @@
 """Pictures for people: arrays to 8-bit images, and labelled grids as PNG."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from ldm_jax.config.places import Place
+from ldm_jax.config.places import Place, is_local
+from ldm_jax.errors import UserError
 
 _PAD = 4
+_LINE = 20
+"""Height of a line of text."""
 _BACKGROUND = (255, 255, 255)
 _INK = (60, 60, 60)
 
@@ -24,13 +28,38 @@ def to_pil(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
-def save_picture(image: UInt8[np.ndarray, "h w c"], path: Place, description: dict[str, str]) -> None:
-    """Write a PNG with `description` in its text chunks."""
+def save_picture(image: UInt8[np.ndarray, "h w c"], path: Place, description: Mapping[str, str]) -> None:
+    """Write a PNG with `description` in its text chunks; a reader finds all of it or nothing."""
+    write_png(to_pil(image), path, description)
+
+
+def write_png(image: Image.Image, path: Place, description: Mapping[str, str]) -> None:
+    """As `save_picture`, for a PIL image."""
     info = PngInfo()
     for name, value in description.items():
-        info.add_text(name, value)
-    with path.open("wb") as file:
-        to_pil(image).save(file, "PNG", pnginfo=info)
+        info.add_text(name, value)  # iTXt where latin-1 does not hold it
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        image.save(file, format="PNG", pnginfo=info)
+        file.flush()
+        if is_local(path):
+            os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_picture(path: Place) -> tuple[UInt8[np.ndarray, "h w c"], dict[str, str]]:
+    """A PNG of `save_picture` and its description.
+
+    Raises:
+        UserError: it cannot be read, or is no PNG.
+    """
+    try:
+        with path.open("rb") as file, Image.open(file, formats=("PNG",)) as image:
+            pixels = np.asarray(image)
+            texts = {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as a PNG ({error})") from None
+    return (pixels if pixels.ndim == 3 else pixels[..., None]), texts
 
 
 def draw_grid(
@@ -38,30 +67,37 @@ def draw_grid(
     labels: Sequence[str],
     path: Place,
     *,
+    columns: Sequence[str] = (),
     footer: str = "",
     tile: int = 96,
+    description: Mapping[str, str] | None = None,
 ) -> None:
-    """Write rows of pictures with a label before each row, enlarged to at least `tile` pixels, and a line below."""
+    """Write rows of pictures with a label before each row, enlarged to at least `tile` pixels, and a line below.
+
+    `columns` are labels above the columns, and `description` goes into the text chunks of the PNG.
+    """
     side = max(len(row) for row in rows)
     size = rows[0][0].shape[0]
     scale = max(1, round(tile / size))
     cell = size * scale + _PAD
     font = ImageFont.load_default(size=13)
     margin = 0 if not any(labels) else _PAD + max(round(font.getlength(_short(label))) for label in labels) + _PAD
-    height = cell * len(rows) + _PAD + (20 if footer else 0)
+    head = _LINE if columns else 0
+    height = head + cell * len(rows) + _PAD + (_LINE if footer else 0)
     width = max(margin + cell * side + _PAD, round(font.getlength(footer)) + 2 * _PAD)
     canvas = Image.new("RGB", (width, height), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
+    for x, label in enumerate(columns):
+        draw.text((margin + _PAD + x * cell, _LINE // 2 + _PAD // 2), label, _INK, font=font, anchor="lm")
     for y, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        top = _PAD + y * cell
+        top = head + _PAD + y * cell
         draw.text((_PAD, top + cell // 2), _short(label), _INK, font=font, anchor="lm")
         for x, image in enumerate(row):
             big = to_pil(image).convert("RGB").resize((size * scale, size * scale), Image.Resampling.NEAREST)
             canvas.paste(big, (margin + _PAD + x * cell, top))
     if footer:
         draw.text((_PAD, height - _PAD), footer, _INK, font=font, anchor="lb")
-    with path.open("wb") as file:
-        canvas.save(file, "PNG")
+    write_png(canvas, path, description or {})
 
 
 def _short(label: str, limit: int = 40) -> str:

@@ -19,14 +19,20 @@ def root_key(seed: int) -> Key[Array, ""]:
     return jax.random.key(seed)
 
 
-def named_key(root: Key[Array, ""], name: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
-    """The key of one purpose at one step (1)."""
-    return jax.random.fold_in(jax.random.fold_in(root, zlib.crc32(name.encode())), step)
+def root_keys(seeds: Int[Array, " b"]) -> Key[Array, " b"]:
+    """A root of its own for each sample: the same as `root_key` of its seed."""
+    return jax.vmap(jax.random.key)(seeds)
 
 
-def sample_keys(key: Key[Array, ""], index: Int[Array, " b"]) -> Key[Array, " b"]:
-    """One key for each sample, from its global index (2)."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+def named_key(root: Key[Array, "*roots"], name: str, step: int | Int[Array, ""] = 0) -> Key[Array, "*roots"]:
+    """The key of one purpose at one step (1), of one root or of each."""
+    fold_in = jax.random.fold_in if root.ndim == 0 else jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    return fold_in(fold_in(root, zlib.crc32(name.encode())), step)
+
+
+def sample_keys(key: Key[Array, "*roots"], index: Int[Array, " b"]) -> Key[Array, " b"]:
+    """One key for each sample, from its global index (2), and from its own root where there is one for each."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0 if key.ndim else None, 0))(key, index)
 
 
 def normal(keys: Key[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +15,7 @@ import pytest
 
 import ldm_jax.experiment
 import ldm_jax.interop.layers
-import ldm_jax.interop.model_files
-import ldm_jax.sampling.files
+import ldm_jax.sampling.command
 from ldm_jax import cli
 from ldm_jax.config import (
     DistributedConfig,
@@ -26,12 +24,12 @@ from ldm_jax.config import (
     SamplingConfig,
     experiment_names,
     load_experiment,
-    restore_experiment,
     save_experiment,
 )
 from ldm_jax.errors import UserError
 from ldm_jax.interop.cases.comparison import Comparison
 from ldm_jax.interop.layers import Section
+from ldm_jax.sampling.flags import SampleCommand, sampling_config
 from ldm_jax.training.loop import TrainingDiverged
 from ldm_jax.training.stopping import Interrupted
 
@@ -55,20 +53,15 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, Path]]:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[SampleCommand]:
     """What `sample` was asked to draw, instead of drawing it."""
-    asked: list[dict[str, Any]] = []
+    asked: list[SampleCommand] = []
 
-    def draw(session: Any, **arguments: Any) -> list[Path]:
-        asked.append({"session": session, **arguments})
+    def draw(command: SampleCommand, open_model: Any) -> list[Path]:
+        asked.append(command)
         return [Path("a.png"), Path("grid.png")]
 
-    def open_model(path: Path, **given: Any) -> Any:
-        assert set(given) == {"config", "tokenizer"}
-        return types.SimpleNamespace(experiment=restore_experiment(path / "config.json"))
-
-    monkeypatch.setattr(ldm_jax.sampling.files, "draw_to_files", draw)
-    monkeypatch.setattr(ldm_jax.interop.model_files, "open_model", open_model)
+    monkeypatch.setattr(ldm_jax.sampling.command, "draw", draw)
     return asked
 
 
@@ -179,42 +172,42 @@ def test_training_refuses(name: str, trained: list[Any], capsys: Any, caplog: An
     assert trained == []
 
 
-def test_sampling_takes_what_the_run_has_where_nothing_is_said(drawn: list[Any], run_dir: Path):
+def test_sampling_takes_what_the_run_has_where_nothing_is_said(drawn: list[SampleCommand], run_dir: Path):
     assert cli.run(cli.sample, [str(run_dir)]) == 0
     (asked,) = drawn
-    assert asked["config"] == load_experiment("smoke").sampling
-    assert (asked["prompts"], asked["class_labels"], asked["num_samples"], asked["seed"]) == ((), (), 4, 0)
-    assert asked["out"] == run_dir / "samples"
+    default = load_experiment("smoke").sampling
+    assert sampling_config(asked, default) == default
+    assert (asked.prompt, asked.class_label, asked.num_samples, asked.seed, asked.out) == ((), (), 4, 0, None)
 
 
-def test_sampling_takes_flags(drawn: list[Any], run_dir: Path, tmp_path: Path):
+def test_sampling_takes_flags(drawn: list[SampleCommand], run_dir: Path, tmp_path: Path):
     flags = ["--prompt", "red apple", "-p", "angry cat", "--num-samples", "1", "--seed", "5", "--out", "/y"]
     solver = ["--sampler", "ddpm", "--num-sample-steps", "7", "--guidance-scale", "1.5", "--batch-size", "2"]
     assert cli.run(cli.sample, [str(run_dir), *flags, *solver]) == 0
     (asked,) = drawn
-    assert asked["prompts"] == ("red apple", "angry cat")
-    assert (asked["num_samples"], asked["seed"], asked["out"], asked["batch_size"]) == (1, 5, Path("/y"), 2)
-    config: SamplingConfig = asked["config"]
-    assert (config.sampler, config.num_sample_steps, config.guidance_scale) == ("ddpm", 7, 1.5)
+    assert asked.prompt == ("red apple", "angry cat")
+    assert (asked.num_samples, asked.seed, asked.out, asked.batch_size) == (1, 5, "/y", 2)
+    config = sampling_config(asked, load_experiment("smoke").sampling)
+    assert (config.sampler, config.num_sample_steps, asked.guidance_scale) == ("ddpm", 7, (1.5,))
     assert config.prompts == load_experiment("smoke").sampling.prompts
 
 
-def test_sampling_takes_the_solvers_options(drawn: list[Any], run_dir: Path):
+def test_sampling_takes_the_solvers_options(drawn: list[SampleCommand], run_dir: Path):
     solver = ["--sampler", "heun", "--spacing", "linspace", "--sigmas", "karras", "--churn", "3", "--tolerance", "0.01"]
     clipping = ["--clipping", "dynamic", "--clip-range", "2", "--clip-percentile", "0.9"]
     assert cli.run(cli.sample, [str(run_dir), *solver, *clipping]) == 0
-    config: SamplingConfig = drawn[0]["config"]
+    config = sampling_config(drawn[0], SamplingConfig())
     assert (config.sampler, config.spacing, config.sigmas) == ("heun", "linspace", "karras")
     assert (config.churn, config.tolerance) == (3.0, 0.01)
     assert (config.clipping, config.clip_range, config.clip_percentile) == ("dynamic", 2.0, 0.9)
 
 
-def test_classes_may_be_repeated(drawn: list[Any], run_dir: Path):
+def test_classes_may_be_repeated(drawn: list[SampleCommand], run_dir: Path):
     assert cli.run(cli.sample, [str(run_dir), "--class-label", "3", "--class-label", "star"]) == 0
-    assert drawn[0]["class_labels"] == ("3", "star")
+    assert drawn[0].class_label == ("3", "star")
 
 
-def test_json_goes_to_stdout_alone(drawn: list[Any], run_dir: Path, capsys: pytest.CaptureFixture[str]):
+def test_json_goes_to_stdout_alone(drawn: list[SampleCommand], run_dir: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.run(cli.sample, [str(run_dir), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"files": ["a.png", "grid.png"]}
     assert cli.run(cli.sample, [str(run_dir)]) == 0
@@ -236,13 +229,13 @@ SAMPLE_REFUSED = {
 
 
 @pytest.mark.parametrize("name", SAMPLE_REFUSED)
-def test_sampling_refuses(name: str, run_dir: Path, drawn: list[Any], capsys: Any, caplog: Any):
+def test_sampling_refuses(name: str, run_dir: Path, drawn: list[SampleCommand], capsys: Any, caplog: Any):
     arguments, message = SAMPLE_REFUSED[name]
     assert re.search(message, refused(cli.sample, [str(run_dir), *arguments], capsys, caplog))
     assert drawn == []
 
 
-def test_sampling_refuses_what_is_no_run(tmp_path: Path, drawn: list[Any], capsys: Any, caplog: Any):
+def test_sampling_refuses_what_is_no_run(tmp_path: Path, drawn: list[SampleCommand], capsys: Any, caplog: Any):
     message = refused(cli.sample, [str(tmp_path / "none")], capsys, caplog)
     assert f"error: {tmp_path}/none/config.json does not exist: {tmp_path}/none is not a run folder" in message
     for given in ([], [str(tmp_path), "--model", str(tmp_path)]):

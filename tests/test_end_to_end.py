@@ -71,7 +71,7 @@ def test_sampling_writes_pictures_and_says_where(trained: Path, environment: dic
     ended = call(environment, "sample.py", str(trained), *flags)
     assert ended.returncode == 0, ended.stderr
     files = [Path(file) for file in json.loads(ended.stdout)["files"]]
-    assert sorted(files) == sorted(tmp_path.iterdir())
+    assert sorted([*files, tmp_path / "manifest.json"]) == sorted(tmp_path.iterdir())
     pictures = [Image.open(file) for file in files]
     assert [picture.size for picture in pictures[:2]] == [(16, 16)] * 2
     assert [picture.info["prompt"] for picture in pictures[:2]] == ["a red circle"] * 2

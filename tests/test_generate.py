@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from tiny import random_params, tiny_experiment
 
-from ldm_jax import rng
 from ldm_jax.config import Experiment, SamplingConfig
 from ldm_jax.diffusion.samplers import make_sampler
 from ldm_jax.model import LatentDiffusion, Params, make_model
-from ldm_jax.sampling.generate import make_generate
+from ldm_jax.sampling.batches import guidance_numbers
+from ldm_jax.sampling.generate import Method, Request, make_generate
 
 BATCH = 3
 
@@ -47,11 +47,10 @@ class Trial:
         return np.asarray(
             (self.generate if generate is None else generate)(
                 self.params,
+                None,
                 sampler,
-                inputs,
-                null,
-                jnp.full(len(index), scale, jnp.float32),
-                rng.root_key(seed),
+                Request(inputs, null, guidance_numbers(config, [scale] * len(index))),
+                jnp.full(len(index), seed, jnp.int32),
                 jnp.asarray(index, jnp.int32),
             )
         )
@@ -71,7 +70,7 @@ def trial(data_cache: Path) -> Trial:
             return super().decode(params, z0)
 
     counted = Counted(**{field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
-    return Trial(experiment, model, random_params(model), make_generate(counted, guided=True), traces)
+    return Trial(experiment, model, random_params(model), make_generate(counted, Method()), traces)
 
 
 def test_pictures_have_the_shape_of_the_data(trial: Trial):
@@ -110,13 +109,14 @@ def test_new_prompts_seeds_scales_and_schedules_do_not_compile_anew(trial: Trial
     trial.draw()
     before = len(trial.traces)
     trial.draw(seed=5, scale=7.5, tokens=np.full((BATCH, 8), 11), index=(4, 5, 6))
+    trial.draw(config=SamplingConfig(num_sample_steps=3, guidance_rescale=0.7, guidance_interval=(0.1, 5.0)))
     assert len(trial.traces) == before
     trial.draw(config=SamplingConfig(num_sample_steps=2))  # another length is another program
     assert len(trial.traces) == before + 1
 
 
 def test_without_guidance_the_conditional_prediction_is_taken_alone(trial: Trial):
-    plain = make_generate(trial.model, guided=False)
+    plain = make_generate(trial.model, Method(guided=False))
     np.testing.assert_allclose(trial.draw(generate=plain, scale=99.0), trial.draw(scale=1.0), atol=1e-5)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from drawing import easel_for
 from golden_weights import golden_autoencoder
 from test_original_checkpoint import CASES, same
 from test_original_files import GOLDEN
@@ -20,7 +21,6 @@ from ldm_jax.interop.model_files import open_model, save_model
 from ldm_jax.interop.original.checkpoint import FIRST_STAGE
 from ldm_jax.interop.original.files import read_original
 from ldm_jax.interop.starting_point import find_starting_point
-from ldm_jax.sampling.files import draw_to_files
 from ldm_jax.sampling.session import Session, load_session
 from ldm_jax.training.run_folder import RunFolder
 
@@ -101,7 +101,7 @@ def test_a_run_of_a_first_stage_is_one_to_train_on(stage: Session, tmp_path: Pat
         find_starting_point(dataclasses.replace(stage.experiment, start=str(tmp_path / "run")), new)
 
 
-def test_a_first_stage_draws_nothing(stage: Session, tmp_path: Path) -> None:
+def test_a_first_stage_draws_nothing(stage: Session) -> None:
     message = (
         rf"^{stage.experiment.name} is a first stage alone: it encodes and decodes pictures, and draws none; train"
     )
@@ -109,17 +109,7 @@ def test_a_first_stage_draws_nothing(stage: Session, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         next(stage.draw({}, 1, config, 0))
     with pytest.raises(UserError, match=message):
-        draw_to_files(
-            stage,
-            prompts=("a",),
-            class_labels=(),
-            num_samples=1,
-            seed=0,
-            config=config,
-            batch_size=1,
-            out=tmp_path / "out",
-        )
-    assert not (tmp_path / "out").exists()
+        easel_for(stage, config, prompts=("a",), num_samples=1)
 
 
 @pytest.mark.parametrize(

@@ -63,3 +63,11 @@ def test_draws_have_their_distributions() -> None:
     np.testing.assert_allclose(np.bincount(integers, minlength=10), 400, atol=80)
     correlations = np.corrcoef(normal.T) - np.eye(5)
     assert np.abs(correlations).max() < 0.06
+
+
+def test_roots_of_samples_are_the_roots_of_their_seeds():
+    seeds, index = jnp.array([0, 5, 2**31 - 1]), jnp.array([3, 0, 7])
+    together = rng.sample_keys(rng.named_key(rng.root_keys(seeds), "noise", 2), index)
+    for i, seed in enumerate(seeds.tolist()):
+        alone = rng.sample_keys(rng.named_key(rng.root_key(seed), "noise", 2), index[i : i + 1])
+        assert bits(together[i]) == bits(alone[0])

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ldm_jax.config import SamplingConfig, ScheduleConfig, field_types
-from ldm_jax.diffusion.guidance import guide
+from ldm_jax.diffusion.guidance import guide, linear
 from ldm_jax.diffusion.prediction import convert, to_x0
 from ldm_jax.diffusion.process import posterior
 from ldm_jax.diffusion.samplers import (
@@ -194,7 +194,7 @@ def test_another_scale_seed_or_eta_is_not_traced_again() -> None:
     @jax.jit
     @chex.assert_max_traces(n=1)
     def generate(sampler, scale, key, which):
-        denoise = guide(exact("v"), lambda z, t: jnp.zeros_like(z), scale)
+        denoise = guide(exact("v"), lambda z, t: jnp.zeros_like(z), linear(scale))
         return sample(sampler, denoise, initial_noise(key, which, (4, 4, 2)), key, which)
 
     results = []

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from drawing import ORIGINS, easel_for
 from golden_weights import GOLDEN
 from tiny import tiny_experiment
 
@@ -126,16 +127,8 @@ def test_it_draws_prompts_with_the_models_own_tokenizer(tuned: tuple[Experiment,
     session, prompts = load_session(tuned[1]), ["a red cat on the mat", ""]
     ours, theirs = (s.prompt_inputs(prompts)["tokens"] for s in (session, open_model(PIPELINE)))
     np.testing.assert_array_equal(ours, theirs)
-    files = draw_to_files(
-        session,
-        prompts=prompts[:1],
-        class_labels=(),
-        num_samples=1,
-        seed=0,
-        config=session.experiment.sampling,
-        batch_size=1,
-        out=tmp_path,
-    )
+    easel = easel_for(session, session.experiment.sampling, prompts=tuple(prompts[:1]), num_samples=1)
+    files = draw_to_files(easel, ORIGINS, out=tmp_path, batch_size=1)
     assert [file.exists() for file in files] == [True, True]
 
 

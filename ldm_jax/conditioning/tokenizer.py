@@ -206,15 +206,24 @@ class CaptionEncoder:
         """
         if self.unescape_html:
             caption = html.unescape(html.unescape(caption))
-        try:
-            encoding = self.tokenizer.encode(caption)
-        except TypeError:  # lone surrogates: bytes of a command line that are not UTF-8
-            raise UserError(f"{caption!r} is not valid Unicode; write the prompt in UTF-8") from None
+        encoding = self.encode(caption)
         if self.warn and encoding.overflowing:
-            self._warn(caption, encoding)
+            self.warn_of_cut(caption, encoding)
         return np.array(encoding.ids, np.int32)
 
-    def _warn(self, caption: str, encoding: Encoding) -> None:
+    def encode(self, text: str) -> Encoding:
+        """The tokens of a text as it stands; those that do not fit are in `overflowing`, framed as well.
+
+        Raises:
+            UserError: the text is not text.
+        """
+        try:
+            return self.tokenizer.encode(text)
+        except TypeError:  # lone surrogates: bytes of a command line that are not UTF-8
+            raise UserError(f"{text!r} is not valid Unicode; write the prompt in UTF-8") from None
+
+    def warn_of_cut(self, caption: str, encoding: Encoding) -> None:
+        """Say in the log where a caption that does not fit is cut."""
         kept, *rest = (_places(part) for part in (encoding, *encoding.overflowing))
         last, first = kept[-1], rest[0][0]
         end = min(last[1], first[0])  # tokens are bytes: a character may begin in one part and end in the other
@@ -230,11 +239,11 @@ class PromptEncoder:
     def __init__(self, tokenizers: Mapping[str, Tokenizer], *, warn: bool = False) -> None:
         """Use `tokenizers`, by the name of the input that each makes; `warn` tells where a caption was cut."""
         self.tokenizers = dict(tokenizers)
-        self._encoders = {name: CaptionEncoder(tokenizer, warn=warn) for name, tokenizer in self.tokenizers.items()}
+        self.encoders = {name: CaptionEncoder(tokenizer, warn=warn) for name, tokenizer in self.tokenizers.items()}
 
     def __call__(self, caption: str) -> dict[str, Int32[np.ndarray, " l"]]:
         """Tokens of one caption; raises what `CaptionEncoder` raises."""
-        return {name: encoder(caption) for name, encoder in self._encoders.items()}
+        return {name: encoder(caption) for name, encoder in self.encoders.items()}
 
 
 def token_inputs(config: Conditioning) -> dict[str, int]:

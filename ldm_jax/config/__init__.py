@@ -26,7 +26,7 @@ from ldm_jax.config.distributed import DistributedConfig
 from ldm_jax.config.experiment import Experiment
 from ldm_jax.config.first_stage import FirstStageConfig
 from ldm_jax.config.mesh import MeshConfig
-from ldm_jax.config.sampling import ClippingKind, SamplerName, SamplingConfig, SigmaSpacing, Spacing
+from ldm_jax.config.sampling import ClippingKind, GuidanceCalls, SamplerName, SamplingConfig, SigmaSpacing, Spacing
 from ldm_jax.config.saved import (
     differences,
     field_types,
@@ -57,6 +57,7 @@ __all__ = [
     "Experiment",
     "FashionMnist",
     "FirstStageConfig",
+    "GuidanceCalls",
     "ImageFolder",
     "MeshConfig",
     "OpenMoji",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from ldm_jax.config.checks import require_fraction, require_not_negative, require_positive
+from ldm_jax.config.checks import require, require_fraction, require_not_negative, require_number, require_positive
 
 SamplerName: TypeAlias = Literal[
     "ddim",
@@ -33,6 +33,7 @@ SamplerName: TypeAlias = Literal[
 Spacing: TypeAlias = Literal["trailing", "leading", "linspace"]
 SigmaSpacing: TypeAlias = Literal["schedule", "karras", "exponential", "beta"]
 ClippingKind: TypeAlias = Literal["none", "static", "dynamic"]
+GuidanceCalls: TypeAlias = Literal["one", "two"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,13 @@ class SamplingConfig:
     """Share of a sample's values that dynamic clipping leaves as they are."""
     guidance_scale: float = 5.0
     """Strength of classifier-free guidance; 1 is none."""
+    guidance_interval: tuple[float, float] | None = None
+    """Noise levels sigma / alpha between which is guided (Kynkaanniemi et al. 2024); None guides at all of them."""
+    guidance_rescale: float = 0.0
+    """Share by which a guided prediction is brought back to the spread of the conditional one (Lin et al. 2023, who
+    take 0.7); 0 leaves it."""
+    guidance_calls: GuidanceCalls = "one"
+    """Calls of the denoiser for a guided step: one of twice the batch, or two, which need less memory."""
     prompts: tuple[str, ...] = ()
     """Prompts of the grid (text conditioning); each is drawn `samples_per_prompt` times."""
     samples_per_prompt: int = 4
@@ -72,5 +80,11 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "num_sample_steps", "samples_per_prompt", "tolerance", "clip_range", "clip_percentile")
-        require_fraction(self, "eta", "clip_percentile")
+        require_fraction(self, "eta", "clip_percentile", "guidance_rescale")
         require_not_negative(self, "guidance_scale", "churn")
+        if self.guidance_interval is not None:
+            name = "SamplingConfig.guidance_interval"
+            low, high = self.guidance_interval
+            require_number(name, low)
+            require_number(name, high)
+            require(0 <= low < high, f"{name}={low} {high} must be two noise levels, the lower one first")

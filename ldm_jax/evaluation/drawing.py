@@ -7,11 +7,10 @@ held-out picture i mod N, or none.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from ldm_jax import rng, sharding
+from ldm_jax import sharding
 from ldm_jax.conditioning.conditions import Inputs
 from ldm_jax.conditioning.tokenizer import token_inputs
 from ldm_jax.config import ClassConditioning, MeshConfig, SamplingConfig, to_dict
@@ -19,10 +18,10 @@ from ldm_jax.data.preparation import digest
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.fingerprint import tree_fingerprint
-from ldm_jax.evaluation.pictures import PictureSet, local_shards
+from ldm_jax.evaluation.pictures import PictureSet
 from ldm_jax.model import require_diffusion_of_pictures
-from ldm_jax.pictures import to_uint8
-from ldm_jax.sampling.generate import make_generate
+from ldm_jax.sampling.batches import BatchDrawer, guidance_numbers
+from ldm_jax.sampling.generate import Method, Request
 from ldm_jax.sampling.session import Session
 
 
@@ -37,26 +36,16 @@ def drawn_pictures(
     session.require_denoiser()
     require_diffusion_of_pictures(session.experiment)
     captions = _captions(session)
-    sampler = session.sampler(config)
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
-    params = jax.device_put(session.params, sharding.replicated(mesh))
-    size = -(-batch_size // local_shards()) * local_shards()
+    drawer = BatchDrawer(session.model, session.params, session.sampler(config), config, mesh)
+    size = drawer.batch_size(batch_size, batch_size)
 
     def read(start: int, stop: int) -> UInt8[np.ndarray, "b h w c"]:
         index = np.arange(start, start + size)
         inputs, null = _inputs(session, index, captions), session.model.conditioner.null_inputs(size)
-        scale = jnp.full(size, config.guidance_scale, jnp.float32)
-        batch = jax.device_put((inputs, null, scale, index.astype(np.int32)), sharding.batch_sharding(mesh))
-        generate = make_generate(session.model, guided=config.guidance_scale != 1.0 and bool(inputs))
-        inputs, null, scale, numbers = batch
-        images = np.asarray(generate(params, sampler, inputs, null, scale, rng.root_key(seed), numbers))[: stop - start]
-        if not np.isfinite(images).all():
-            raise UserError(
-                f"sampler={config.sampler} with {config.num_sample_steps} steps and guidance_scale="
-                f"{config.guidance_scale} leaves numbers that are not finite; use another sampler, more steps or less "
-                "guidance"
-            )
-        return to_uint8(images)
+        method = Method(guided=config.guidance_scale != 1.0 and bool(inputs), calls=config.guidance_calls)
+        request = Request(inputs, null, guidance_numbers(config, [config.guidance_scale] * size))
+        return drawer.draw(request, method, np.full(size, seed), index)[: stop - start]
 
     weights, used = tree_fingerprint(session.params), _used(config)
     about = {"kind": "samples", "path": name, "seed": seed, "sampling": used, "weights_sha256": weights}

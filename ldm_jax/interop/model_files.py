@@ -1,5 +1,6 @@
 """The one door to a whole model on disk: a run of this project, or a model of another system, read and written."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -108,12 +109,12 @@ def _open_run(path: Place) -> Session:
     if (path / _LATENT).is_file() and not RunFolder(path).checkpoints("diffusion").steps():
         session = load_session(path, "autoencoder")
         latent = {name: np.asarray(values, np.float32) for name, values in read_json(path / _LATENT).items()}
-        return Session(**{**vars(session), "params": session.params | {"latent": latent}})
+        return dataclasses.replace(session, params=session.params | {"latent": latent}, seal=None)
     session = load_session(path)
     if not (path / _SCHEDULER).is_file():
         return session
     _, sampler = imported_sampler(read_json(path / _SCHEDULER))
-    return Session(**{**vars(session), "imported_sampler": sampler})
+    return dataclasses.replace(session, imported_sampler=sampler)
 
 
 def _write_run(session: Session, path: Path) -> None:

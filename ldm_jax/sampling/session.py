@@ -19,9 +19,9 @@ from ldm_jax.config.places import Place
 from ldm_jax.diffusion.samplers import Sampler, make_sampler
 from ldm_jax.errors import UserError
 from ldm_jax.model import LatentDiffusion, Params, make_model, require_diffusion_of_pictures
-from ldm_jax.pictures import to_uint8
-from ldm_jax.sampling.generate import make_generate
-from ldm_jax.training.checkpoints import abstract_like
+from ldm_jax.sampling.batches import BatchDrawer, guidance_numbers
+from ldm_jax.sampling.generate import Method, Request
+from ldm_jax.training.checkpoints import Checkpoints, abstract_like
 from ldm_jax.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class Session:
     """The sampler that came with a model of another system: `imported` in a configuration."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """How the devices are arranged to draw; pictures are the same up to rounding."""
+    seal: Place | None = None
+    """Seal of the checkpoint that its parameters come from, if they do."""
 
     @property
     def tokenizers(self) -> dict[str, Tokenizer]:
@@ -75,7 +77,20 @@ class Session:
             )
 
     def prompt_inputs(self, prompts: Sequence[str]) -> Inputs:
-        """The conditioner's inputs for prompts, one sample each.
+        """The conditioner's inputs for prompts, one sample each, taken as plain text and cut at the context's length.
+
+        Raises:
+            UserError: the model takes no prompts, or came without a tokenizer.
+        """
+        encoder = self.prompt_encoder()
+        if not all(prompt.strip() for prompt in prompts):
+            logger.warning("an empty prompt draws without a condition")
+        encoded = {prompt: encoder(prompt) for prompt in dict.fromkeys(prompts)}  # one warning for each
+        rows = [encoded[prompt] for prompt in prompts]
+        return {**self.null_inputs(len(rows)), **jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows)}
+
+    def prompt_encoder(self) -> PromptEncoder:
+        """What splits prompts into tokens.
 
         Raises:
             UserError: the model takes no prompts, or came without a tokenizer.
@@ -88,11 +103,7 @@ class Session:
         if self.encode_caption is None:
             kind = type(self.experiment.conditioning).__name__
             raise UserError(f"this model has {kind} and takes no prompt; {self._instead()}")
-        if not all(prompt.strip() for prompt in prompts):
-            logger.warning("an empty prompt draws without a condition")
-        encoded = {prompt: self.encode_caption(prompt) for prompt in dict.fromkeys(prompts)}  # one warning for each
-        rows = [encoded[prompt] for prompt in prompts]
-        return {**self.null_inputs(len(rows)), **jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows)}
+        return self.encode_caption
 
     def class_inputs(self, labels: Sequence[str]) -> Inputs:
         """The conditioner's inputs for classes, given by number or name, one sample each.
@@ -100,17 +111,17 @@ class Session:
         Raises:
             UserError: the model knows no classes, or not this one.
         """
-        if not isinstance(self.experiment.conditioning, ClassConditioning):
-            kind = type(self.experiment.conditioning).__name__
-            raise UserError(f"this model has {kind} and takes no class label; {self._instead()}")
-        return {"class_labels": jnp.asarray([self._class_number(label) for label in labels], jnp.int32)}
+        return {"class_labels": jnp.asarray([self.class_number(label) for label in labels], jnp.int32)}
 
-    def _class_number(self, label: str) -> int:
+    def class_number(self, label: str) -> int:
+        """The number of a class, given by number or name; raises UserError where `class_inputs` does."""
+        conditioning = self.experiment.conditioning
+        if not isinstance(conditioning, ClassConditioning):
+            raise UserError(f"this model has {type(conditioning).__name__} and takes no class label; {self._instead()}")
         names = [name.lower() for name in self.class_names]
         if label.lower() in names:
             return names.index(label.lower())
-        assert isinstance(self.experiment.conditioning, ClassConditioning)
-        count = self.experiment.conditioning.num_classes
+        count = conditioning.num_classes
         if label.isdecimal() and int(label) < count:
             return int(label)
         known = f"; names: {', '.join(self.class_names)}" if names else ""
@@ -137,27 +148,17 @@ class Session:
         """
         self.require_denoiser()
         require_diffusion_of_pictures(self.experiment)
-        sampler = self.sampler(config)
-        generate = make_generate(self.model, guided=config.guidance_scale != 1.0 and bool(inputs))
-        mesh = sharding.make_mesh(self.mesh)
-        shards = sharding.num_batch_shards(mesh)
-        batch_size = -(-min(batch_size, count) // shards) * shards
-        params = sharding.place(mesh, self.params)
-        key, null = rng.root_key(seed), self.model.conditioner.null_inputs(batch_size)
-        scale = jnp.full(batch_size, config.guidance_scale, jnp.float32)
-        for begin in range(0, count, batch_size):
-            index = np.arange(begin, begin + batch_size)
+        drawer = BatchDrawer(self.model, self.params, self.sampler(config), config, sharding.make_mesh(self.mesh))
+        size = drawer.batch_size(batch_size, count)
+        method = Method(guided=config.guidance_scale != 1.0 and bool(inputs), calls=config.guidance_calls)
+        null = self.model.conditioner.null_inputs(size)
+        for begin in range(0, count, size):
+            index = np.arange(begin, begin + size)
             # the last batch is filled up with its last row, so that no other shape is compiled
             rows = jax.tree.map(lambda x, index=index: x[np.minimum(index, count - 1)], inputs)
-            given, negative, scales, places = sharding.place_batch(mesh, (rows, null, scale, index.astype(np.int32)))
-            images = sharding.to_host(generate(params, sampler, given, negative, scales, key, places))
-            if not np.isfinite(images).all():
-                raise UserError(
-                    f"sampler={config.sampler} with {config.num_sample_steps} steps and guidance_scale="
-                    f"{config.guidance_scale} leaves numbers that are not finite; use another sampler, more steps or "
-                    "less guidance"
-                )
-            yield from to_uint8(images)[: count - begin]
+            guidance = guidance_numbers(config, [config.guidance_scale] * size)
+            drawn = drawer.draw(Request(rows, null, guidance), method, np.full(size, seed), index)
+            yield from drawn[: count - begin]
 
     def sampler(self, config: SamplingConfig) -> Sampler:
         """The sampler that a configuration names; raises UserError where `make_sampler` does."""
@@ -166,8 +167,10 @@ class Session:
         return make_sampler(config, self.model.schedule, self.experiment.diffusion.prediction_type)
 
 
-def load_session(run_dir: Place, stage: Literal["autoencoder", "diffusion"] = "diffusion") -> Session:
-    """The model of a trained run, with the averaged parameters of its newest good checkpoint.
+def load_session(
+    run_dir: Place, stage: Literal["autoencoder", "diffusion"] = "diffusion", step: int | None = None
+) -> Session:
+    """The model of a trained run, with the averaged parameters of its newest good checkpoint, or of that of `step`.
 
     Of the stage `autoencoder` the parameters are `{"autoencoder": ...}` alone.
 
@@ -180,8 +183,9 @@ def load_session(run_dir: Place, stage: Literal["autoencoder", "diffusion"] = "d
     init = model.init if stage == "diffusion" else model.init_autoencoder
     abstract = {"model": jax.eval_shape(init, rng.root_key(0))}
     spread = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, across_slices="fsdp"))  # each device reads a share
-    placed = sharding.state_shardings(spread, abstract)
-    restored = run.checkpoints(stage).restore_newest(abstract_like(abstract, placed))
+    checkpoints = run.checkpoints(stage)
+    wanted = abstract_like(abstract, sharding.state_shardings(spread, abstract))
+    restored = checkpoints.restore_newest(wanted) if step is None else _restore(checkpoints, step, wanted)
     if restored is None:
         raise UserError(f"{run_dir} has no checkpoint of its {stage} stage yet; train it first with the same command")
     logger.info("%s: checkpoint of step %d", run_dir, restored[0])
@@ -189,4 +193,12 @@ def load_session(run_dir: Place, stage: Literal["autoencoder", "diffusion"] = "d
     data = run.read_manifest().get("data", {})
     names, credit = tuple(data.get("class_names", ())), data.get("credit", "")
     encoder = PromptEncoder(tokenizers, warn=True) if tokenizers else None
-    return Session(experiment, model, restored[1]["model"], encoder, names, credit)
+    seal = checkpoints.directory / f"{restored[0]:08d}.json"
+    return Session(experiment, model, restored[1]["model"], encoder, names, credit, seal=seal)
+
+
+def _restore(checkpoints: Checkpoints, step: int, wanted: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    if step not in checkpoints.steps():
+        there = ", ".join(map(str, checkpoints.steps())) or "none"
+        raise UserError(f"{checkpoints.directory} has no checkpoint of step {step}; there are: {there}")
+    return step, checkpoints.restore(step, wanted)

@@ -69,13 +69,13 @@ def columns(*arrays: Num[np.ndarray, "..."]) -> tuple[Column, ...]:
     return tuple(jnp.asarray(a) for a in arrays)
 
 
-def initial_noise(key: Key[Array, ""], sample_index: Int[Array, " b"], shape: tuple[int, ...]) -> Latent:
+def initial_noise(key: Key[Array, "*roots"], sample_index: Int[Array, " b"], shape: tuple[int, ...]) -> Latent:
     """Standard normal z_T of `shape` (without batch) for each sample, by its global index."""
     return rng.normal(rng.sample_keys(rng.named_key(key, "initial_noise"), sample_index), shape)
 
 
 def sample(
-    sampler: Sampler, denoise_fn: DenoiseFn, z_init: Latent, key: Key[Array, ""], sample_index: Int[Array, " b"]
+    sampler: Sampler, denoise_fn: DenoiseFn, z_init: Latent, key: Key[Array, "*roots"], sample_index: Int[Array, " b"]
 ) -> Latent:
     """Run a sampler from standard normal noise to z_0, in float32 or wider.
 
@@ -83,7 +83,7 @@ def sample(
         sampler: what `make_sampler` or a sampler's factory returns.
         denoise_fn: the denoiser, guided or not; its predictions are of the type the sampler was made for.
         z_init: the noise to start from.
-        key: root of the noise drawn on the way.
+        key: root of the noise drawn on the way, one for all samples or one for each.
         sample_index: global index of each sample; its noise depends on nothing else.
     """
     return _run(sampler, denoise_fn, z_init, key, sample_index, keep=False)[1].z
@@ -93,7 +93,7 @@ def sample_trajectory(
     sampler: Sampler,
     denoise_fn: DenoiseFn,
     z_init: Latent,
-    key: Key[Array, ""],
+    key: Key[Array, "*roots"],
     sample_index: Int[Array, " b"],
     noises: Float[Array, "n b *spatial c"] | None = None,
 ) -> Float[Array, "n_plus_1 b *spatial c"]:
@@ -109,7 +109,7 @@ def _run(
     sampler: Sampler,
     denoise_fn: DenoiseFn,
     z_init: Latent,
-    key: Key[Array, ""],
+    key: Key[Array, "*roots"],
     sample_index: Int[Array, " b"],
     keep: bool,
     noises: Float[Array, "n b *spatial c"] | None = None,

@@ -6,7 +6,6 @@ tokenizers made of the prompts. Maps that are concatenated to the latent are giv
 """
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax.conditioning.conditions import Inputs
+from ldm_jax.diffusion.guidance import Guidance
+from ldm_jax.diffusion.samplers.sampler import Sampler
 from ldm_jax.errors import UserError
 from ldm_jax.files.json_files import read_json
 from ldm_jax.interop.cases.arrays import Arrays
 from ldm_jax.interop.cases.comparison import Comparison
 from ldm_jax.interop.cases.components import Outputs, last, outputs_of
 from ldm_jax.interop.diffusers.pipeline import read_pipeline
-from ldm_jax.sampling.generate import draw_from
+from ldm_jax.model import Params
+from ldm_jax.sampling.generate import Method, Request, denoiser_for, draw_from
 from ldm_jax.sampling.session import Session
 
 _ASKED = {"prompts", "negative_prompts", "steps", "guidance_scale", "eta", "height", "width"}
@@ -84,8 +86,13 @@ def _draw(session: Session, asked: dict[str, Any], noise: np.ndarray, inputs: In
     sampler = session.sampler(sampling)
     guidance = asked.get("guidance_scale") or 1.0
     guided = guidance > 1.0 and bool(session.tokenizers)  # as the pipelines decide it
-    scale = jnp.full(len(noise), guidance, jnp.float32) if guided else None
-    draw = jax.jit(partial(draw_from, session.model))
+    request = Request(inputs, negative, Guidance(jnp.full(len(noise), guidance, jnp.float32)))
     key, index = jax.random.key(0), jnp.arange(len(noise))
-    image = draw(session.params, sampler, jnp.asarray(noise), inputs, negative, scale, key, index)
+
+    @jax.jit
+    def draw(params: Params, sampler: Sampler, noise: jax.Array, request: Request) -> jax.Array:
+        denoise_fn = denoiser_for(session.model, params, request, Method(guided=guided))
+        return draw_from(session.model, params, sampler, noise, denoise_fn, key, index)
+
+    image = draw(session.params, sampler, jnp.asarray(noise), request)
     return np.clip(np.asarray(image) / 2 + 0.5, 0, 1)

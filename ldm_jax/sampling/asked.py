@@ -1,0 +1,94 @@
+"""From what a command says to requests of pictures: which prompt, noise and strength of guidance each has."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from ldm_jax.errors import UserError
+from ldm_jax.sampling.draw import can_guide
+from ldm_jax.sampling.prompt_files import PromptLine
+from ldm_jax.sampling.request import PictureRequest, share_out
+from ldm_jax.sampling.session import Session
+
+MAX_PICTURES = 100_000
+"""Pictures of one folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked for, in the words of a command; tuples hold one for each prompt, one for all, or none."""
+
+    prompts: tuple[str, ...] = ()
+    class_labels: tuple[str, ...] = ()
+    lines: tuple[PromptLine, ...] = ()
+    """Prompts of a file, behind the others."""
+    negative_prompts: tuple[str, ...] = ()
+    prompts_to: tuple[str, ...] = ()
+    """Where the prompts lead to in `num_frames` steps."""
+    num_frames: int = 8
+    guidance_scales: tuple[float, ...] = ()
+    num_samples: int = 4
+    """Pictures (or strips of frames) of each prompt or class."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.prompts or self.lines) and self.class_labels:
+            raise UserError("give --prompt or --class-label, not both")
+        if self.prompts_to and self.num_frames < 2:
+            raise UserError(f"--frames={self.num_frames} must be at least 2: both ends are frames")
+        count = self.num_samples * len(self.labels) * (self.num_frames if self.prompts_to else 1)
+        if count > MAX_PICTURES:
+            raise UserError(
+                f"{count} pictures are too many for one call; draw at most {MAX_PICTURES}, with several --seed"
+            )
+
+    @property
+    def labels(self) -> tuple[PromptLine, ...]:
+        """Every prompt, class, or nothing in particular."""
+        given = tuple(PromptLine(prompt=text) for text in self.prompts or self.class_labels) + self.lines
+        return given or (PromptLine(prompt=""),)
+
+
+def ask(
+    asked: Asked, session: Session, default_scale: float, *, has_weaker: bool = False
+) -> tuple[PictureRequest, ...]:
+    """The pictures that are asked for, all of one prompt behind each other.
+
+    Picture i has index i of the seed; those of a line with a seed of its own count from 0, wherever it stands.
+
+    Args:
+        asked: the command's words.
+        session: the model, which decides what guidance there is where nothing is said of it.
+        default_scale: strength of guidance where nothing is said of it and the model can be guided.
+        has_weaker: whether there is a weaker model to lead away from.
+
+    Raises:
+        UserError: what is given does not go together.
+    """
+    labels, count = asked.labels, len(asked.labels)
+    is_guided = has_weaker or can_guide(session)
+    scales = share_out("--guidance-scale", asked.guidance_scales, count, default_scale if is_guided else 1.0)
+    negatives = share_out("--negative-prompt", asked.negative_prompts, count, None)
+    targets = share_out("--prompt-to", asked.prompts_to, count, None)
+    pictures: list[PictureRequest] = []
+    for i, (label, scale, negative, target) in enumerate(zip(labels, scales, negatives, targets, strict=True)):
+        given = PictureRequest(
+            prompt=label.prompt if asked.prompts or asked.lines else None,
+            class_label=label.prompt if asked.class_labels else None,
+            negative=negative if label.negative is None else label.negative,
+            guidance_scale=scale if label.guidance is None else label.guidance,
+            prompt_to=target,
+        )
+        start = i * asked.num_samples
+        seed, first = (asked.seed, start) if label.seed is None else (label.seed, 0)
+        pictures += _numbered(given, asked, seed, first)
+    return tuple(pictures)
+
+
+def _numbered(picture: PictureRequest, asked: Asked, seed: int, first: int) -> Iterator[PictureRequest]:
+    """The pictures of one prompt: noise after noise, and the frames of each."""
+    frames = asked.num_frames if picture.prompt_to is not None else 1
+    for index, frame in product(range(first, first + asked.num_samples), range(frames)):
+        fraction = frame / (frames - 1) if frames > 1 else 0.0
+        yield dataclasses.replace(picture, seed=seed, index=index, fraction=fraction)

@@ -1,0 +1,170 @@
+"""`ldm sample` and `ldm grid`: from flags to files."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from ldm_jax.config import MeshConfig
+from ldm_jax.config.places import Place, is_local, to_place
+from ldm_jax.errors import UserError
+from ldm_jax.pictures import draw_grid, save_picture
+from ldm_jax.sampling.asked import Asked, ask
+from ldm_jax.sampling.description import Described, Origin, Origins, describe, read_description
+from ldm_jax.sampling.draw import Drawn, Easel, can_guide
+from ldm_jax.sampling.files import draw_to_files, folder_for
+from ldm_jax.sampling.flags import GridCommand, SampleCommand, sampling_config
+from ldm_jax.sampling.model_hash import model_hash
+from ldm_jax.sampling.prompt_files import read_prompts
+from ldm_jax.sampling.request import DrawRequest, PictureRequest
+from ldm_jax.sampling.session import Session, load_session
+
+OpenModel: TypeAlias = Callable[..., Session]
+"""`interop.model_files.open_model`, which this room does not know."""
+
+
+def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
+    """Draw what the flags ask for, or what is missing of it; returns the files.
+
+    Raises:
+        UserError: the model does not draw it.
+    """
+    lines = () if command.prompts is None else tuple(read_prompts(to_place(command.prompts)))
+    asked = Asked(
+        prompts=command.prompt,
+        class_labels=command.class_label,
+        lines=lines,
+        negative_prompts=command.negative_prompt,
+        prompts_to=command.prompt_to,
+        num_frames=command.frames,
+        guidance_scales=command.guidance_scale,
+        num_samples=command.num_samples,
+        seed=command.seed,
+    )
+    origin = Origin(path=command.run or command.model or "", config=command.config, tokenizer=command.tokenizer)
+    session, origin = _open(origin, open_model)
+    session = dataclasses.replace(session, mesh=command.mesh) if command.mesh != MeshConfig() else session
+    weaker, weaker_origin = _open_weaker(command.weaker, command.weaker_step)
+    config = sampling_config(command, session.experiment.sampling)
+    request = DrawRequest(
+        pictures=ask(asked, session, config.guidance_scale, has_weaker=weaker is not None),
+        config=config,
+        prompt_syntax=command.prompt_syntax,
+        long_prompts=command.long_prompts,
+        interpolation=command.interpolation,
+    )
+    easel, origins = Easel(session, request, weaker), Origins(model=origin, weaker=weaker_origin)
+    base = to_place(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
+    out = folder_for(base, request, origins) if command.out is None else to_place(command.out)
+    return draw_to_files(easel, origins, out=out, batch_size=command.batch_size, credit=session.credit)
+
+
+def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
+    """Draw the picture of a file again.
+
+    Raises:
+        UserError: the file does not say how, the model is not the same, or there is a file in the way.
+    """
+    source = to_place(command.again or "")
+    out = to_place(command.out or ".") / f"{source.stem}-again.png"
+    if out.exists():
+        raise UserError(f"{out} is there already and is not overwritten; choose another folder: --out DIR")
+    found = read_description(source)
+    given = command.run or command.model
+    origin = found.origins.model if given is None else dataclasses.replace(found.origins.model, path=given)
+    session, model = _open(dataclasses.replace(origin, **_given(command)), open_model)
+    weaker, weaker_origin = None, found.origins.weaker
+    if weaker_origin is not None:
+        weaker, weaker_origin = _open_weaker(weaker_origin.path, weaker_origin.step)
+    origins = Origins(model=model, weaker=weaker_origin)
+    _require_same(source, found, origins)
+    image = Easel(session, found.request, weaker).draw_at(0, found.place)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(image, out, describe(found.request, Drawn(0, image, found.place), origins, session.credit))
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error}); choose another folder: --out DIR") from error
+    return [out]
+
+
+def draw_grid_of(command: GridCommand, open_model: OpenModel) -> Place:
+    """Draw prompts or classes by guidance scales by seeds as one picture; returns the file.
+
+    Raises:
+        UserError: the model does not draw it.
+    """
+    session, _ = _open(Origin(path=command.run), open_model)
+    config = sampling_config(command, session.experiment.sampling)
+    scales = command.guidance_scale or (config.guidance_scale if can_guide(session) else 1.0,)
+    pictures, rows = grid_pictures(command, scales)
+    request = DrawRequest(pictures=pictures, config=config, prompt_syntax=command.prompt_syntax)
+    found = {drawn.position: drawn.image for drawn in Easel(session, request).draw(command.batch_size)}
+    width = len(command.seed)
+    images = [[found[row * width + column] for column in range(width)] for row in range(len(rows))]
+    out, columns = to_place(command.out), [f"seed {seed}" for seed in command.seed]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draw_grid(images, rows, out, columns=columns, footer=session.credit)
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error}); choose another file: --out FILE") from error
+    return out
+
+
+def grid_pictures(command: GridCommand, scales: Sequence[float]) -> tuple[tuple[PictureRequest, ...], list[str]]:
+    """The pictures of a grid row by row, and the label of each row; all of a column start from the same noise.
+
+    A negative prompt leaves the rows alone that are not guided.
+    """
+    if command.prompt and command.class_label:
+        raise UserError("give --prompt or --class-label, not both")
+    pictures, rows = [], []
+    for label in command.prompt or command.class_label or (None,):
+        for scale in scales:
+            rows.append(f"{'' if label is None else label[:28] + ', '}scale {scale:g}")
+            picture = PictureRequest(
+                prompt=label if command.prompt else None,
+                class_label=label if command.class_label else None,
+                negative=None if scale == 1.0 else command.negative_prompt,
+                guidance_scale=scale,
+            )
+            pictures += [dataclasses.replace(picture, seed=seed) for seed in command.seed]
+    return tuple(pictures), rows
+
+
+def _open(origin: Origin, open_model: OpenModel) -> tuple[Session, Origin]:
+    """The model at a place, and the place with its checksum."""
+    config, tokenizer = (None if p is None else Path(p).absolute() for p in (origin.config, origin.tokenizer))
+    path = _absolute(origin.path)
+    session = open_model(path, config=config, tokenizer=tokenizer)
+    session.require_denoiser()
+    yaml, folder = (None if p is None else str(p) for p in (config, tokenizer))
+    return session, Origin(path=str(path), config=yaml, tokenizer=folder, sha256=model_hash(session))
+
+
+def _absolute(text: str) -> Place:
+    place = to_place(text)
+    return Path(place).absolute() if is_local(place) else place
+
+
+def _open_weaker(run: str | None, step: int | None) -> tuple[Session | None, Origin | None]:
+    if run is None:
+        return None, None
+    path = _absolute(run)
+    session = load_session(path, step=step)
+    return session, Origin(path=str(path), step=step, sha256=model_hash(session))
+
+
+def _given(command: SampleCommand) -> dict[str, str]:
+    return {name: value for name in ("config", "tokenizer") if (value := getattr(command, name)) is not None}
+
+
+def _require_same(source: Place, found: Described, origins: Origins) -> None:
+    """Refuse to draw with other parameters what is to be the same picture."""
+    wanted = found.origins.checksums()
+    for name, checksum in origins.checksums().items():
+        if checksum != wanted[name]:
+            raise UserError(
+                f"{source} was drawn with a {name} of checksum {str(wanted[name])[:12]}, and that of "
+                f"{found.origins.model.path if name == 'model' else 'the weaker run'} is now {str(checksum)[:12]}: it "
+                "has been trained on, or is another one; give the one that drew it: ldm sample RUN --again FILE"
+            )

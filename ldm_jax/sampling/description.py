@@ -1,0 +1,106 @@
+"""What a PNG says of itself: for people in words, and as JSON all that it takes to draw it again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import ldm_jax
+from ldm_jax.config.places import Place
+from ldm_jax.errors import UserError
+from ldm_jax.pictures import read_picture
+from ldm_jax.sampling.draw import BatchRow, Drawn
+from ldm_jax.sampling.request import DrawRequest
+
+_KEY = "ldm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a model was read from."""
+
+    path: str
+    """Absolute path of the run, or of a model of another system."""
+    config: str | None = None
+    """YAML of a single file."""
+    tokenizer: str | None = None
+    """Folder of the tokenizer of a single file."""
+    step: int | None = None
+    """Checkpoint, where it is not the newest."""
+    sha256: str = ""
+    """Checksum of its parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origins:
+    """The models that draw together."""
+
+    model: Origin
+    weaker: Origin | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"model": vars(self.model), "weaker": None if self.weaker is None else vars(self.weaker)}
+
+    def checksums(self) -> dict[str, str | None]:
+        """What decides the pictures: where a model lies does not."""
+        return {"model": self.model.sha256, "weaker": None if self.weaker is None else self.weaker.sha256}
+
+
+class Described(NamedTuple):
+    """What a picture says of itself."""
+
+    request: DrawRequest
+    """Of this picture alone."""
+    place: BatchRow
+    origins: Origins
+
+
+def describe(request: DrawRequest, drawn: Drawn, origins: Origins, credit: str) -> dict[str, str]:
+    """The text chunks of a picture."""
+    picture, config = request.pictures[drawn.position], request.config
+    words = {
+        "prompt": picture.prompt,
+        "negative": picture.negative,
+        "class": picture.class_label,
+        "seed": picture.seed,
+        "index": picture.index,
+        "sampler": f"{config.sampler}, {config.num_sample_steps} steps, guidance scale {picture.guidance_scale}",
+        "model": origins.model.sha256,
+        "credit": credit,
+    }
+    alone = DrawRequest.to_json(_only(request, drawn.position))
+    everything = {"request": alone, "place": drawn.place._asdict(), **origins.to_json()}
+    everything["version"] = ldm_jax.__version__
+    said = {name: str(value) for name, value in words.items() if value is not None}
+    return {**said, _KEY: json.dumps(everything, sort_keys=True)}
+
+
+def read_description(path: Place) -> Described:
+    """What `describe` wrote into a PNG.
+
+    Raises:
+        UserError: it is no PNG, or one of something else, or of another version.
+    """
+    texts = read_picture(path)[1]
+    if _KEY not in texts:
+        raise UserError(f"{path} does not say how it was drawn: it is no picture of `ldm sample`, or of an older one")
+    try:
+        values = json.loads(texts[_KEY])
+        origins = {name: _origin(values[name]) for name in ("model", "weaker")}
+        model, weaker = origins["model"], origins["weaker"]
+        if model is None:
+            raise ValueError("no model")
+        request, place = DrawRequest.from_json(values["request"]), BatchRow(**values["place"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: its description cannot be read by this version ({error})") from None
+    return Described(request, place, Origins(model=model, weaker=weaker))
+
+
+def _origin(values: Mapping[str, Any] | None) -> Origin | None:
+    return None if values is None else Origin(**values)
+
+
+def _only(request: DrawRequest, position: int) -> DrawRequest:
+    values = {**vars(request), "pictures": (request.pictures[position],)}
+    return DrawRequest(**values)

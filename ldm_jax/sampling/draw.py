@@ -1,0 +1,183 @@
+"""A request drawn: pictures of one kind together, each told with its place, by which it can be drawn again."""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from ldm_jax import sharding
+from ldm_jax.config import ClassConditioning, Unconditional, differences
+from ldm_jax.errors import UserError
+from ldm_jax.model import require_diffusion_of_pictures
+from ldm_jax.sampling.batches import BatchDrawer, WeakerModel, guidance_numbers
+from ldm_jax.sampling.generate import Method, Request
+from ldm_jax.sampling.picture_inputs import PictureInputs
+from ldm_jax.sampling.request import DrawRequest, PictureRequest
+from ldm_jax.sampling.session import Session
+
+
+class BatchRow(NamedTuple):
+    """Where a picture was drawn: with the same place, the same program makes the same bits."""
+
+    batch_size: int
+    row: int
+    devices: int
+
+
+class Drawn(NamedTuple):
+    """A picture, its number in the request, and where it was drawn."""
+
+    position: int
+    image: UInt8[np.ndarray, "h w c"]
+    place: BatchRow
+
+
+class Easel:
+    """A session that has accepted a request: everything is checked and encoded, and nothing compiled."""
+
+    def __init__(self, session: Session, request: DrawRequest, weaker: Session | None = None) -> None:
+        """Check the request.
+
+        Raises:
+            UserError: the model does not draw this, naming what it does.
+        """
+        session.require_denoiser()
+        require_diffusion_of_pictures(session.experiment)
+        for picture in request.pictures:
+            check_picture(session, picture, weaker)
+        if weaker is not None:
+            check_weaker(session, weaker)
+        self.request, self._inputs = request, PictureInputs(session, request)
+        weaker_model = None if weaker is None else WeakerModel(weaker.model, weaker.params)
+        sampler = session.sampler(request.config)
+        self._drawer = BatchDrawer(
+            session.model, session.params, sampler, request.config, sharding.make_mesh(session.mesh), weaker_model
+        )
+        self._weaker = None if weaker is None else weaker.model
+
+    def draw(self, batch_size: int, done: Collection[int] = ()) -> Iterator[Drawn]:
+        """Draw the pictures whose positions are not `done`, in batches that do not depend on what is."""
+        for kind in self._kinds():
+            size = self._drawer.batch_size(batch_size, len(kind))
+            for begin in range(0, len(kind), size):
+                positions = kind[begin : begin + size]
+                if not all(position in done for position in positions):
+                    yield from self._draw_batch(positions, size, done)
+
+    def draw_at(self, position: int, place: BatchRow) -> UInt8[np.ndarray, "h w c"]:
+        """Draw one picture where it was drawn before.
+
+        Raises:
+            UserError: there are other devices, on which it would be equal to rounding alone.
+        """
+        if place.devices != self._drawer.num_devices:
+            raise UserError(
+                f"the picture was drawn on {place.devices} devices, and there are {self._drawer.num_devices}; on a CPU "
+                f"set JAX_NUM_CPU_DEVICES={place.devices}"
+            )
+        return self._batch([self.request.pictures[position]] * place.batch_size)[place.row]
+
+    def _draw_batch(self, positions: Sequence[int], size: int, done: Collection[int]) -> Iterator[Drawn]:
+        # the last batch is filled up with its last picture, so that no other shape is compiled
+        filled = [*positions, *(positions[-1] for _ in range(size - len(positions)))]
+        images = self._batch([self.request.pictures[i] for i in filled])
+        for row, position in enumerate(positions):
+            if position not in done:
+                yield Drawn(position, images[row], BatchRow(size, row, self._drawer.num_devices))
+
+    def _batch(self, pictures: Sequence[PictureRequest]) -> UInt8[np.ndarray, "b h w c"]:
+        """Draw pictures of one kind."""
+        config, first = self.request.config, pictures[0]
+        inputs, negative, towards = self._inputs(pictures)
+        request = Request(inputs, negative, guidance_numbers(config, [p.guidance_scale for p in pictures]))
+        if first.prompt_to is not None:
+            fraction = jnp.asarray([p.fraction for p in pictures], jnp.float32)
+            request = request._replace(towards=towards, fraction=fraction)
+        method = Method(
+            guided=first.guidance_scale != 1.0,
+            calls=config.guidance_calls,
+            weaker=self._weaker if first.guidance_scale != 1.0 else None,
+            interpolation=self.request.interpolation,
+        )
+        seeds, index = (np.asarray([getattr(p, name) for p in pictures]) for name in ("seed", "index"))
+        return self._drawer.draw(request, method, seeds, index)
+
+    def _kinds(self) -> list[list[int]]:
+        """Positions of the pictures that one program draws; on their own properties alone it depends which."""
+        kinds: dict[tuple[bool, bool, int], list[int]] = {}
+        for position, picture in enumerate(self.request.pictures):
+            kind = (picture.guidance_scale != 1.0, picture.prompt_to is not None, self._inputs.num_chunks(picture))
+            kinds.setdefault(kind, []).append(position)
+        return list(kinds.values())
+
+
+def can_guide(session: Session) -> bool:
+    """Whether the model knows what no condition is, which guidance leads away from."""
+    conditioning = session.experiment.conditioning
+    if isinstance(conditioning, ClassConditioning):
+        return conditioning.null_class
+    return not isinstance(conditioning, Unconditional)
+
+
+def check_picture(session: Session, picture: PictureRequest, weaker: Session | None) -> None:
+    """Refuse what the model does not draw.
+
+    Raises:
+        UserError: naming it.
+    """
+    kind = type(session.experiment.conditioning).__name__
+    if picture.prompt is not None and picture.class_label is not None:
+        raise UserError("give --prompt or --class-label, not both")
+    if picture.guidance_scale != 1.0 and weaker is None and not can_guide(session):
+        raise UserError(
+            f"guidance_scale={picture.guidance_scale} needs a model that was trained without its condition too, and "
+            f"this one has {kind}; leave --guidance-scale out, or give a weaker model to lead away from: --weaker RUN"
+        )
+    if picture.negative is not None:
+        if picture.prompt is None:
+            raise UserError(f"a negative prompt goes with a prompt, and this picture of {kind} has none")
+        if picture.guidance_scale == 1.0:
+            raise UserError("a negative prompt does nothing at guidance_scale=1.0; use --guidance-scale 5, or leave it")
+        if weaker is not None:
+            raise UserError("--negative-prompt and --weaker both say what guidance leads away from; give one of them")
+    if picture.prompt_to is not None and picture.prompt is None:
+        raise UserError("an interpolation leads from one prompt to another: give --prompt beside --prompt-to")
+
+
+def check_weaker(session: Session, weaker: Session) -> None:
+    """Refuse a weaker model that works on other latents, or predicts something else.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    weaker.require_denoiser()
+    parts = {
+        "autoencoder": lambda s: s.experiment.first_stage.autoencoder,
+        "diffusion.schedule": lambda s: s.experiment.diffusion.schedule,
+        "conditioning": lambda s: s.experiment.conditioning,
+    }
+    found = [line for name, part in parts.items() for line in differences(part(session), part(weaker), name)]
+    types = [s.experiment.diffusion.prediction_type for s in (session, weaker)]
+    if types[0] != types[1]:
+        found.append(f"diffusion.prediction_type: {types[0]} -> {types[1]}")
+    found += [
+        f"parameters of the {name} differ"
+        for name in ("autoencoder", "latent")
+        if not _are_equal(session, weaker, name)
+    ]
+    if found:
+        listing = "\n  ".join(found)
+        raise UserError(
+            f"the weaker model works on other latents or conditions than {session.experiment.name}:\n  {listing}\nuse "
+            "an earlier checkpoint (--weaker-step), or a run with the same first stage"
+        )
+
+
+def _are_equal(one: Session, other: Session, name: str) -> bool:
+    trees = one.params[name], other.params[name]
+    if jax.tree.structure(trees[0]) != jax.tree.structure(trees[1]):
+        return False
+    return jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), *trees))

@@ -1,0 +1,81 @@
+"""From requests to the conditioner's inputs: each prompt is parsed and split into tokens once, before all else."""
+
+import logging
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldm_jax.conditioning.conditions import Inputs
+from ldm_jax.conditioning.prompt_chunks import Chunks, chunk_inputs, context_widths, prompt_chunks
+from ldm_jax.conditioning.prompt_syntax import WeightedText, parse_weights
+from ldm_jax.conditioning.tokenizer import PromptEncoder
+from ldm_jax.sampling.request import DrawRequest, PictureRequest
+from ldm_jax.sampling.session import Session
+
+logger = logging.getLogger(__name__)
+
+
+class PictureInputs:
+    """The inputs of the pictures of one request."""
+
+    def __init__(self, session: Session, request: DrawRequest) -> None:
+        """Encode everything that is asked for.
+
+        Raises:
+            UserError: the model does not take it, or a weight is wrong.
+        """
+        self._session = session
+        labels = dict.fromkeys(p.class_label for p in request.pictures if p.class_label is not None)
+        texts = dict.fromkeys(
+            text for p in request.pictures for text in (p.prompt, p.negative, p.prompt_to) if text is not None
+        )
+        if not all(text.strip() for text in dict.fromkeys(p.prompt for p in request.pictures) if text is not None):
+            logger.warning("an empty prompt draws without a condition")
+        self._labels = {label: session.class_number(label) for label in labels}
+        encoder = session.prompt_encoder() if texts else session.encode_caption
+        self._chunks = {text: _encode(encoder, text, request) for text in texts} if encoder else {}
+        self._empty = prompt_chunks(encoder, WeightedText("", np.empty(0))) if encoder else {}
+        null = jax.tree.map(np.asarray, session.model.conditioner.null_inputs(1))
+        names = context_widths(session.model.conditioner) if encoder else ()
+        ones = {name: np.ones(null[name].shape, np.float32) for name in names}
+        self._nothing = {name: Chunks(null[name].astype(np.int32), ones[name]) for name in names}
+
+    def num_chunks(self, picture: PictureRequest) -> int:
+        """Chunks of the longest of the picture's prompts: a property of its own, on which its context depends."""
+        texts = (picture.prompt, picture.negative, picture.prompt_to)
+        counts = [len(chunks.tokens) for text in texts if text is not None for chunks in self._chunks[text].values()]
+        return max(counts, default=1)
+
+    def __call__(self, pictures: Sequence[PictureRequest]) -> tuple[Inputs, Inputs, Inputs]:
+        """Inputs, negative inputs, and those that an interpolation leads to, of pictures of equally many chunks."""
+        count, batch = self.num_chunks(pictures[0]), len(pictures)
+        null = jax.tree.map(np.asarray, self._session.null_inputs(batch))
+        negative = jax.tree.map(np.asarray, self._session.model.conditioner.null_inputs(batch))
+        if self._labels:
+            null["class_labels"] = np.asarray([self._labels[p.class_label or ""] for p in pictures], np.int32)
+        prompts, negatives, others = (
+            self._rows([getattr(p, name) for p in pictures], count) for name in ("prompt", "negative", "prompt_to")
+        )
+        return _arrays(null | prompts), _arrays(negative | negatives), _arrays(null | others)
+
+    def _rows(self, texts: Sequence[str | None], count: int) -> dict[str, np.ndarray]:
+        """Tokens and weights of prompts; None is the empty condition, which a model may tell from an empty text."""
+        if not self._nothing:
+            return {}
+        rows = []
+        for text in texts:
+            found, fill = (self._nothing,) * 2 if text is None else (self._chunks[text], self._empty)
+            rows.append({name: chunks.padded(count, fill[name].tokens[0]) for name, chunks in found.items()})
+        return chunk_inputs(rows)
+
+
+def _encode(encoder: PromptEncoder, text: str, request: DrawRequest) -> dict[str, Chunks]:
+    plain = WeightedText(text, np.ones(len(text), np.float64))
+    weighted = parse_weights(text) if request.prompt_syntax == "weights" else plain
+    return prompt_chunks(encoder, weighted, cut=request.long_prompts == "cut")
+
+
+def _arrays(inputs: dict[str, np.ndarray]) -> Inputs:
+    return {name: jnp.asarray(x) for name, x in inputs.items()}
