@@ -7,6 +7,7 @@ its value and the nearest value that works. Nothing here imports jax, so `--help
 
 from ldm_jax.config.autoencoder import AutoencoderConfig, AutoencoderKLConfig, AutoencoderVQConfig
 from ldm_jax.config.checks import LARGEST, nearest_divisor
+from ldm_jax.config.compute import AttentionChoice, Remat
 from ldm_jax.config.conditioning import (
     ClassConditioning,
     ClipTextConditioning,
@@ -38,6 +39,7 @@ from ldm_jax.config.training import FirstStageConfig, OptimizerConfig, TrainingC
 
 __all__ = [
     "LARGEST",
+    "AttentionChoice",
     "AutoencoderConfig",
     "AutoencoderKLConfig",
     "AutoencoderVQConfig",
@@ -59,6 +61,7 @@ __all__ = [
     "Place",
     "PredictionType",
     "PreparedTfds",
+    "Remat",
     "SamplerName",
     "SamplingConfig",
     "ScheduleConfig",

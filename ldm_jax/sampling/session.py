@@ -175,8 +175,8 @@ def load_session(run_dir: Path, stage: Literal["autoencoder", "diffusion"] = "di
     """
     run = RunFolder(run_dir)
     experiment = run.load_config()
-    model = make_model(experiment)
-    placed = sharding.replicated(sharding.make_mesh(MeshConfig()))
+    mesh = sharding.make_mesh(MeshConfig())
+    model, placed = make_model(experiment, mesh), sharding.replicated(mesh)
     init = model.init if stage == "diffusion" else model.init_autoencoder
     abstract = {"model": jax.eval_shape(init, rng.root_key(0))}
     restored = run.checkpoints(stage).restore_newest(abstract_like(abstract, jax.tree.map(lambda _: placed, abstract)))

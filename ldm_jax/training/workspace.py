@@ -96,7 +96,7 @@ def open_workspace(experiment: Experiment, run_dir: Path, given: Mapping[str, To
     for name, training in trainings.items():
         _check_batch(name, training, train)
     _check_conditioning(experiment, train)
-    model, tokenizers = make_model(experiment), _tokenizers(experiment, run, train, given)
+    model, tokenizers = make_model(experiment, mesh), _tokenizers(experiment, run, train, given)
     make_sampler(experiment.sampling, model.schedule, experiment.diffusion.prediction_type)  # it is needed much later
     data = {split.info.split: _describe(split) for split in (train, test)}
     run.check_data(data)
