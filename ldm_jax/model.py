@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from ldm_jax import rng
@@ -28,6 +29,7 @@ from ldm_jax.config import Experiment
 from ldm_jax.denoiser.unet import UNet
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.errors import UserError
+from ldm_jax.nn.dot_product_attention import AttentionKernel
 from ldm_jax.nn.resample import resampling_factors
 
 Params = dict[str, Any]
@@ -127,18 +129,29 @@ class LatentDiffusion:
         return apply(self.autoencoder, params["autoencoder"], z, method="decode")
 
 
-def make_model(experiment: Experiment) -> LatentDiffusion:
-    """The modules and the schedule that an experiment describes; no parameters yet."""
+def make_model(experiment: Experiment, mesh: Mesh | None = None) -> LatentDiffusion:
+    """The modules and the schedule that an experiment describes; no parameters yet.
+
+    `mesh` holds the devices that the model is compiled for, here or elsewhere: they decide the kernel of attention,
+    which is split over them. Without one it is for the first device of this machine.
+    """
     config, dtype = experiment.first_stage.autoencoder, experiment.compute_dtype
     image = (experiment.data.image_size,) * config.spatial_dims
     per_level, levels = resampling_factors(config.spatial_dims), len(config.channel_mult) - 1
     latent = tuple(size // (config.patch_size * factor**levels) for size, factor in zip(image, per_level, strict=True))
+    kernel = AttentionKernel.choose(experiment.attention_kernel, mesh)
     return LatentDiffusion(
-        autoencoder=make_autoencoder(config, experiment.data.image_channels, dtype),
-        conditioner=make_conditioner(
-            experiment.conditioning, dtype, image_size=experiment.data.image_size, latent_size=latent
+        autoencoder=make_autoencoder(
+            config, experiment.data.image_channels, dtype, kernel, experiment.first_stage.training.remat
         ),
-        denoiser=UNet(experiment.denoiser, config.latent_channels, jnp.dtype(dtype)),
+        conditioner=make_conditioner(
+            experiment.conditioning,
+            dtype,
+            image_size=experiment.data.image_size,
+            latent_size=latent,
+            kernel=kernel,
+        ),
+        denoiser=UNet(experiment.denoiser, config.latent_channels, jnp.dtype(dtype), kernel, experiment.training.remat),
         schedule=make_schedule(experiment.diffusion.schedule),
         image_shape=(*image, experiment.data.image_channels),
         latent_shape=(*latent, config.latent_channels),

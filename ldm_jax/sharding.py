@@ -14,7 +14,7 @@ the one that `MeshConfig.across_slices` names, and the others stay inside.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -138,6 +138,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Samples split over all devices that hold different samples."""
     return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def split_over_batch_and_heads(attend: Callable[..., jax.Array], mesh: Mesh | None, *arrays: jax.Array) -> jax.Array:
+    """`attend(*arrays)` on arrays [b, l, n, d], on each device for its own samples and heads.
+
+    The compiler cannot split a hand-written kernel by itself. A dimension that the axes do not divide (the batch of one
+    with which parameters are created) is not split: the devices do the same work.
+    """
+    if mesh is None or mesh.size == 1:
+        return attend(*arrays)
+    batch, heads = arrays[0].shape[0], arrays[0].shape[2]
+    samples = ("data", "fsdp") if batch % num_batch_shards(mesh) == 0 else None
+    spec = P(samples, None, "tensor" if heads % mesh.shape["tensor"] == 0 else None, None)
+    # The kernels do not say over which axes their results vary, so that is not checked.
+    return jax.shard_map(attend, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*arrays)
 
 
 def num_batch_shards(mesh: Mesh) -> int:

@@ -14,8 +14,8 @@ from ldm_jax.nn.attention import (
     SelfAttentionBlock,
     SpatialTransformer,
     TransformerBlock,
-    dot_product_attention,
 )
+from ldm_jax.nn.dot_product_attention import dot_product_attention
 
 QUERY, KEY, VALUE = random_array(2, 5, 3, 4), random_array(2, 7, 3, 4, seed=1), random_array(2, 7, 3, 4, seed=2)
 TOKENS, CONTEXT = random_array(2, 6, 8), random_array(2, 3, 5, seed=1)

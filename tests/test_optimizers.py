@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm_jax.config import OptimizerConfig
-from ldm_jax.training.optimizers import learning_rate_schedule, make_optimizer
+from ldm_jax.training.optimizers import clip_by_norm, learning_rate_schedule, make_optimizer, round_by_chance
 
 PEAK = 2e-3
 
@@ -107,3 +107,38 @@ def test_moments_are_float32_for_every_parameter():
     state = jax.eval_shape(optimizer.init, {"w": jnp.zeros((2, 2)), "b": jnp.zeros(2)})
     arrays = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim]
     assert arrays == [jnp.float32] * 4
+
+
+def test_moments_in_bfloat16_are_half_as_large_and_follow_those_in_float32():
+    numbers = np.random.default_rng(0)
+    params = {"w": jnp.zeros((64, 64))}
+    gradients = [{"w": jnp.asarray(numbers.normal(size=(64, 64)), jnp.float32)} for _ in range(20)]
+    moments = {}
+    for dtype in ("float32", "bfloat16"):
+        optimizer = make_optimizer(OptimizerConfig(moment_dtype=dtype, max_grad_norm=None), num_steps=20)
+        update, state = jax.jit(optimizer.update), optimizer.init(params)
+        for gradient in gradients:
+            _, state = update(gradient, state, params)
+        moments[dtype] = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
+        assert [leaf.dtype for leaf in moments[dtype]] == [jnp.dtype(dtype)] * 2
+    for wide, narrow in zip(moments["float32"], moments["bfloat16"], strict=True):
+        np.testing.assert_allclose(np.asarray(narrow, np.float32), wide, rtol=0.05, atol=0.01)
+        assert float(jnp.mean(jnp.abs(narrow.astype(jnp.float32)))) == pytest.approx(
+            float(jnp.mean(jnp.abs(wide))), rel=2e-3
+        )
+
+
+def test_rounding_by_chance_is_right_on_average_and_keeps_what_is_not_finite():
+    x = jnp.full(20_000, 1.0 + 2**-9)  # a quarter of the way from 1 to its upper neighbour
+    rounded = np.asarray(round_by_chance(x, jax.random.key(0)), np.float32)
+    assert set(rounded.tolist()) == {1.0, 1.0 + 2**-7}
+    assert float(rounded.mean()) == pytest.approx(float(x[0]), abs=2e-4)
+    special = np.asarray(round_by_chance(jnp.asarray([0.0, jnp.inf, -jnp.inf, jnp.nan]), jax.random.key(0)), np.float32)
+    np.testing.assert_array_equal(special, [0.0, np.inf, -np.inf, np.nan])
+
+
+def test_clipping_takes_the_norm_that_it_is_given():
+    clip, gradients = clip_by_norm(1.0), {"w": jnp.asarray([3.0, 4.0])}
+    for norm, expected in ((None, [0.6, 0.8]), (10.0, [0.3, 0.4]), (0.5, [3.0, 4.0])):
+        given = {} if norm is None else {"grad_norm": jnp.float32(norm)}
+        np.testing.assert_allclose(clip.update(gradients, clip.init(gradients), **given)[0]["w"], expected, rtol=1e-6)

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from ldm_jax import rng
-from ldm_jax.config import TrainingConfig
+from ldm_jax.config import OptimizerConfig, TrainingConfig
+from ldm_jax.training.optimizers import make_optimizer
 from ldm_jax.training.state import TrainState, update_average
 from ldm_jax.training.step import accumulate_gradients, make_step
 
@@ -127,6 +128,26 @@ def test_a_donated_state_is_used_up_and_the_result_is_the_same():
     given, _ = jax.jit(step, donate_argnums=0)(before, make_batch(), ROOT)
     assert before.params["layer"]["w"].is_deleted()
     jax.tree.map(np.testing.assert_array_equal, kept, given)
+
+
+def test_the_donated_bytes_are_those_of_the_state():
+    optimizer = make_optimizer(OptimizerConfig(), 1)
+    state = make_state(optimizer)
+    step = make_step(loss_fn, optimizer, CONFIG)
+    memory = jax.jit(step, donate_argnums=0).lower(state, make_batch(), ROOT).compile().memory_analysis()
+    assert memory.alias_size_in_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
+def test_the_norm_for_clipping_is_computed_once():
+    """A square of each gradient for its norm, and none more to clip by."""
+
+    def squares(max_grad_norm: float | None) -> int:
+        optimizer = make_optimizer(OptimizerConfig(max_grad_norm=max_grad_norm), 1)
+        step = make_step(loss_fn, optimizer, CONFIG)
+        text = str(jax.make_jaxpr(step)(make_state(optimizer), make_batch(), ROOT))
+        return text.count("sqrt") + text.count("square") + text.count("integer_pow")
+
+    assert squares(1.0) == squares(None)
 
 
 def test_it_compiles_once():

@@ -4,14 +4,19 @@ import jax.numpy as jnp
 
 from ldm_jax.autoencoder.kl import AutoencoderKL
 from ldm_jax.autoencoder.vq import AutoencoderVQ
-from ldm_jax.config import AutoencoderKLConfig, AutoencoderVQConfig
+from ldm_jax.config import AutoencoderKLConfig, AutoencoderVQConfig, Remat
+from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel
 
 
 def make_autoencoder(
-    config: AutoencoderKLConfig | AutoencoderVQConfig, image_channels: int, compute_dtype: str
+    config: AutoencoderKLConfig | AutoencoderVQConfig,
+    image_channels: int,
+    compute_dtype: str,
+    kernel: AttentionKernel = REFERENCE,
+    remat: Remat = "none",
 ) -> AutoencoderKL | AutoencoderVQ:
     """The module for `config`."""
     dtype = jnp.dtype(compute_dtype)
     if isinstance(config, AutoencoderVQConfig):
-        return AutoencoderVQ(config, image_channels, dtype)
-    return AutoencoderKL(config, image_channels, dtype)
+        return AutoencoderVQ(config, image_channels, dtype, kernel, remat)
+    return AutoencoderKL(config, image_channels, dtype, kernel, remat)

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ldm_jax.config import AutoencoderConfig
+from ldm_jax.config import AutoencoderConfig, Remat
 from ldm_jax.nn.attention import SelfAttentionBlock
+from ldm_jax.nn.compute import Compute
 from ldm_jax.nn.conv import Conv
+from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel
 from ldm_jax.nn.norm import GroupNorm
 from ldm_jax.nn.resample import Downsample, Upsample, depth_to_space, space_to_depth
 from ldm_jax.nn.resnet import ResBlock
@@ -27,16 +29,22 @@ class Block(nn.Module):
     config: AutoencoderConfig
     channels: int
     attention: bool
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *spatial c"], *, train: bool) -> Float[Array, "b *spatial d"]:
+    def __call__(self, x: Float[Array, "b *spatial c"], train: bool) -> Float[Array, "b *spatial d"]:
         """Apply the block."""
-        groups, dropout = self.config.num_groups, self.config.dropout
-        x = ResBlock(self.channels, groups, NORM_EPSILON, dropout, dtype=self.dtype, name="resnet")(x, train=train)
-        if self.attention:
-            x = SelfAttentionBlock(1, groups, NORM_EPSILON, dtype=self.dtype, name="attention")(x)
-        return x
+        groups, dropout, compute = self.config.num_groups, self.config.dropout, self.compute
+        x = ResBlock(self.channels, groups, NORM_EPSILON, dropout, dtype=compute.dtype, name="resnet")(x, train=train)
+        if not self.attention:
+            return x
+        attend = compute.part(SelfAttentionBlock, "attention")
+        return attend(1, groups, NORM_EPSILON, dtype=compute.dtype, kernel=compute.kernel, name="attention")(x)
+
+
+def make_block(config: AutoencoderConfig, channels: int, attention: bool, compute: Compute, index: int) -> Block:
+    """One of the blocks of a level or of the middle."""
+    return compute.part(Block, "block", static=(2,))(config, channels, attention, compute, name=f"block_{index}")
 
 
 class Level(nn.Module):
@@ -46,14 +54,14 @@ class Level(nn.Module):
     level: int
     num_blocks: int
     attention: bool
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *spatial c"], *, train: bool) -> Float[Array, "b *spatial d"]:
+    def __call__(self, x: Float[Array, "b *spatial c"], train: bool) -> Float[Array, "b *spatial d"]:
         """Apply the blocks."""
         channels = self.config.channels_at(self.level)
         for i in range(self.num_blocks):
-            x = Block(self.config, channels, self.attention, self.dtype, name=f"block_{i}")(x, train=train)
+            x = make_block(self.config, channels, self.attention, self.compute, i)(x, train)
         return x
 
 
@@ -61,13 +69,25 @@ class Middle(nn.Module):
     """Residual block, self-attention, residual block at the lowest resolution."""
 
     config: AutoencoderConfig
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *spatial c"], *, train: bool) -> Float[Array, "b *spatial c"]:
+    def __call__(self, x: Float[Array, "b *spatial c"], train: bool) -> Float[Array, "b *spatial c"]:
         """Apply the middle."""
-        x = Block(self.config, x.shape[-1], self.config.mid_attention, self.dtype, name="block_0")(x, train=train)
-        return Block(self.config, x.shape[-1], False, self.dtype, name="block_1")(x, train=train)
+        x = make_block(self.config, x.shape[-1], self.config.mid_attention, self.compute, 0)(x, train)
+        return make_block(self.config, x.shape[-1], False, self.compute, 1)(x, train)
+
+
+def make_level(
+    config: AutoencoderConfig, level: int, num_blocks: int, attention: bool, compute: Compute, name: str
+) -> Level:
+    """The blocks of one resolution."""
+    return compute.part(Level, "level", static=(2,))(config, level, num_blocks, attention, compute, name=name)
+
+
+def make_middle(config: AutoencoderConfig, compute: Compute) -> Middle:
+    """What lies at the lowest resolution."""
+    return compute.part(Middle, "level", static=(2,))(config, compute, name="mid")
 
 
 class Encoder(nn.Module):
@@ -76,19 +96,21 @@ class Encoder(nn.Module):
     config: AutoencoderConfig
     out_channels: int
     dtype: DTypeLike = jnp.float32
+    kernel: AttentionKernel = REFERENCE
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, image: Float[Array, "b *spatial c"], *, train: bool = False) -> Float[Array, "b *latent z"]:
         """Encode pictures in [-1, 1]."""
-        config = self.config
+        config, compute = self.config, Compute(self.dtype, self.kernel, self.remat)
         h = space_to_depth(image.astype(self.dtype), config.patch_size)
         h = Conv(config.base_channels, dtype=self.dtype, name="conv_in")(h)
         for level in range(len(config.channel_mult)):
             if level > 0:
                 h = Downsample(symmetric=False, dtype=self.dtype, name=f"downsample_{level - 1}")(h)
             attention = level in config.attention_levels
-            h = Level(config, level, config.num_res_blocks, attention, self.dtype, name=f"down_{level}")(h, train=train)
-        h = Middle(config, self.dtype, name="mid")(h, train=train)
+            h = make_level(config, level, config.num_res_blocks, attention, compute, f"down_{level}")(h, train)
+        h = make_middle(config, compute)(h, train)
         h = jax.nn.silu(GroupNorm(config.num_groups, NORM_EPSILON, self.dtype, name="norm_out")(h))
         return Conv(self.out_channels, dtype=self.dtype, name="conv_out")(h)
 
@@ -99,18 +121,20 @@ class Decoder(nn.Module):
     config: AutoencoderConfig
     image_channels: int
     dtype: DTypeLike = jnp.float32
+    kernel: AttentionKernel = REFERENCE
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(self, z: Float[Array, "b *latent z"], *, train: bool = False) -> Float[Array, "b *spatial c"]:
         """Decode latents into pictures around [-1, 1], in float32."""
-        config, dims = self.config, self.config.spatial_dims
+        config, dims, compute = self.config, self.config.spatial_dims, Compute(self.dtype, self.kernel, self.remat)
         lowest = len(config.channel_mult) - 1
         h = Conv(config.channels_at(lowest), dtype=self.dtype, name="conv_in")(z.astype(self.dtype))
-        h = Middle(config, self.dtype, name="mid")(h, train=train)
+        h = make_middle(config, compute)(h, train)
         levels, blocks = config.decoder_attention_levels, config.num_res_blocks + 1
         for level in reversed(range(lowest + 1)):
             attention = level in (config.attention_levels if levels is None else levels)
-            h = Level(config, level, blocks, attention, self.dtype, name=f"up_{level}")(h, train=train)
+            h = make_level(config, level, blocks, attention, compute, f"up_{level}")(h, train)
             if level > 0:
                 h = Upsample(self.dtype, name=f"upsample_{level}")(h)
         h = jax.nn.silu(GroupNorm(config.num_groups, NORM_EPSILON, self.dtype, name="norm_out")(h))

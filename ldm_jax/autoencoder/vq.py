@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, Int, Key
 
 from ldm_jax.autoencoder.encoder_decoder import Decoder, Encoder
 from ldm_jax.autoencoder.posterior import DiagonalGaussian
-from ldm_jax.config import AutoencoderVQConfig
+from ldm_jax.config import AutoencoderVQConfig, Remat
 from ldm_jax.nn.conv import Conv
+from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel
 
 
 class Codebook(nn.Module):
@@ -61,18 +62,20 @@ class AutoencoderVQ(nn.Module):
     config: AutoencoderVQConfig
     image_channels: int = 3
     dtype: DTypeLike = jnp.float32
+    kernel: AttentionKernel = REFERENCE
+    remat: Remat = "none"
 
     def setup(self) -> None:
         """Name the parts."""
         channels = self.config.latent_channels
         z_channels = self.config.z_channels or channels
-        self.encoder = Encoder(self.config, z_channels, self.dtype, name="encoder")
+        self.encoder = Encoder(self.config, z_channels, self.dtype, self.kernel, self.remat, name="encoder")
         self.codebook = Codebook(self.config.codebook_size, channels, cosine=self.config.cosine_codes, name="codebook")
         if self.config.quant_conv:
             self.quant_conv = Conv(channels, kernel_size=1, dtype=self.dtype, name="quant_conv")
         if self.config.has_post_quant_conv:
             self.post_quant_conv = Conv(z_channels, kernel_size=1, dtype=self.dtype, name="post_quant_conv")
-        self.decoder = Decoder(self.config, self.image_channels, self.dtype, name="decoder")
+        self.decoder = Decoder(self.config, self.image_channels, self.dtype, self.kernel, self.remat, name="decoder")
 
     def encode(self, image: Float[Array, "b *spatial c"], *, train: bool = False) -> DiagonalGaussian:
         """Latents before the lookup of pictures in [-1, 1], as a posterior without spread; float32."""

@@ -20,6 +20,7 @@ from ldm_jax.config import (
     TextConditioning,
     Unconditional,
 )
+from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel
 
 Conditioner: TypeAlias = (
     NoConditioner
@@ -33,7 +34,12 @@ Conditioner: TypeAlias = (
 
 
 def make_conditioner(
-    config: Conditioning, compute_dtype: str, *, image_size: int, latent_size: tuple[int, ...]
+    config: Conditioning,
+    compute_dtype: str,
+    *,
+    image_size: int,
+    latent_size: tuple[int, ...],
+    kernel: AttentionKernel = REFERENCE,
 ) -> Conditioner:
     """The module for `config`, for pictures of `image_size` pixels with latents of `latent_size` positions."""
     dtype = jnp.dtype(compute_dtype)
@@ -43,11 +49,11 @@ def make_conditioner(
         case ClassConditioning():
             return ClassEmbedder(config, dtype)
         case TextConditioning():
-            return TextTransformer(config, dtype)
+            return TextTransformer(config, dtype, kernel)
         case ClipTextConditioning():
-            return ClipTextTransformer(config, dtype)
+            return ClipTextTransformer(config, dtype, kernel)
         case SdxlConditioning():
-            return SdxlConditioner(config, image_size, dtype)
+            return SdxlConditioner(config, image_size, dtype, kernel)
         case SpatialConditioning():
             return SpatialRescaler(config, latent_size, dtype)
         case EmbeddingConditioning():

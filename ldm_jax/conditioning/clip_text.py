@@ -18,6 +18,7 @@ from ldm_jax.conditioning.conditions import Conditions, Inputs
 from ldm_jax.conditioning.text import empty_prompts
 from ldm_jax.config import ClipTextConditioning, ClipVisionConfig, SdxlConditioning
 from ldm_jax.nn.attention import Attention, FeedForward
+from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel
 from ldm_jax.nn.embeddings import sinusoidal_embedding
 from ldm_jax.nn.norm import layer_norm
 
@@ -46,12 +47,20 @@ class ClipLayer(nn.Module):
     config: ClipTextConditioning | ClipVisionConfig
     causal: bool
     dtype: DTypeLike = jnp.float32
+    kernel: AttentionKernel = REFERENCE
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
         """Apply the layer."""
         config = self.config
-        attention = Attention(config.num_heads, use_bias=True, causal=self.causal, dtype=self.dtype, name="attention")
+        attention = Attention(
+            config.num_heads,
+            use_bias=True,
+            causal=self.causal,
+            dtype=self.dtype,
+            kernel=self.kernel,
+            name="attention",
+        )
         x = x + attention(layer_norm(self.dtype, "norm_0", config.norm_epsilon)(x))
         feed_forward = FeedForward(config.activation, config.mlp_dim, self.dtype, name="feed_forward")
         return x + feed_forward(layer_norm(self.dtype, "norm_1", config.norm_epsilon)(x))
@@ -62,6 +71,7 @@ class ClipTextTransformer(nn.Module):
 
     config: ClipTextConditioning
     dtype: DTypeLike = jnp.float32
+    kernel: AttentionKernel = REFERENCE
 
     def setup(self) -> None:
         """Name the parts."""
@@ -72,7 +82,9 @@ class ClipTextTransformer(nn.Module):
         self.position = self.param(
             "position", nn.initializers.normal(0.01), (config.context_length, config.context_dim), jnp.float32
         )
-        self.layers = [ClipLayer(config, True, self.dtype, name=f"layer_{i}") for i in range(config.num_layers)]
+        self.layers = [
+            ClipLayer(config, True, self.dtype, self.kernel, name=f"layer_{i}") for i in range(config.num_layers)
+        ]
         self.norm_out = layer_norm(self.dtype, "norm_out", config.norm_epsilon)
         if config.projection_dim is not None:
             self.projection = nn.Dense(config.projection_dim, use_bias=False, dtype=self.dtype, name="projection")
@@ -110,11 +122,12 @@ class SdxlConditioner(nn.Module):
     config: SdxlConditioning
     image_size: int
     dtype: DTypeLike = jnp.float32
+    kernel: AttentionKernel = REFERENCE
 
     def setup(self) -> None:
         """Name the parts."""
-        self.first = ClipTextTransformer(self.config.first, self.dtype, name="first")
-        self.second = ClipTextTransformer(self.config.second, self.dtype, name="second")
+        self.first = ClipTextTransformer(self.config.first, self.dtype, self.kernel, name="first")
+        self.second = ClipTextTransformer(self.config.second, self.dtype, self.kernel, name="second")
 
     def __call__(self, inputs: Inputs, *, train: bool = False) -> Conditions:
         """Encode the tokens with both, and the sizes."""

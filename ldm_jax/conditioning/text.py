@@ -11,6 +11,7 @@ from ldm_jax.conditioning.conditions import Conditions, Inputs
 from ldm_jax.conditioning.tokenizer import empty_tokens
 from ldm_jax.config import ClipTextConditioning, TextConditioning
 from ldm_jax.nn.attention import Attention, FeedForward
+from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel
 from ldm_jax.nn.norm import layer_norm
 
 
@@ -25,13 +26,16 @@ class TextLayer(nn.Module):
 
     config: TextConditioning
     dtype: DTypeLike = jnp.float32
+    kernel: AttentionKernel = REFERENCE
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"], *, train: bool) -> Float[Array, "b l c"]:
         """Apply the layer."""
         drop = nn.Dropout(self.config.dropout, deterministic=not train, name="dropout")
         heads = (self.config.num_heads, self.config.num_head_channels)
-        attention = Attention(heads[0], num_head_channels=heads[1], dtype=self.dtype, name="attention")
+        attention = Attention(
+            heads[0], num_head_channels=heads[1], dtype=self.dtype, kernel=self.kernel, name="attention"
+        )
         x = x + drop(attention(layer_norm(self.dtype, "norm_0")(x)))
         feed_forward = FeedForward("gelu", self.config.mlp_dim, self.dtype, name="feed_forward")
         return x + drop(feed_forward(layer_norm(self.dtype, "norm_1")(x)))
@@ -42,6 +46,7 @@ class TextTransformer(nn.Module):
 
     config: TextConditioning
     dtype: DTypeLike = jnp.float32
+    kernel: AttentionKernel = REFERENCE
 
     @nn.compact
     def __call__(self, inputs: Inputs, *, train: bool = False) -> Conditions:
@@ -53,7 +58,7 @@ class TextTransformer(nn.Module):
         x = embed(inputs["tokens"]) + position.astype(self.dtype)
         x = nn.Dropout(config.dropout, deterministic=not train, name="dropout")(x)
         for i in range(config.num_layers):
-            x = TextLayer(config, self.dtype, name=f"layer_{i}")(x, train=train)
+            x = TextLayer(config, self.dtype, self.kernel, name=f"layer_{i}")(x, train=train)
         return Conditions(context=layer_norm(self.dtype, "norm_out")(x))
 
     def null_inputs(self, batch: int) -> Inputs:

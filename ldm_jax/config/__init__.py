@@ -8,6 +8,7 @@ its value and the nearest value that works. Nothing here imports jax, so `--help
 from ldm_jax.config.adversarial import DiscriminatorConfig
 from ldm_jax.config.autoencoder import AutoencoderConfig, AutoencoderKLConfig, AutoencoderVQConfig
 from ldm_jax.config.checks import LARGEST, nearest_divisor
+from ldm_jax.config.compute import AttentionChoice, Remat
 from ldm_jax.config.conditioning import (
     ClassConditioning,
     ClipTextConditioning,
@@ -41,6 +42,7 @@ from ldm_jax.config.training import OptimizerConfig, TrainingConfig
 
 __all__ = [
     "LARGEST",
+    "AttentionChoice",
     "AutoencoderConfig",
     "AutoencoderKLConfig",
     "AutoencoderVQConfig",
@@ -65,6 +67,7 @@ __all__ = [
     "Place",
     "PredictionType",
     "PreparedTfds",
+    "Remat",
     "SamplerName",
     "SamplingConfig",
     "ScheduleConfig",

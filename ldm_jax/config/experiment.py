@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ldm_jax.config.checks import HOW, require, require_not_negative
+from ldm_jax.config.compute import AttentionChoice
 from ldm_jax.config.conditioning import (
     ClassConditioning,
     ClipTextConditioning,
@@ -35,6 +36,9 @@ class Experiment:
     """Root of everything random."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of convolutions and matrix products; parameters, statistics and losses stay in float32."""
+    attention_kernel: AttentionChoice = field(default="auto", metadata=HOW)
+    """How attention is computed: `reference` keeps all its weights, `blocked` a few queries at a time, `flash` is a
+    kernel for TPUs, `cudnn` for NVIDIA GPUs; `auto` takes the kernel of the devices, on a CPU the reference."""
     data: DataConfig = field(default_factory=DataConfig)
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     conditioning: Conditioning = field(default_factory=Unconditional)

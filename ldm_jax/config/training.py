@@ -13,6 +13,7 @@ from ldm_jax.config.checks import (
     require_not_negative,
     require_positive,
 )
+from ldm_jax.config.compute import Remat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class OptimizerConfig:
     """Decoupled weight decay, on every parameter."""
     max_grad_norm: float | None = 1.0
     """Clip the gradient to this global norm; None does not clip."""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which both moments are kept; they are computed in float32."""
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "epsilon")
@@ -62,6 +65,9 @@ class TrainingConfig:
     """Decay of the moving average of the parameters."""
     ema_warmup: bool = True
     """Let the decay rise as (1 + n) / (10 + n) at step n until it reaches ema_decay, as LDM does."""
+    remat: Remat = field(default="none", metadata=HOW)
+    """What is computed again for the gradient instead of being kept in memory: nothing, attention layers, residual
+    blocks with their attention, or these within whole levels (full)."""
     log_every: int = field(default=20, metadata=HOW)
     """Steps between two lines of metrics."""
     eval_every: int = field(default=200, metadata=HOW)

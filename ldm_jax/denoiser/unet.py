@@ -14,9 +14,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from ldm_jax.config import Place, UNetConfig
+from ldm_jax.config import Place, Remat, UNetConfig
 from ldm_jax.nn.attention import SelfAttentionBlock, SpatialTransformer
+from ldm_jax.nn.compute import Compute
 from ldm_jax.nn.conv import Conv
+from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel
 from ldm_jax.nn.embeddings import VectorEmbedding, sinusoidal_embedding
 from ldm_jax.nn.norm import GroupNorm
 from ldm_jax.nn.resample import Downsample, Upsample
@@ -40,18 +42,27 @@ def res_block(
     )
 
 
-def attention_block(config: UNetConfig, level: int, place: Place, dtype: DTypeLike, name: str) -> nn.Module:
+def attention_block(config: UNetConfig, level: int, place: Place, compute: Compute, name: str) -> nn.Module:
     """The attention of a level: plain self-attention, or a spatial transformer that also sees the context."""
     heads, groups = config.heads_at(level, place), config.attention_groups_at(place)
     if config.attention == "self":
-        return SelfAttentionBlock(heads, groups, config.norm_epsilon, zero_init=True, dtype=dtype, name=name)
-    return SpatialTransformer(
+        return compute.part(SelfAttentionBlock, "attention")(
+            heads,
+            groups,
+            config.norm_epsilon,
+            zero_init=True,
+            dtype=compute.dtype,
+            kernel=compute.kernel,
+            name=name,
+        )
+    return compute.part(SpatialTransformer, "attention")(
         heads,
         config.depth_at(level, place),
         config.linear_projection,
         config.cross_attention_only_at(level, place),
         groups,
-        dtype,
+        compute.dtype,
+        compute.kernel,
         name=name,
     )
 
@@ -63,7 +74,7 @@ class Block(nn.Module):
     level: int
     place: Place
     index: int
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -74,16 +85,17 @@ class Block(nn.Module):
         train: bool,
     ) -> Float[Array, "b *spatial k"]:
         """Apply the block."""
-        h = res_block(self.config, self.config.channels_at(self.level), self.dtype, "resnet")(h, embedding, train=train)
+        channels = self.config.channels_at(self.level)
+        h = res_block(self.config, channels, self.compute.dtype, "resnet")(h, embedding, train=train)
         if not self.config.attention_at(self.level, self.place, self.index):
             return h
-        attend = attention_block(self.config, self.level, self.place, self.dtype, "attention")
+        attend = attention_block(self.config, self.level, self.place, self.compute, "attention")
         return attend(h) if self.config.attention == "self" else attend(h, context)
 
 
-def make_block(config: UNetConfig, level: int, place: Place, index: int, dtype: DTypeLike) -> Block:
+def make_block(config: UNetConfig, level: int, place: Place, index: int, compute: Compute) -> Block:
     """One of the blocks of a level or of the middle."""
-    return Block(config, level, place, index, dtype, name=f"block_{index}")
+    return compute.part(Block, "block", static=(4,))(config, level, place, index, compute, name=f"block_{index}")
 
 
 class Resample(nn.Module):
@@ -92,7 +104,7 @@ class Resample(nn.Module):
     config: UNetConfig
     direction: Literal["up", "down"]
     level: int
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -104,11 +116,11 @@ class Resample(nn.Module):
     ) -> Float[Array, "b *resampled c"]:
         """Double or halve the resolution; a plain way up can end at another `size`, for one that was odd before."""
         if self.config.resamples_in_res_block(self.direction, self.level):
-            block = res_block(self.config, h.shape[-1], self.dtype, "resnet", self.direction)
+            block = res_block(self.config, h.shape[-1], self.compute.dtype, "resnet", self.direction)
             return block(h, embedding, train=train)
         if self.direction == "down":
-            return Downsample(symmetric=self.config.symmetric_padding, dtype=self.dtype, name="downsample")(h)
-        return Upsample(self.dtype, name="upsample")(h, size)
+            return Downsample(symmetric=self.config.symmetric_padding, dtype=self.compute.dtype, name="downsample")(h)
+        return Upsample(self.compute.dtype, name="upsample")(h, size)
 
 
 class DownLevel(nn.Module):
@@ -116,7 +128,7 @@ class DownLevel(nn.Module):
 
     config: UNetConfig
     level: int
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -129,10 +141,11 @@ class DownLevel(nn.Module):
         """Apply the level."""
         steps = []
         for i in range(self.config.res_blocks_at(self.level)):
-            h = make_block(self.config, self.level, "down", i, self.dtype)(h, embedding, context, train)
+            h = make_block(self.config, self.level, "down", i, self.compute)(h, embedding, context, train)
             steps.append(h)
         if self.level < len(self.config.channel_mult) - 1:
-            steps.append(Resample(self.config, "down", self.level, self.dtype, name="resample")(h, embedding, train))
+            resample = Resample(self.config, "down", self.level, self.compute, name="resample")
+            steps.append(resample(h, embedding, train))
         return steps
 
 
@@ -141,7 +154,7 @@ class UpLevel(nn.Module):
 
     config: UNetConfig
     level: int
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -156,9 +169,9 @@ class UpLevel(nn.Module):
         """Apply the level to `h`; `steps` holds one tensor for each of its blocks, last first; `size` is the next's."""
         for i in range(self.config.res_blocks_at(self.level) + 1):
             h = jnp.concatenate([h, steps[-1 - i]], axis=-1)
-            h = make_block(self.config, self.level, "up", i, self.dtype)(h, embedding, context, train)
+            h = make_block(self.config, self.level, "up", i, self.compute)(h, embedding, context, train)
         if self.level > 0:
-            h = Resample(self.config, "up", self.level, self.dtype, name="resample")(h, embedding, train, size)
+            h = Resample(self.config, "up", self.level, self.compute, name="resample")(h, embedding, train, size)
         return h
 
 
@@ -166,7 +179,7 @@ class Middle(nn.Module):
     """Residual block, attention, residual block at the lowest resolution; or fewer of them."""
 
     config: UNetConfig
-    dtype: DTypeLike = jnp.float32
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(
@@ -179,7 +192,7 @@ class Middle(nn.Module):
         """Apply the middle."""
         lowest = len(self.config.channel_mult) - 1
         for i in range(self.config.mid_res_blocks):
-            h = make_block(self.config, lowest, "mid", i, self.dtype)(h, embedding, context, train)
+            h = make_block(self.config, lowest, "mid", i, self.compute)(h, embedding, context, train)
         return h
 
 
@@ -193,6 +206,8 @@ class UNet(nn.Module):
     config: UNetConfig
     out_channels: int
     dtype: DTypeLike = jnp.float32
+    kernel: AttentionKernel = REFERENCE
+    remat: Remat = "none"
 
     @nn.compact
     def __call__(
@@ -207,7 +222,7 @@ class UNet(nn.Module):
         train: bool = False,
     ) -> Float[Array, "b *spatial o"]:
         """Predict in float32, for any spatial size (where residual blocks resample, one that can be halved)."""
-        config = self.config
+        config, compute = self.config, Compute(self.dtype, self.kernel, self.remat)
         h = zt if concat is None else jnp.concatenate([zt, concat.astype(zt.dtype)], axis=-1)
         h = 2 * h - 1 if config.center_input else h
         context = None if context is None else context.astype(self.dtype)
@@ -215,12 +230,15 @@ class UNet(nn.Module):
         h = Conv(config.base_channels, dtype=self.dtype, name="conv_in")(h.astype(self.dtype))
         steps = [h]
         for level in range(len(config.channel_mult)):
-            steps += DownLevel(config, level, self.dtype, name=f"down_{level}")(steps[-1], embedding, context, train)
-        h = Middle(config, self.dtype, name="mid")(steps[-1], embedding, context, train)
+            down = compute.part(DownLevel, "level", static=(4,))(config, level, compute, name=f"down_{level}")
+            steps += down(steps[-1], embedding, context, train)
+        middle = compute.part(Middle, "level", static=(4,))(config, compute, name="mid")
+        h = middle(steps[-1], embedding, context, train)
         for level in reversed(range(len(config.channel_mult))):
             keep = len(steps) - (config.res_blocks_at(level) + 1)
-            up, size = UpLevel(config, level, self.dtype, name=f"up_{level}"), steps[keep - 1].shape[1:-1]
-            h, steps = up(h, steps[keep:], embedding, context, train, size), steps[:keep]
+            up = compute.part(UpLevel, "level", static=(5, 6))(config, level, compute, name=f"up_{level}")
+            h = up(h, steps[keep:], embedding, context, train, steps[keep - 1].shape[1:-1])
+            steps = steps[:keep]
         return self._output(h)
 
     def _embed(

@@ -1,8 +1,7 @@
-"""Attention: the one function that computes it, and the layers made of it.
+"""The layers made of attention; what computes attention itself is in dot_product_attention.py.
 
-(1) attention(q, k, v) = softmax(q k^T / sqrt(d)) v    Vaswani et al. 2017, arXiv:1706.03762
-(2) geglu(x) = (x W) * gelu(x V)                       Shazeer 2020, arXiv:2002.05202
-(3) quick_gelu(x) = x sigmoid(1.702 x)                 Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2
+(1) geglu(x) = (x W) * gelu(x V)                       Shazeer 2020, arXiv:2002.05202
+(2) quick_gelu(x) = x sigmoid(1.702 x)                 Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2
 """
 
 from typing import Literal
@@ -14,22 +13,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.conv import Conv
+from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel, dot_product_attention
 from ldm_jax.nn.norm import GroupNorm, layer_norm
-
-
-def dot_product_attention(
-    query: Float[Array, "b q n d"],
-    key: Float[Array, "b k n d"],
-    value: Float[Array, "b k n d"],
-    *,
-    causal: bool = False,
-) -> Float[Array, "b q n d"]:
-    """Multi-head attention (1): products in the inputs' dtype, softmax in float32; `causal` hides what comes later."""
-    logits = jnp.einsum("bqnd,bknd->bnqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
-    if causal:
-        logits = jnp.where(jnp.tri(*logits.shape[-2:], dtype=bool), logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("bnqk,bknd->bqnd", weights, value)
 
 
 class Attention(nn.Module):
@@ -41,6 +26,7 @@ class Attention(nn.Module):
     causal: bool = False
     num_head_channels: int | None = None
     dtype: DTypeLike = jnp.float32
+    kernel: AttentionKernel = REFERENCE
 
     @nn.compact
     def __call__(self, x: Float[Array, "b q c"], context: Float[Array, "b k e"] | None = None) -> Float[Array, "b q c"]:
@@ -54,7 +40,7 @@ class Attention(nn.Module):
             return h.reshape(*h.shape[:2], self.num_heads, width)
 
         query, key, value = project(x, "query"), project(source, "key"), project(source, "value")
-        h = dot_product_attention(query, key, value, causal=self.causal)
+        h = dot_product_attention(query, key, value, causal=self.causal, kernel=self.kernel)
         kernel_init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         h = h.reshape(*x.shape[:2], self.num_heads * width)
         return nn.Dense(channels, dtype=self.dtype, kernel_init=kernel_init, name="out")(h)
@@ -68,23 +54,31 @@ class SelfAttentionBlock(nn.Module):
     norm_epsilon: float = 1e-5
     zero_init: bool = False
     dtype: DTypeLike = jnp.float32
+    kernel: AttentionKernel = REFERENCE
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *spatial c"]) -> Float[Array, "b *spatial c"]:
         """Apply the block."""
         h = GroupNorm(self.num_groups, self.norm_epsilon, self.dtype, name="norm")(x) if self.num_groups else x
         h = h.reshape(h.shape[0], -1, h.shape[-1])  # [b, positions, c]
-        h = Attention(self.num_heads, use_bias=True, zero_init=self.zero_init, dtype=self.dtype, name="attention")(h)
-        return x + h.reshape(x.shape)
+        attention = Attention(
+            self.num_heads,
+            use_bias=True,
+            zero_init=self.zero_init,
+            dtype=self.dtype,
+            kernel=self.kernel,
+            name="attention",
+        )
+        return x + attention(h).reshape(x.shape)
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The approximation (3) of GELU in OpenAI's CLIP."""
+    """The approximation (2) of GELU in OpenAI's CLIP."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 class FeedForward(nn.Module):
-    """Two dense layers around GEGLU (2), GELU or its quick approximation (3); four times as wide inside by default."""
+    """Two dense layers around GEGLU (1), GELU or its quick approximation (2); four times as wide inside by default."""
 
     activation: Literal["geglu", "gelu", "quick_gelu"] = "geglu"
     width: int | None = None
@@ -112,15 +106,16 @@ class TransformerBlock(nn.Module):
     num_heads: int
     cross_attention_only: bool = False
     dtype: DTypeLike = jnp.float32
+    kernel: AttentionKernel = REFERENCE
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l c"], context: Float[Array, "b k e"] | None = None) -> Float[Array, "b l c"]:
         """Apply the block; without a context the second attention looks at `x` again, as in LDM."""
         h = layer_norm(self.dtype, "norm_0")(x)
-        attention = Attention(self.num_heads, dtype=self.dtype, name="self_attention")
+        attention = Attention(self.num_heads, dtype=self.dtype, kernel=self.kernel, name="self_attention")
         x = x + attention(h, context if self.cross_attention_only else None)
         h = layer_norm(self.dtype, "norm_1")(x)
-        x = x + Attention(self.num_heads, dtype=self.dtype, name="cross_attention")(h, context)
+        x = x + Attention(self.num_heads, dtype=self.dtype, kernel=self.kernel, name="cross_attention")(h, context)
         return x + FeedForward(dtype=self.dtype, name="feed_forward")(layer_norm(self.dtype, "norm_2")(x))
 
 
@@ -137,6 +132,7 @@ class SpatialTransformer(nn.Module):
     cross_attention_only: bool = False
     num_groups: int = 32
     dtype: DTypeLike = jnp.float32
+    kernel: AttentionKernel = REFERENCE
 
     @nn.compact
     def __call__(
@@ -148,8 +144,9 @@ class SpatialTransformer(nn.Module):
         h = self._projection(channels, "project_in", zero_init=False)(h)
         h = h.reshape(h.shape[0], -1, channels)  # [b, positions, c]
         for i in range(self.depth):
-            block = TransformerBlock(self.num_heads, self.cross_attention_only, self.dtype, name=f"block_{i}")
-            h = block(h, context)
+            h = TransformerBlock(self.num_heads, self.cross_attention_only, self.dtype, self.kernel, name=f"block_{i}")(
+                h, context
+            )
         h = self._projection(channels, "project_out", zero_init=True)(h.reshape(x.shape))
         return x + h
 

@@ -32,7 +32,7 @@ def abstract_step(experiment: Experiment, stage: StageName, mesh: Mesh) -> Abstr
     Raises:
         UserError: the batch cannot be split over the mesh, or the model does not make pictures.
     """
-    model, training = make_model(experiment), training_of(experiment, stage)
+    model, training = make_model(experiment, mesh), training_of(experiment, stage)
     if stage == "sampling":
         require_diffusion_of_pictures(experiment)
         return _sampling_step(experiment, model, training.batch_size, mesh)

@@ -179,7 +179,8 @@ def load_session(
     """
     run = RunFolder(run_dir)
     experiment = run.load_config()
-    model = make_model(experiment)
+    mesh = sharding.make_mesh(MeshConfig())
+    model = make_model(experiment, mesh)
     init = model.init if stage == "diffusion" else model.init_autoencoder
     abstract = {"model": jax.eval_shape(init, rng.root_key(0))}
     spread = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, across_slices="fsdp"))  # each device reads a share

@@ -40,17 +40,20 @@ def make_step(
     `jax.tree.leaves`, by which a non-finite gradient is traced to its layer.
     """
 
+    update = optax.with_extra_args_support(optimizer).update  # clipping takes the norm that is computed here
+
     def step(state: TrainState, batch: Batch, root: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         def loss_of(params: Params, micro: Batch) -> tuple[Float[Array, ""], Metrics]:
             return loss_fn(params, state.frozen, micro, root, state.step)
 
         gradients, metrics = accumulate_gradients(loss_of, state.params, batch, config.gradient_accumulation)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        leaf_norms = jnp.stack([jnp.linalg.norm(g.reshape(-1)) for g in jax.tree.leaves(gradients)])
+        norm = jnp.linalg.norm(leaf_norms)
+        updates, opt_state = update(gradients, state.opt_state, state.params, grad_norm=norm)
         params: Params = optax.apply_updates(state.params, updates)  # pyright: ignore[reportAssignmentType]
         params, frozen = follow(params, state.frozen, metrics, root, state.step)
         average = update_average(state.ema_params, params, state.step, config.ema_decay, warmup=config.ema_warmup)
-        leaf_norms = jnp.stack([jnp.linalg.norm(g.reshape(-1)) for g in jax.tree.leaves(gradients)])
-        metrics = {**metrics, "grad_norm": jnp.linalg.norm(leaf_norms), "leaf_norms": leaf_norms}
+        metrics = {**metrics, "grad_norm": norm, "leaf_norms": leaf_norms}
         return TrainState(state.step + 1, params, average, opt_state, frozen), metrics
 
     return step

@@ -104,7 +104,7 @@ def _open(experiment: Experiment, run_dir: Place, given: Mapping[str, Tokenizer]
     for name, training in trainings.items():
         _check_batch(name, training, train)
     _check_conditioning(experiment, train)
-    model, tokenizers = make_model(experiment), _tokenizers(experiment, run, train, given)
+    model, tokenizers = make_model(experiment, mesh), _tokenizers(experiment, run, train, given)
     sharding.check_tensor_axis(mesh, jax.eval_shape(model.init, rng.root_key(0)))
     make_sampler(experiment.sampling, model.schedule, experiment.diffusion.prediction_type)  # it is needed much later
     data = {split.info.split: _describe(split) for split in (train, test)}
