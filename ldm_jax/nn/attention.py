@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.conv import Conv
+from ldm_jax.nn.dense import Dense
 from ldm_jax.nn.norm import GroupNorm, layer_norm
 
 
@@ -50,14 +51,14 @@ class Attention(nn.Module):
         source = x if context is None else context
 
         def project(inputs: Float[Array, "b l f"], name: str) -> Float[Array, "b l n d"]:
-            h = nn.Dense(self.num_heads * width, use_bias=self.use_bias, dtype=self.dtype, name=name)(inputs)
+            h = Dense(self.num_heads * width, use_bias=self.use_bias, dtype=self.dtype, name=name)(inputs)
             return h.reshape(*h.shape[:2], self.num_heads, width)
 
         query, key, value = project(x, "query"), project(source, "key"), project(source, "value")
         h = dot_product_attention(query, key, value, causal=self.causal)
         kernel_init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         h = h.reshape(*x.shape[:2], self.num_heads * width)
-        return nn.Dense(channels, dtype=self.dtype, kernel_init=kernel_init, name="out")(h)
+        return Dense(channels, dtype=self.dtype, kernel_init=kernel_init, name="out")(h)
 
 
 class SelfAttentionBlock(nn.Module):
@@ -94,13 +95,13 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
         """Apply the layers to each token."""
         channels, gated = x.shape[-1], self.activation == "geglu"
-        h = nn.Dense((self.width or 4 * channels) * (2 if gated else 1), dtype=self.dtype, name="dense_0")(x)
+        h = Dense((self.width or 4 * channels) * (2 if gated else 1), dtype=self.dtype, name="dense_0")(x)
         if gated:
             h, gate = jnp.split(h, 2, axis=-1)
             h = h * jax.nn.gelu(gate, approximate=False)
         else:
             h = quick_gelu(h) if self.activation == "quick_gelu" else jax.nn.gelu(h, approximate=False)
-        return nn.Dense(channels, dtype=self.dtype, name="dense_1")(h)
+        return Dense(channels, dtype=self.dtype, name="dense_1")(h)
 
 
 class TransformerBlock(nn.Module):
@@ -157,4 +158,4 @@ class SpatialTransformer(nn.Module):
         if not self.linear_projection:
             return Conv(channels, kernel_size=1, zero_init=zero_init, dtype=self.dtype, name=name)
         kernel_init = nn.initializers.zeros if zero_init else nn.initializers.lecun_normal()
-        return nn.Dense(channels, dtype=self.dtype, kernel_init=kernel_init, name=name)
+        return Dense(channels, dtype=self.dtype, kernel_init=kernel_init, name=name)
