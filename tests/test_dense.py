@@ -30,7 +30,7 @@ def gradient(module: nn.Module, *inputs: np.ndarray) -> dict[str, Any]:
     params, arrays = random_params(module, *inputs), [jnp.asarray(x) for x in inputs]
 
     def loss(params: dict[str, Any]) -> jax.Array:
-        return jnp.sum(module.apply({"params": params}, *arrays).astype(jnp.float32))
+        return jnp.sum(jnp.asarray(module.apply({"params": params}, *arrays), jnp.float32))
 
     return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params))
 
