@@ -47,8 +47,8 @@ def convolve(
     """The sum in (1); a kernel of one position is a matrix product.
 
     XLA's convolution is used for all others. Gathering neighbourhoods for one matrix product (im2col) on a CPU took 0.8
-    to 1.7 times its time forward and 0.9 to 2.1 times for the gradient of the kernel, at maps of 4 to 16 positions a side
-    (docs/performance_cpu.md, 2026-11-24): it won at 4 x 4 alone, by 0.1 to 0.4 ms.
+    to 1.7 times its time forward and 0.9 to 2.1 times for the gradient of the kernel, at maps of 4 to 16 positions a
+    side (docs/performance_cpu.md, 2026-11-24): it won at 4 x 4 alone, by 0.1 to 0.4 ms.
     """
     if all(size == 1 for size in kernel.shape[:-2]):
         return x @ kernel.reshape(kernel.shape[-2:])
