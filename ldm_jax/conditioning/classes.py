@@ -22,8 +22,8 @@ class ClassEmbedder(nn.Module):
         """Look the classes up."""
         del train  # nothing here behaves otherwise in training
         labels = inputs["class_labels"]
-        table = nn.Embed(self.config.num_entries, self.config.context_dim, dtype=self.dtype, name="embedding")
-        return Conditions(context=table(labels)[:, None], class_labels=labels)
+        table = nn.Embed(self.config.num_entries, self.config.context_dim, name="embedding")
+        return Conditions(context=table(labels)[:, None].astype(self.dtype), class_labels=labels)
 
     def null_inputs(self, batch: int) -> Inputs:
         """The inputs of `batch` samples without a class: the last entry of the table."""

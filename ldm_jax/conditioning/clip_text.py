@@ -18,6 +18,7 @@ from ldm_jax.conditioning.conditions import Conditions, Inputs
 from ldm_jax.conditioning.text import empty_prompts
 from ldm_jax.config import ClipTextConditioning, ClipVisionConfig, SdxlConditioning
 from ldm_jax.nn.attention import Attention, FeedForward
+from ldm_jax.nn.dense import Dense, spread
 from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel
 from ldm_jax.nn.embeddings import sinusoidal_embedding
 from ldm_jax.nn.norm import layer_norm
@@ -76,9 +77,7 @@ class ClipTextTransformer(nn.Module):
     def setup(self) -> None:
         """Name the parts."""
         config, init = self.config, nn.initializers.normal(0.02)
-        self.token = nn.Embed(
-            config.vocab_size, config.context_dim, dtype=self.dtype, embedding_init=init, name="token"
-        )
+        self.token = nn.Embed(config.vocab_size, config.context_dim, embedding_init=init, name="token")
         self.position = self.param(
             "position", nn.initializers.normal(0.01), (config.context_length, config.context_dim), jnp.float32
         )
@@ -87,11 +86,12 @@ class ClipTextTransformer(nn.Module):
         ]
         self.norm_out = layer_norm(self.dtype, "norm_out", config.norm_epsilon)
         if config.projection_dim is not None:
-            self.projection = nn.Dense(config.projection_dim, use_bias=False, dtype=self.dtype, name="projection")
+            self.projection = Dense(config.projection_dim, use_bias=False, dtype=self.dtype, name="projection")
 
     def encode(self, tokens: Int[Array, "b l"]) -> ClipText:
         """All outputs for at most context_length tokens."""
-        hidden = [self.token(tokens) + self.position[: tokens.shape[1]].astype(self.dtype)]
+        token = self.token(tokens).astype(self.dtype)
+        hidden = [token + spread(self.position[: tokens.shape[1]], token.shape, self.dtype)]
         for layer in self.layers:
             hidden.append(layer(hidden[-1]))
         last = self.norm_out(hidden[-1])

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from ldm_jax.conditioning.clip_text import ClipLayer
 from ldm_jax.config import ClipVisionConfig
+from ldm_jax.nn.dense import Dense, spread
 from ldm_jax.nn.norm import layer_norm
 
 
@@ -44,7 +45,7 @@ class ClipVisionTransformer(nn.Module):
         pooled = layer_norm(self.dtype, "norm_out", config.norm_epsilon)(hidden[-1][:, 0])
         if config.projection_dim is None:
             return ClipImage(tuple(hidden), pooled, pooled)
-        projection = nn.Dense(config.projection_dim, use_bias=False, dtype=self.dtype, name="projection")
+        projection = Dense(config.projection_dim, use_bias=False, dtype=self.dtype, name="projection")
         return ClipImage(tuple(hidden), pooled, projection(pooled))
 
     def _embed(self, image: Float[Array, "b h w c"]) -> Float[Array, "b l d"]:
@@ -53,7 +54,7 @@ class ClipVisionTransformer(nn.Module):
         patch = nn.Conv(width, size, size, padding="VALID", use_bias=False, dtype=self.dtype, name="patch")
         patches = patch(image).reshape(image.shape[0], -1, width)
         init = nn.initializers.normal(width**-0.5)
-        token = self.param("class_token", init, (width,), jnp.float32).astype(self.dtype)
+        token = self.param("class_token", init, (width,), jnp.float32)
         position = self.param("position", init, (patches.shape[1] + 1, width), jnp.float32)
-        tokens = jnp.broadcast_to(token, (image.shape[0], 1, width))
-        return jnp.concatenate([tokens, patches], axis=1) + position.astype(self.dtype)
+        tokens = jnp.concatenate([spread(token, (image.shape[0], 1, width), self.dtype), patches], axis=1)
+        return tokens + spread(position, tokens.shape, self.dtype)

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from ldm_jax.conditioning.conditions import Conditions, Inputs
 from ldm_jax.config import SpatialConditioning
+from ldm_jax.nn.dense import Dense
 from ldm_jax.nn.resample import downsample_mean
 
 
@@ -28,7 +29,7 @@ class SpatialRescaler(nn.Module):
         for _ in range(self.config.num_stages):
             h = downsample_mean(h)
         if self.config.out_channels is not None:
-            h = nn.Dense(self.config.out_channels, use_bias=False, dtype=self.dtype, name="channel_mapper")(h)
+            h = Dense(self.config.out_channels, use_bias=False, dtype=self.dtype, name="channel_mapper")(h)
         return Conditions(concat=h)
 
     def null_inputs(self, batch: int) -> Inputs:

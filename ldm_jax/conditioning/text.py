@@ -11,6 +11,7 @@ from ldm_jax.conditioning.conditions import Conditions, Inputs
 from ldm_jax.conditioning.tokenizer import empty_tokens
 from ldm_jax.config import ClipTextConditioning, TextConditioning
 from ldm_jax.nn.attention import Attention, FeedForward
+from ldm_jax.nn.dense import spread
 from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel
 from ldm_jax.nn.norm import layer_norm
 
@@ -53,9 +54,10 @@ class TextTransformer(nn.Module):
         """Encode the tokens."""
         config = self.config
         init = nn.initializers.normal(0.02)
-        embed = nn.Embed(config.vocab_size, config.context_dim, dtype=self.dtype, embedding_init=init, name="token")
+        embed = nn.Embed(config.vocab_size, config.context_dim, embedding_init=init, name="token")
         position = self.param("position", init, (config.context_length, config.context_dim), jnp.float32)
-        x = embed(inputs["tokens"]) + position.astype(self.dtype)
+        x = embed(inputs["tokens"]).astype(self.dtype)
+        x = x + spread(position, x.shape, self.dtype)
         x = nn.Dropout(config.dropout, deterministic=not train, name="dropout")(x)
         for i in range(config.num_layers):
             x = TextLayer(config, self.dtype, self.kernel, name=f"layer_{i}")(x, train=train)

@@ -6,8 +6,8 @@
 
 from typing import Literal, TypeAlias
 
-AttentionChoice: TypeAlias = Literal["auto", "reference", "blocked", "flash", "cudnn"]
-"""Formulation of attention; `auto` takes the kernel of the devices: flash on TPU, cudnn on GPU, reference elsewhere."""
+AttentionChoice: TypeAlias = Literal["auto", "reference", "cpu", "blocked", "flash", "cudnn"]
+"""Formulation of attention; `auto` takes that of the devices: flash on TPU, cudnn on GPU, cpu on CPUs."""
 
 Remat: TypeAlias = Literal["none", "attention", "blocks", "full"]
 """What is computed again (1): nothing, attention layers, residual blocks with their attention, or these within whole

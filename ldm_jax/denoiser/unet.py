@@ -251,7 +251,7 @@ class UNet(nn.Module):
         sinusoid = sinusoidal_embedding(t, config.base_channels, config.time_frequencies, config.time_order)
         embedding = VectorEmbedding(width, self.dtype, name="time")(sinusoid)
         if config.num_classes is not None:
-            embedding += nn.Embed(config.num_classes, width, dtype=self.dtype, name="class_embedding")(class_labels)
+            embedding += nn.Embed(config.num_classes, width, name="class_embedding")(class_labels).astype(self.dtype)
         if vector is not None:
             embedding += VectorEmbedding(width, self.dtype, name="vector")(vector)
         return embedding

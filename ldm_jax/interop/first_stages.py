@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ldm_jax import sharding
 from ldm_jax.config import (
     AutoencoderKLConfig,
     AutoencoderVQConfig,
@@ -64,7 +65,8 @@ def first_stage_session(
         denoiser=UNetConfig(channel_mult=(1,), attention_levels=(0,), spatial_dims=autoencoder.spatial_dims),
         diffusion=DiffusionConfig(cond_drop_prob=0.0),
     )
-    return Session(experiment, make_model(experiment), {"autoencoder": params, "latent": latent})
+    model = make_model(experiment, sharding.make_mesh(experiment.mesh))
+    return Session(experiment, model, {"autoencoder": params, "latent": latent})
 
 
 def is_autoencoder(folder: Path) -> bool:

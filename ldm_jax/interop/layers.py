@@ -47,10 +47,10 @@ LIMITS: dict[tuple[DType, Direction], Limit] = {
     ("float32", "forward"): Limit(1e-4, 1e-3),
     ("float32", "gradient"): Limit(1e-3, 1e-2),
     ("bfloat16", "forward"): Limit(1e-1, 1e-3),
-    ("bfloat16", "gradient"): Limit(2e-1, 1e-1),
+    ("bfloat16", "gradient"): Limit(1.7e-1, 1e-1),
 }
 """By default. The largest relative errors over the golden models and random ones of Stable Diffusion's depth were 7e-6
-and 1.5e-5 in float32, 6e-2 and 0.13 in bfloat16 (2026-11-24, torch 2.13.0, CPU; docs/parity.md). In bfloat16 each side
+and 1.5e-5 in float32, 6e-2 and 0.15 in bfloat16 (2026-11-24, torch 2.13.0, CPU; docs/parity.md). In bfloat16 each side
 is about as far from the float32 result as from the other: eight bits through hundreds of layers. Gradients that are
 exactly zero, of a bias before a norm of single channels, are there up to 0.5 % of the largest; hence the floor."""
 

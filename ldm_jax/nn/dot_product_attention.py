@@ -8,6 +8,7 @@ others), and then by shape:
 
     kernel      computes (1)                                                   instead, where it does not pay or fit
     reference   in one piece: all weights [b, n, q, k] are in memory           -
+    cpu         in one piece, or a few heads at a time that stay in the cache  causal: reference
     blocked     a few queries at a time: memory does not grow with length      -
     flash       in a kernel of the TPU, weights never leave the chip's core    short or causal: reference;
                                                                                heads wider than 256: blocked
@@ -27,16 +28,17 @@ from jaxtyping import Array, Float
 
 from ldm_jax.config import AttentionChoice
 from ldm_jax.nn.blocked_attention import blocked_attention, reference_attention
+from ldm_jax.nn.cpu_attention import cpu_attention
 from ldm_jax.nn.cudnn_attention import MAX_CUDNN_HEAD, cudnn_attention
 from ldm_jax.nn.tpu_attention import MAX_FLASH_HEAD, flash_attention
 from ldm_jax.sharding import split_over_batch_and_heads
 
-Formulation = Literal["reference", "blocked", "flash", "cudnn"]
+Formulation = Literal["reference", "cpu", "blocked", "flash", "cudnn"]
 
 SHORT = 512
 """Fewer queries than this have few weights: keeping them costs less than a kernel's own reading and writing."""
 
-_BY_PLATFORM: dict[str, Formulation] = {"tpu": "flash", "gpu": "cudnn", "cuda": "cudnn"}
+_BY_PLATFORM: dict[str, Formulation] = {"cpu": "cpu", "tpu": "flash", "gpu": "cudnn", "cuda": "cudnn"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class AttentionKernel:
         """The formulation for queries of this shape and type, by the table above."""
         if self.kind in ("reference", "blocked"):
             return self.kind
+        if self.kind == "cpu":
+            return "reference" if causal else "cpu"
         wide = query.dtype == jnp.float32
         if causal or query.shape[1] < SHORT or (self.kind == "cudnn" and wide):
             return "reference"
@@ -80,6 +84,8 @@ def dot_product_attention(
     match kernel.for_shapes(query, causal=causal):
         case "reference":
             return reference_attention(query, key, value, causal=causal)
+        case "cpu":
+            return split_over_batch_and_heads(cpu_attention, kernel.mesh, query, key, value)
         case "blocked":
             return blocked_attention(query, key, value, causal=causal)
         case "flash":

@@ -14,6 +14,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ldm_jax.nn.dense import Dense
+
 Frequencies = Literal["half", "half_minus_one"]
 Order = Literal["cos_sin", "sin_cos"]
 
@@ -39,5 +41,5 @@ class VectorEmbedding(nn.Module):
     @nn.compact
     def __call__(self, vector: Float[Array, "b d"]) -> Float[Array, "b e"]:
         """Embed the vectors."""
-        h = nn.Dense(self.features, dtype=self.dtype, name="dense_0")(vector.astype(self.dtype))
-        return nn.Dense(self.features, dtype=self.dtype, name="dense_1")(jax.nn.silu(h))
+        h = Dense(self.features, dtype=self.dtype, name="dense_0")(vector.astype(self.dtype))
+        return Dense(self.features, dtype=self.dtype, name="dense_1")(jax.nn.silu(h))

@@ -61,8 +61,7 @@ class Downsample(nn.Module):
         """Halve the resolution of `x`."""
         factors = resampling_factors(x.ndim - 2)
         padding = [(1, 1) if self.symmetric or factor == 1 else (0, 1) for factor in factors]
-        kernel = (3,) * len(factors)
-        return nn.Conv(x.shape[-1], kernel, factors, padding=padding, dtype=self.dtype, name="conv")(x)
+        return Conv(x.shape[-1], dtype=self.dtype, strides=factors, padding=padding, name="conv")(x)
 
 
 def space_to_depth(x: Float[Array, "b *spatial c"], factor: int) -> Float[Array, "b *smaller d"]:

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.conv import Conv
+from ldm_jax.nn.dense import Dense, spread
 from ldm_jax.nn.norm import GroupNorm
 from ldm_jax.nn.resample import downsample_mean, upsample_nearest
 
@@ -63,9 +64,9 @@ class ResBlock(nn.Module):
         if embedding is None:
             return norm(h)
         features = self.channels * (2 if self.scale_shift_norm else 1)
-        e = nn.Dense(features, dtype=self.dtype, name="embedding")(jax.nn.silu(embedding.astype(self.dtype)))
+        e = Dense(features, dtype=self.dtype, name="embedding")(jax.nn.silu(embedding.astype(self.dtype)))
         e = e.reshape(e.shape[0], *(1 for _ in range(h.ndim - 2)), features)
         if not self.scale_shift_norm:
-            return norm(h + e)
-        scale, shift = jnp.split(e, 2, axis=-1)
+            return norm(h + spread(e, h.shape, self.dtype))
+        scale, shift = (spread(part, h.shape, self.dtype) for part in jnp.split(e, 2, axis=-1))
         return norm(h) * (1 + scale) + shift  # (2)

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from tokenizers import Tokenizer
 
+from ldm_jax import sharding
 from ldm_jax.conditioning.tokenizer import PromptEncoder
 from ldm_jax.config import (
     ClipTextConditioning,
@@ -117,7 +118,13 @@ def read_pipeline(folder: Path, variant: str | None = None) -> Session:
         "denoiser": read_weights(folder / "unet", read_unet_params, unet, variant=variant),
     }
     encoder = PromptEncoder(tokenizers, warn=True) if tokenizers else None
-    return Session(experiment, make_model(experiment), params, encoder, imported_sampler=sampler)
+    return Session(
+        experiment,
+        make_model(experiment, sharding.make_mesh(experiment.mesh)),
+        params,
+        encoder,
+        imported_sampler=sampler,
+    )
 
 
 def imported_sampler(options: Mapping[str, Any]) -> tuple[Scheduler, ImportedSampler]:

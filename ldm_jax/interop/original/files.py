@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm_jax import sharding
 from ldm_jax.conditioning.tokenizer import PromptEncoder
 from ldm_jax.config import Conditioning
 from ldm_jax.errors import UserError
@@ -68,7 +69,7 @@ def read_original(
     with open_tensors(file) as tensors:
         params = read_checkpoint(tensors, project, where=str(file), weights=weights)
     experiment = dataclasses.replace(project, conditioning=conditioning).experiment(name)
-    return Session(experiment, make_model(experiment), params, encoder)
+    return Session(experiment, make_model(experiment, sharding.make_mesh(experiment.mesh)), params, encoder)
 
 
 def write_original(session: Session, path: Path, dtype: FloatType | None = None) -> None:

@@ -1,0 +1,40 @@
+"""The dense layer, and how a small array meets a large one, with gradients summed in float32.
+
+The gradient of what is added to every position is a sum over all of them. In bfloat16 XLA takes that sum on a CPU in
+bfloat16, which stops growing at 256 times its terms. Here the small array is spread out in float32 and cast afterwards:
+the transpose of that is to cast first and to sum in float32. Forward nothing changes, and XLA fuses the two.
+
+(1) y = x W + b;  db = sum over all positions of dy, in float32
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+def spread(x: Float[Array, "..."], shape: Sequence[int], dtype: DTypeLike) -> Float[Array, "..."]:
+    """`x` repeated to `shape` in `dtype`; its gradient is summed in float32 (1)."""
+    return jnp.broadcast_to(x.astype(jnp.float32), tuple(shape)).astype(dtype)
+
+
+class Dense(nn.Module):
+    """A matrix product over channels and a bias (1), in the compute dtype on float32 parameters."""
+
+    features: int
+    use_bias: bool = True
+    kernel_init: jax.nn.initializers.Initializer = nn.initializers.lecun_normal()
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*positions c"]) -> Float[Array, "*positions d"]:
+        """Apply the layer to every position."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return y + spread(bias, y.shape, self.dtype)
