@@ -10,11 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from ldm_jax.config import autoencoder, conditioning, data, denoiser, diffusion, experiment, mesh, sampling, training
+from ldm_jax.config import (
+    autoencoder,
+    conditioning,
+    data,
+    denoiser,
+    diffusion,
+    distributed,
+    experiment,
+    mesh,
+    sampling,
+    training,
+)
 from ldm_jax.config.experiment import Experiment
 from ldm_jax.errors import UserError
 
-_MODULES = (data, autoencoder, denoiser, conditioning, diffusion, training, sampling, mesh, experiment)
+_MODULES = (data, autoencoder, denoiser, conditioning, diffusion, training, sampling, mesh, distributed, experiment)
 _KINDS = {name: kind for module in _MODULES for name, kind in vars(module).items() if dataclasses.is_dataclass(kind)}
 
 
