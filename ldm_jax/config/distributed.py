@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ldm_jax.config.checks import require, require_positive
+from ldm_jax.config.checks import require, require_not_negative, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,12 @@ class DistributedConfig:
             f"DistributedConfig.heartbeat_seconds={self.heartbeat_seconds} is shorter than a busy machine may be "
             "silent; use at least 5",
         )
+        if self.process_id is not None:
+            require_not_negative(self, "process_id")
         if self.num_processes is not None:
             require_positive(self, "num_processes")
             require(
-                self.process_id is None or 0 <= self.process_id < self.num_processes,
+                self.process_id is None or self.process_id < self.num_processes,
                 f"DistributedConfig.process_id={self.process_id} must lie between 0 and "
                 f"num_processes - 1 = {self.num_processes - 1}",
             )

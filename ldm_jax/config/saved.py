@@ -16,6 +16,7 @@ from ldm_jax.config import (
     data,
     denoiser,
     diffusion,
+    distributed,
     experiment,
     first_stage,
     mesh,
@@ -27,7 +28,7 @@ from ldm_jax.config.places import Place
 from ldm_jax.errors import UserError
 
 _MODELS = (autoencoder, denoiser, conditioning, diffusion)
-_MODULES = (data, *_MODELS, training, adversarial, first_stage, sampling, mesh, experiment)
+_MODULES = (data, *_MODELS, training, adversarial, first_stage, sampling, mesh, distributed, experiment)
 _KINDS = {name: kind for module in _MODULES for name, kind in vars(module).items() if dataclasses.is_dataclass(kind)}
 
 
