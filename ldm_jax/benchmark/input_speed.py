@@ -1,7 +1,7 @@
 """How fast one core reads what a run learns from, and what that means for an accelerator that is not here.
 
 Without training: the source as it is read from disk and from memory, each transform, and whole batches of both stages,
-of pictures and of latents, in one thread. For a v5p-64, 32 chips with a host for every 4, it follows
+of pictures and of latents, in one thread. For a v5p-64, 64 chips with a host for every 4, it follows
 
 (1) pictures a second of a host = those of one core * its cores, if reading in as many processes adds up (not measured)
 (2) hosts = steps a second * batch / (1), rounded up
@@ -32,9 +32,9 @@ from ldm_jax.data.transforms import training_transforms
 from ldm_jax.model import make_model
 from ldm_jax.training.run_folder import RunFolder
 
-TOPOLOGY, HOSTS, CORES = "v5p-64", 8, 208
-"""The slice that is asked about: 64 TensorCores are 32 chips, and a host for 4 of them has 208 virtual CPUs (machine
-type ct5p-hightpu-4t of Google Cloud)."""
+TOPOLOGY, HOSTS, CORES = "v5p-64", 16, 208
+"""The slice that is asked about: 64 chips, as `ldm plan` counts them, and a host for 4 of them has 208 virtual CPUs
+(machine type ct5p-hightpu-4t of Google Cloud)."""
 ROUNDS, SECONDS = 5, 0.5
 _BATCH_ROWS = ("batches of pictures", "batches of latents")
 
@@ -161,7 +161,7 @@ def _as_markdown(report: Report, known: dict[str, Any]) -> str:
     lines = [f"# Input of {report.experiment.name}", "", *(f"- {name}: {value}" for name, value in known.items()), ""]
     lines += ["| on one core | pictures/s (quartiles) |", "| --- | --- |"]
     lines += [f"| {name} | {r.median:.0f} ({r.lower:.0f} to {r.upper:.0f}) |" for name, r in report.rows]
-    lines += ["", f"A {TOPOLOGY} has 32 chips and {HOSTS} hosts of {CORES} virtual CPUs; assumed is that as many cores"]
+    lines += ["", f"A {TOPOLOGY} has 64 chips and {HOSTS} hosts of {CORES} virtual CPUs; assumed is that as many cores"]
     lines += ["read as many times as fast as the one measured here, which was not tried.", ""]
     return "\n".join([*lines, *map(_sentence, _needs(report))])
 
