@@ -106,6 +106,7 @@ def soak(run: Path, minutes: float, every: float, warm_up: float, heartbeat: flo
             next_fault = time.monotonic() + 60 * every
     launcher.send_signal(signal.SIGTERM)
     status = launcher.wait(600)
+    repeated += max(before - (steps_of(run) or [0])[-1], 0)
     return _report(run, lives, warm_up) | {"faults": injected, "steps_repeated": repeated, "exit_status": status}
 
 
