@@ -24,8 +24,8 @@ from ldm_jax.config import (
     load_experiment,
     read_manifest,
 )
-from ldm_jax.config.places import Place, to_place
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place, to_place
 
 DEFAULT_EXPERIMENT = "openmoji"
 

@@ -7,9 +7,9 @@ import numpy as np
 from ldm_jax import sharding
 from ldm_jax.conditioning.tokenizer import token_inputs
 from ldm_jax.config import ClassConditioning, Experiment
-from ldm_jax.config.places import Place
 from ldm_jax.data.transforms import evaluation_transforms
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place
 from ldm_jax.interop.starting_point import find_starting_point
 from ldm_jax.model import Params
 from ldm_jax.pictures import draw_grid, to_uint8

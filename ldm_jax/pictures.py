@@ -8,8 +8,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from ldm_jax.config.places import Place, is_local
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place, is_local
 
 _PAD = 4
 _LINE = 20

@@ -458,7 +458,7 @@ def test_a_run_of_cpus_goes_on_with_as_many(tmp_path: Path):
 def test_numbers_are_counted_in_32_bits(name: str):
     flag = name.replace("_", "-")
     with pytest.raises(UserError, match=f"--{flag}=2147483648 must be at most 2147483647"):
-        cli.sampling_config(dataclasses.replace(cli.SampleCommand(run="x"), **{name: 2**31}), SamplingConfig())
+        sampling_config(dataclasses.replace(SampleCommand(run="x"), **{name: 2**31}), SamplingConfig())
 
 
 def test_a_mesh_of_a_million_starts_no_million_devices():

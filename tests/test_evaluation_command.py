@@ -170,13 +170,13 @@ def test_a_run_is_scored_against_its_data_and_goes_on_where_it_stopped(
     assert record["samples"]["sampling"]["num_sample_steps"] == 2
     assert record["reference"]["split"] == "train"
     drawn: list[int] = []
-    generate = drawing.make_generate
+    draw = drawing.BatchDrawer.draw
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         drawn.append(1)
-        return generate(*args, **kwargs)
+        return draw(*args, **kwargs)
 
-    monkeypatch.setattr(drawing, "make_generate", counting)
+    monkeypatch.setattr(drawing.BatchDrawer, "draw", counting)
     assert scores_of(**flags, num_samples=12) == first
     assert drawn == [], "nothing is drawn twice"
     scores_of(**flags, num_samples=8, network=("clip",), weights=("x",), seed=0)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import one_device_mesh, random_params, tiny_experiment
 
 from ldm_jax.errors import UserError
-from ldm_jax.model import Params
+from ldm_jax.model import Params, make_model
 from ldm_jax.training import latents
 from ldm_jax.training.latents import LatentReader, latent_statistics, parameter_fingerprint
 from ldm_jax.training.workspace import Workspace, open_workspace
@@ -103,7 +103,8 @@ def test_a_fingerprint_tells_values_shapes_types_and_names():
 def cached(data_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace that caches latents."""
     work = open_workspace(tiny_experiment(data_cache), tmp_path_factory.mktemp("runs") / "run")
-    return dataclasses.replace(work, mesh=one_device_mesh())
+    mesh = one_device_mesh()
+    return dataclasses.replace(work, mesh=mesh, model=make_model(work.experiment, mesh))
 
 
 @pytest.fixture(scope="module")

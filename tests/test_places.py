@@ -18,8 +18,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from ldm_jax.config import Experiment
-from ldm_jax.config.places import is_local, to_place
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import is_local, to_place
 from ldm_jax.pictures import draw_grid, save_picture
 from ldm_jax.training import checkpoints as checkpoints_module
 from ldm_jax.training.checkpoints_command import CheckpointsCommand, run_checkpoints

@@ -17,8 +17,8 @@ from jaxtyping import Int32
 from tokenizers import Encoding, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from ldm_jax.config import ClipTextConditioning, Conditioning, SdxlConditioning, TextConditioning
-from ldm_jax.config.places import Place
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from ldm_jax.config import (
     training,
 )
 from ldm_jax.config.experiment import Experiment
-from ldm_jax.config.places import Place
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place
 
 _MODELS = (autoencoder, denoiser, conditioning, diffusion)
 _MODULES = (data, *_MODELS, training, adversarial, first_stage, sampling, mesh, distributed, experiment)

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ldm_jax.config.places import Place
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place
 
 
 def read_json(path: Place) -> dict[str, Any]:

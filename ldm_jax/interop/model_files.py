@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 
 from ldm_jax.conditioning.tokenizer import token_inputs
-from ldm_jax.config.places import Place
 from ldm_jax.errors import UserError
 from ldm_jax.files.folders import require_empty
 from ldm_jax.files.json_files import read_json
+from ldm_jax.files.places import Place
 from ldm_jax.files.write_safetensors import FloatType
 from ldm_jax.interop.diffusers.export import write_pipeline
 from ldm_jax.interop.diffusers.pipeline import imported_sampler, is_pipeline, read_pipeline

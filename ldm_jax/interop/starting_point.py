@@ -8,8 +8,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from ldm_jax.config import ClipTextConditioning, Conditioning, Experiment, SdxlConditioning, differences
-from ldm_jax.config.places import Place, to_place
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place, to_place
 from ldm_jax.interop.model_files import open_model
 from ldm_jax.interop.same_model import autoencoder_form, model_differences
 from ldm_jax.interop.text_folders import read_text_folder

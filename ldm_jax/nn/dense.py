@@ -12,11 +12,14 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
-def spread(x: Float[Array, "..."], shape: Sequence[int], dtype: DTypeLike) -> Float[Array, "..."]:
+def spread(
+    x: Float[Array, "..."] | Float[np.ndarray, "..."], shape: Sequence[int], dtype: DTypeLike
+) -> Float[Array, "..."]:
     """`x` repeated to `shape` in `dtype`; its gradient is summed in float32 (1)."""
     return jnp.broadcast_to(x.astype(jnp.float32), tuple(shape)).astype(dtype)
 

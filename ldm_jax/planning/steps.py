@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ldm_jax import rng, sharding
-from ldm_jax.config import Experiment
+from ldm_jax.config import Experiment, SamplingConfig
 from ldm_jax.diffusion.samplers import make_sampler
 from ldm_jax.model import LatentDiffusion, make_model, require_diffusion_of_pictures
 from ldm_jax.planning.request import StageName, training_of
-from ldm_jax.sampling.generate import make_generate
+from ldm_jax.sampling.batches import guidance_numbers
+from ldm_jax.sampling.generate import Method, Request, make_generate
 from ldm_jax.training.program import StageProgram, autoencoder_program, diffusion_program, jit_step
 
 
@@ -64,17 +65,21 @@ def _sampling_step(experiment: Experiment, model: LatentDiffusion, batch_size: i
     sharding.check_batch_size("sampling", batch_size, 1, mesh)
     config = experiment.sampling
     sampler = make_sampler(config, model.schedule, experiment.diffusion.prediction_type)
-    root = jax.eval_shape(lambda: rng.root_key(0))
-    params = jax.eval_shape(model.init, root)
-    inputs = jax.eval_shape(lambda: model.null_inputs(batch_size))
-    negative = jax.eval_shape(lambda: model.conditioner.null_inputs(batch_size))
-    split = (inputs, negative, _array(batch_size), jax.ShapeDtypeStruct((batch_size,), jnp.int32))
+    params = jax.eval_shape(model.init, jax.eval_shape(lambda: rng.root_key(0)))
+    request = jax.eval_shape(lambda: _request(model, config, batch_size))
+    split = (request, *(jax.ShapeDtypeStruct((batch_size,), jnp.int32) for _ in ("seeds", "index")))
     everywhere, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     params = jax.tree.map(lambda leaf: _placed(leaf, everywhere), params)
-    split = jax.tree.map(lambda leaf: _placed(leaf, batch), split)
-    arguments = (params, sampler, *split[:3], root, split[3])
-    generate = make_generate(model, guided=config.guidance_scale != 1.0 and bool(inputs))
+    arguments = (params, None, sampler, *jax.tree.map(lambda leaf: _placed(leaf, batch), split))
+    guided = config.guidance_scale != 1.0 and bool(request.inputs)
+    generate = make_generate(model, Method(guided=guided, calls=config.guidance_calls))
     return AbstractStep(generate, arguments, _size(params))
+
+
+def _request(model: LatentDiffusion, config: SamplingConfig, batch_size: int) -> Request:
+    """Of pictures about which nothing is said, as large as any other."""
+    inputs, negative = model.null_inputs(batch_size), model.conditioner.null_inputs(batch_size)
+    return Request(inputs, negative, guidance_numbers(config, [config.guidance_scale] * batch_size))
 
 
 def _frozen(experiment: Experiment, model: LatentDiffusion) -> Any:

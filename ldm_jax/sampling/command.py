@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ldm_jax.config import MeshConfig
-from ldm_jax.config.places import Place, is_local, to_place
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place, is_local, to_place
 from ldm_jax.pictures import draw_grid, save_picture
 from ldm_jax.sampling.asked import Asked, ask
 from ldm_jax.sampling.description import Described, Origin, Origins, describe, read_description

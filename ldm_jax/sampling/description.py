@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ldm_jax
-from ldm_jax.config.places import Place
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place
 from ldm_jax.pictures import read_picture
 from ldm_jax.sampling.draw import BatchRow, Drawn
 from ldm_jax.sampling.request import DrawRequest

@@ -14,8 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ldm_jax.config.places import Place
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place
 from ldm_jax.pictures import draw_grid, read_picture, save_picture
 from ldm_jax.sampling.description import Origins, describe
 from ldm_jax.sampling.draw import Easel

@@ -19,8 +19,8 @@ from ldm_jax.config import (
     Spacing,
     restore_experiment,
 )
-from ldm_jax.config.places import Place, to_place
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place, to_place
 from ldm_jax.pictures import read_picture
 
 
@@ -224,6 +224,7 @@ def _refuse_beside_again(command: SampleCommand) -> None:
     free = {"run", "model", "config", "tokenizer", "out", "again", "json"}
     for f in dataclasses.fields(command):
         value: Any = getattr(command, f.name)
-        if f.name not in free and value != f.default:
+        usual = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        if f.name not in free and value != usual:
             flag = f"--{f.name.replace('_', '-')}"
             raise UserError(f"{flag} does not go with --again, which draws what the file says")

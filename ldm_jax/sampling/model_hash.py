@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldm_jax.config.places import Place
+from ldm_jax.files.places import Place
 from ldm_jax.sampling.session import Session
 from ldm_jax.sharding import path_names
 from ldm_jax.training.seals import write_atomically

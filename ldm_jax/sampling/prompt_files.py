@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ldm_jax.config.places import Place
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place
 
 _FIELDS: dict[str, tuple[type, ...]] = {
     "prompt": (str,),

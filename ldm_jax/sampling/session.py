@@ -15,9 +15,9 @@ from ldm_jax import rng, sharding
 from ldm_jax.conditioning.conditions import Inputs
 from ldm_jax.conditioning.tokenizer import PromptEncoder, token_inputs
 from ldm_jax.config import ClassConditioning, Experiment, MeshConfig, SamplingConfig
-from ldm_jax.config.places import Place
 from ldm_jax.diffusion.samplers import Sampler, make_sampler
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place
 from ldm_jax.model import LatentDiffusion, Params, make_model, require_diffusion_of_pictures
 from ldm_jax.sampling.batches import BatchDrawer, guidance_numbers
 from ldm_jax.sampling.generate import Method, Request

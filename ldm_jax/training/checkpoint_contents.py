@@ -15,7 +15,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from ldm_jax import sharding
-from ldm_jax.config.places import Place
+from ldm_jax.files.places import Place
 from ldm_jax.training.seals import DamagedCheckpoint
 
 _AT_ONCE = 64 * 2**20

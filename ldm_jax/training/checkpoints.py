@@ -21,8 +21,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from ldm_jax.config.places import Place, is_local
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place, is_local
 from ldm_jax.training.keep_policy import KeepPolicy
 from ldm_jax.training.seals import DamagedCheckpoint, Seal, check_files, read_seal, seal_files, write_seal
 

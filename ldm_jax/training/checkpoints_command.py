@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import tyro
 
-from ldm_jax.config.places import to_place
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import to_place
 from ldm_jax.training.checkpoint_contents import ArrayInfo, digest_checkpoint, read_contents
 from ldm_jax.training.checkpoints import Checkpoints
 from ldm_jax.training.run_folder import RunFolder

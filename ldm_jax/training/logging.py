@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from ldm_jax.config.places import Place, is_local
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place, is_local
 from ldm_jax.training import processes
 from ldm_jax.training.board import Board
 from ldm_jax.training.run_folder import RunFolder

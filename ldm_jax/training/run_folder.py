@@ -24,9 +24,9 @@ from tokenizers import Tokenizer
 
 from ldm_jax import config as configs
 from ldm_jax.conditioning.tokenizer import load_tokenizer, token_inputs
-from ldm_jax.config.places import Place, is_local
 from ldm_jax.data.preparation import default_cache_dir
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place, is_local
 from ldm_jax.training.checkpoints import Checkpoints
 from ldm_jax.training.keep_policy import KeepPolicy
 from ldm_jax.training.seals import DamagedCheckpoint, write_atomically

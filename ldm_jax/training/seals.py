@@ -13,8 +13,8 @@ from typing import Any
 
 from etils import epath
 
-from ldm_jax.config.places import Place, is_local
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place, is_local
 
 _CHUNK = 1 << 22
 

@@ -19,13 +19,13 @@ from ldm_jax.config import (
     TextConditioning,
     TrainingConfig,
 )
-from ldm_jax.config.places import Place
 from ldm_jax.data.pipeline import batches, epoch
 from ldm_jax.data.source import Source, training_texts
 from ldm_jax.data.sources import load_source
 from ldm_jax.data.transforms import evaluation_transforms, training_transforms
 from ldm_jax.diffusion.samplers import make_sampler
 from ldm_jax.errors import UserError
+from ldm_jax.files.places import Place
 from ldm_jax.model import LatentDiffusion, make_model, require_diffusion_of_pictures
 from ldm_jax.training import processes
 from ldm_jax.training.run_folder import RunFolder
