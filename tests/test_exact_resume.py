@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parent
 STAGES = ("autoencoder", "diffusion")
-TIMES = ("images_per_second", "input_wait")
+TIMES = ("seconds_per_step", "images_per_second", "images_per_second_per_device", "input_wait")
 NUM_KILLS = int(os.environ.get("LDM_JAX_KILLS", "20"))
 
 
