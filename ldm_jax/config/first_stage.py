@@ -5,7 +5,6 @@ from typing import Literal
 
 from ldm_jax.config.adversarial import DiscriminatorConfig
 from ldm_jax.config.autoencoder import AutoencoderKLConfig, AutoencoderVQConfig
-from ldm_jax.config.checks import require_not_negative
 from ldm_jax.config.training import OptimizerConfig, TrainingConfig
 
 
@@ -18,10 +17,6 @@ class FirstStageConfig:
     """Distance between a picture and its reconstruction."""
     learn_output_logvar: bool = False
     """Learn one log-variance of the reconstruction's error, which weighs that error against the regulariser."""
-    perceptual_weight: float = 0.0
-    """Weight of the perceptual distance (LPIPS) beside the other; 0 has none."""
-    perceptual_network: Literal["vgg16", "alexnet"] = "vgg16"
-    """Network whose features are compared."""
     discriminator: DiscriminatorConfig | None = None
     """What the reconstructions are trained against; None trains on distances alone."""
     latent_scale: Literal["global", "per_channel"] = "global"
@@ -30,6 +25,3 @@ class FirstStageConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: str | None = None
     """Folder of a finished run whose autoencoder is used instead of training one."""
-
-    def __post_init__(self) -> None:
-        require_not_negative(self, "perceptual_weight")

@@ -11,6 +11,7 @@ from ldm_jax import sharding
 from ldm_jax.model import LatentDiffusion, Params
 from ldm_jax.pictures import draw_grid, to_uint8
 from ldm_jax.training import processes
+from ldm_jax.training.alarms import Alarms, first_stage_alarms
 from ldm_jax.training.autoencoder_step import reconstruction_distance
 from ldm_jax.training.loop import Stage
 from ldm_jax.training.program import autoencoder_program
@@ -58,6 +59,7 @@ def make_autoencoder_stage(work: Workspace) -> Stage:
         batches=lambda start: work.train_batches(work.train, config.training, "autoencoder", start),
         evaluate=evaluate,
         draw=draw,
+        alarms=Alarms(lambda metrics, step: first_stage_alarms(config, metrics, step)),
     )
 
 

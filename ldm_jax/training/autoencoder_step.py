@@ -1,6 +1,6 @@
 """The loss of the first stage, for the autoencoder and for its discriminator in one.
 
-(1) error = mean |x - decode(z)| + perceptual_weight * LPIPS,  z ~ q(z | x)      LDM, appendix G; l1 or l2
+(1) error = mean |x - decode(z)|,  z ~ q(z | x)                                  LDM, appendix G; l1 or l2
 (2) loss  = error / exp(logvar) + logvar + regulariser + hears * weight * adaptive * G(D(decode(z))) + D's own loss
                                                                                  LDM, eq. 25
 
@@ -33,19 +33,14 @@ from ldm_jax.training.step import Batch, LossFn, Metrics
 
 Pictures = Float[Array, "b *spatial c"]
 
-Distance = Callable[[Params, Pictures, Pictures], Float[Array, " b"]]
-"""Parameters, pictures and reconstructions -> a distance of each pair."""
-
 LAST_LAYER = ("decoder", "conv_out", "kernel")
 
 
-def make_autoencoder_loss(
-    model: LatentDiffusion, config: FirstStageConfig, perceptual: Distance | None = None
-) -> LossFn:
+def make_autoencoder_loss(model: LatentDiffusion, config: FirstStageConfig) -> LossFn:
     """The loss (2) on batches with `image` [b, h, w, c] in [-1, 1] and `sample_index` [b].
 
     Trained parameters are `autoencoder`, `discriminator` where there is one, and `output_logvar` where it is learned;
-    frozen ones `perceptual`, where that distance is given, and `verdict_average` for the LeCam regulariser.
+    frozen ones `verdict_average` for the LeCam regulariser.
     """
 
     def loss_fn(
@@ -58,19 +53,14 @@ def make_autoencoder_loss(
         def reconstruct(autoencoder: Params) -> tuple[Pictures, Float[Array, " b"], Metrics]:
             return apply(model.autoencoder, autoencoder, image, keys, key=dropout_key, train=True)
 
-        def error_of(reconstruction: Pictures) -> tuple[Float[Array, " b"], Metrics]:
-            distance = reconstruction_distance(image, reconstruction, config.reconstruction_loss)
-            if perceptual is None:
-                return distance, {"reconstruction": jnp.mean(distance)}
-            seen = perceptual(frozen["perceptual"], image, reconstruction)
-            metrics = {"reconstruction": jnp.mean(distance), "perceptual": jnp.mean(seen)}
-            return distance + config.perceptual_weight * seen, metrics
+        def error_of(reconstruction: Pictures) -> Float[Array, " b"]:
+            return reconstruction_distance(image, reconstruction, config.reconstruction_loss)
 
         reconstruction, regulariser, metrics = reconstruct(params["autoencoder"])
-        error, told = error_of(reconstruction)
+        error = error_of(reconstruction)
         logvar = params.get("output_logvar", jnp.zeros(()))
         loss = jnp.mean(error) / jnp.exp(logvar) + logvar + jnp.mean(regulariser)
-        metrics = {**metrics, **told, "regulariser": jnp.mean(regulariser)}
+        metrics = {**metrics, "reconstruction": jnp.mean(error), "regulariser": jnp.mean(regulariser)}
         if "output_logvar" in params:
             metrics["output_logvar"] = logvar
         if config.discriminator is None:
@@ -81,7 +71,7 @@ def make_autoencoder_loss(
             return _last_layer_gradients(
                 lambda autoencoder: reconstruct(autoencoder)[0],
                 jax.lax.stop_gradient(params["autoencoder"]),
-                lambda x: jnp.mean(error_of(x)[0]) / jnp.exp(fixed),
+                lambda x: jnp.mean(error_of(x)) / jnp.exp(fixed),
                 adversarial,
             )
 

@@ -63,6 +63,8 @@ class Stage:
     """Held-out metrics."""
     draw: Callable[[TrainState, int], None]
     """Pictures of the state after a step."""
+    alarms: Callable[[dict[str, float], int], int] = lambda metrics, step: 0
+    """Warns of what the metrics of a step say is wrong; how many things are."""
 
 
 def run_stage(
@@ -256,6 +258,7 @@ class _Loop:
         seconds = time.perf_counter() - self.since
         kind, count = self.mesh.devices.flat[0].device_kind, self.mesh.size
         speed = Speed.on(kind, count, batch_size=self.stage.training.batch_size, flops=self.step.flops)
+        self.stage.alarms(values, number)
         values |= speed.figures(steps=self.steps_since, seconds=seconds, waited=self.waited)
         bar.set_postfix_str(f"{values['images_per_second']:.0f} images/s, loss {values['loss']:.4f}")
         self._restart_clock()
