@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tiny import CLASSES, random_params, tiny_experiment
 
+from ldm_jax import sharding
 from ldm_jax.conditioning.tokenizer import PromptEncoder, train_tokenizer
 from ldm_jax.config import Conditioning, Experiment, MeshConfig, SamplingConfig, Unconditional
 from ldm_jax.errors import UserError
@@ -280,3 +281,10 @@ def test_a_denoiser_of_something_else_draws_no_pictures(text: Session, change: d
     other = dataclasses.replace(text, experiment=dataclasses.replace(experiment, denoiser=denoiser, first_stage=first))
     with pytest.raises(UserError, match=re.escape(message)):
         next(other.draw({}, 1, CONFIG, seed=0))
+
+
+def test_on_another_mesh_the_model_is_made_for_it(text: Session):
+    other = text.on(MeshConfig(data=1, fsdp=-1))
+    assert other.mesh == MeshConfig(data=1, fsdp=-1)
+    assert other.model.denoiser.kernel.mesh == sharding.make_mesh(other.mesh)
+    assert other.params is text.params and other.experiment is text.experiment

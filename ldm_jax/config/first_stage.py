@@ -25,3 +25,9 @@ class FirstStageConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: str | None = None
     """Folder of a finished run whose autoencoder is used instead of training one."""
+
+    @property
+    def averaged_codebook(self) -> AutoencoderVQConfig | None:
+        """The autoencoder, if its codes follow by moving averages."""
+        config = self.autoencoder
+        return config if isinstance(config, AutoencoderVQConfig) and config.codes == "average" else None

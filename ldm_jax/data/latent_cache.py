@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import jax
 import numpy as np
 from jaxtyping import Float32
 
-from ldm_jax import sharding
 from ldm_jax.config import DataConfig
 from ldm_jax.data.pipeline import epoch
 from ldm_jax.data.preparation import digest
@@ -62,6 +60,8 @@ def cached_latents(
     autoencoder: str,
     batch_size: int,
     rows: Sequence[int] | np.ndarray | None = None,
+    have_all: Callable[[bool], bool] = bool,
+    writes: bool = True,
 ) -> LatentSource:
     """The latents of a source, from the file if it fits, else encoded now and saved there.
 
@@ -73,15 +73,17 @@ def cached_latents(
         autoencoder: fingerprint of the encoder's parameters.
         batch_size: pictures in one call of `encode`.
         rows: rows of each batch that this process reads, where several encode together; None reads all.
+        have_all: whether every process says yes; all encode if the file of one does not fit.
+        writes: whether this is the process that saves the file.
 
     Raises:
         UserError: the file cannot be written.
     """
     fingerprint = latent_fingerprint(source.info, config, autoencoder)
     moments = load_latents(path, fingerprint)
-    if not sharding.to_all(np.asarray(moments is not None)).all():
+    if not have_all(moments is not None):
         moments = encode_source(source, encode, config=config, batch_size=batch_size, rows=rows)
-        if jax.process_index() == 0:
+        if writes:
             save_latents(path, moments, fingerprint)
     assert moments is not None  # every process has loaded them, or has encoded them with the others
     annotations = tuple(source.annotation(index) for index in range(len(source)))

@@ -19,7 +19,7 @@ from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.fingerprint import tree_fingerprint
 from ldm_jax.evaluation.pictures import PictureSet
-from ldm_jax.model import require_diffusion_of_pictures
+from ldm_jax.model import make_model, require_diffusion_of_pictures
 from ldm_jax.sampling.batches import BatchDrawer, guidance_numbers
 from ldm_jax.sampling.generate import Method, Request
 from ldm_jax.sampling.session import Session
@@ -37,7 +37,7 @@ def drawn_pictures(
     require_diffusion_of_pictures(session.experiment)
     captions = _captions(session)
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
-    drawer = BatchDrawer(session.model, session.params, session.sampler(config), config, mesh)
+    drawer = BatchDrawer(make_model(session.experiment, mesh), session.params, session.sampler(config), config, mesh)
     size = drawer.batch_size(batch_size, batch_size)
 
     def read(start: int, stop: int) -> UInt8[np.ndarray, "b h w c"]:

@@ -43,7 +43,7 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     )
     origin = Origin(path=command.run or command.model or "", config=command.config, tokenizer=command.tokenizer)
     session, origin = _open(origin, open_model)
-    session = dataclasses.replace(session, mesh=command.mesh) if command.mesh != MeshConfig() else session
+    session = session.on(command.mesh) if command.mesh != MeshConfig() else session
     weaker, weaker_origin = _open_weaker(command.weaker, command.weaker_step)
     config = sampling_config(command, session.experiment.sampling)
     request = DrawRequest(

@@ -1,5 +1,6 @@
 """A trained model, ready to draw: what was asked for (prompts or classes) in, 8-bit pictures out."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,11 @@ class Session:
     """How the devices are arranged to draw; pictures are the same up to rounding."""
     seal: Place | None = None
     """Seal of the checkpoint that its parameters come from, if they do."""
+
+    def on(self, mesh: MeshConfig) -> "Session":
+        """The same model, made for and drawing on devices arranged in another way."""
+        model = make_model(self.experiment, sharding.make_mesh(mesh))
+        return dataclasses.replace(self, model=model, mesh=mesh)
 
     @property
     def tokenizers(self) -> dict[str, Tokenizer]:

@@ -11,13 +11,9 @@ from jaxtyping import Array, Int, Key
 from ldm_jax import rng
 from ldm_jax.autoencoder.code_averages import CodeAverages, follow, restart
 from ldm_jax.autoencoder.discriminator import Discriminator
-from ldm_jax.config import AutoencoderVQConfig, FirstStageConfig
+from ldm_jax.config import FirstStageConfig
 from ldm_jax.model import LatentDiffusion, Params
 from ldm_jax.training.step import Follow, Metrics
-
-
-def _has_code_averages(config: FirstStageConfig) -> bool:
-    return isinstance(config.autoencoder, AutoencoderVQConfig) and config.autoencoder.codes == "average"
 
 
 def init_first_stage(model: LatentDiffusion, config: FirstStageConfig, key: Key[Array, ""]) -> Params:
@@ -35,7 +31,7 @@ def init_first_stage(model: LatentDiffusion, config: FirstStageConfig, key: Key[
 def init_averages(config: FirstStageConfig, params: Params) -> Params:
     """The averages before the first step."""
     averages: Params = {}
-    if _has_code_averages(config):
+    if config.averaged_codebook is not None:
         averages["code_average"] = CodeAverages.of_codes(params["autoencoder"]["codebook"]["embedding"])._asdict()
     if config.discriminator is not None and config.discriminator.lecam_weight > 0:
         averages["verdict_average"] = {"real": jnp.zeros(()), "fake": jnp.zeros(())}
@@ -48,8 +44,8 @@ def make_follow(config: FirstStageConfig) -> Follow:
     def follow_metrics(
         params: Params, frozen: Params, metrics: Metrics, root: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[Params, Params]:
-        autoencoder = config.autoencoder
-        if isinstance(autoencoder, AutoencoderVQConfig) and autoencoder.codes == "average":
+        autoencoder = config.averaged_codebook
+        if autoencoder is not None:
             averages = CodeAverages(**frozen["code_average"])
             averages = follow(averages, metrics["code_share"], metrics["code_total"], autoencoder.code_decay)
             if autoencoder.restart_usage > 0:

@@ -19,6 +19,7 @@ from ldm_jax.data.latent_cache import LatentSource, cached_latents
 from ldm_jax.data.source import Source
 from ldm_jax.errors import UserError
 from ldm_jax.model import LatentDiffusion, Params
+from ldm_jax.training import processes
 from ldm_jax.training.step import Batch
 from ldm_jax.training.workspace import Workspace
 
@@ -83,6 +84,8 @@ class LatentReader:
             autoencoder=fingerprint,
             batch_size=self.batch_size,
             rows=sharding.local_rows(self.work.mesh, self.batch_size),
+            have_all=lambda mine: bool(sharding.to_all(np.asarray(mine)).all()),
+            writes=processes.is_first(),
         )
 
     def statistics(self) -> Params:

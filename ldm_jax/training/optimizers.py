@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from ldm_jax.config import AutoencoderVQConfig, FirstStageConfig, OptimizerConfig
+from ldm_jax.config import FirstStageConfig, OptimizerConfig
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -122,7 +122,7 @@ def make_first_stage_optimizer(config: FirstStageConfig) -> optax.GradientTransf
         )
 
     steps = config.training.num_steps
-    by_average = isinstance(config.autoencoder, AutoencoderVQConfig) and config.autoencoder.codes == "average"
+    by_average = config.averaged_codebook is not None
     if config.discriminator is None and not by_average:
         return make_optimizer(config.optimizer, steps)
     optimizers: dict[Hashable, optax.GradientTransformation] = {
