@@ -3,8 +3,8 @@
     python train.py
     python sample.py runs/openmoji --prompt "red apple" --prompt "angry cat"
 
-Hardware: two CPU cores. Measured 2026-11-24 with empty caches: 11 min 36 s in all, peak memory 2.7 GB; held-out
-reconstruction error (L1 in [-1, 1]) 0.098, held-out diffusion loss 0.394; faces, flags, people and simple shapes fit
+Hardware: two CPU cores. Measured 2026-11-24 with empty caches: 10 min 37 s in all, peak memory 2.4 GB; held-out
+reconstruction error (L1 in [-1, 1]) 0.098, held-out diffusion loss 0.391; faces, flags, people and simple shapes fit
 captions that were held out, rare objects do not.
 """
 
