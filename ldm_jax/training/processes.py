@@ -20,7 +20,7 @@ from jax._src import clusters, distributed  # detection, the key-value store and
 
 from ldm_jax.config import DistributedConfig
 from ldm_jax.errors import UserError
-from ldm_jax.training.watchdog import PEER_LOST, Limits, Watch
+from ldm_jax.training.watchdog import PEER_LOST, Limits, Patience, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def _start_watch(config: DistributedConfig) -> None:
         logging.getLogger("ldm_jax").setLevel(logging.ERROR)  # what is news is said once
     if state.num_processes == 1:
         return
-    limits = Limits(config.heartbeat_seconds, config.busy_seconds)
+    limits = Limits(config.heartbeat_seconds, config.busy_seconds, config.longest_seconds)
     _watch = Watch(state.process_id, state.num_processes, limits)
     host = str(state.coordinator_address).rpartition(":")[0].strip("[]")
     if state.process_id == 0:
@@ -190,14 +190,15 @@ def next_step() -> int:
     return next(_steps)
 
 
-def note(task: str, *, busy: bool = True) -> None:
-    """Tell the watch that a task begins; `busy`: it may take one process much longer than others."""
+def note(task: str, patience: Patience = "busy") -> None:
+    """Tell the watch that a task begins, and how long one process may need for it while the others wait."""
     if _watch is not None:
-        _watch.note(task, busy=busy)
+        _watch.note(task, patience)
 
 
-def barrier(name: str) -> None:
-    """Return when all processes have come here; a dead one ends the wait through the watch."""
+def barrier(name: str, task: str) -> None:
+    """Return when all processes have come here, to begin a task; who is dead or stuck before ends them by the watch."""
+    note(task)
     if are_joined() and jax.process_count() > 1:
         _client().wait_at_barrier(f"ldm_jax/{name}/{next(_barriers)}", _LONG * 1000)
 
@@ -205,17 +206,18 @@ def barrier(name: str) -> None:
 @contextlib.contextmanager
 def first_before_others() -> Iterator[None]:
     """Let process 0 go through the block while the others wait: they find what it has made."""
-    barrier("before")
+    barrier("before", "coming to what process 0 prepares for all")
+    note("preparing data and folder for all", "longest")
     if not is_first():
-        barrier("first")
+        barrier("first", "opening what process 0 has prepared")
     yield
     if is_first():
-        barrier("first")
-    barrier("after")
+        barrier("first", "waiting for the others to open it")
+    barrier("after", "going on with what is prepared")
 
 
 def _end_together() -> None:
-    barrier("end")
+    barrier("end", "ending")
     if _watch is not None:
         _watch.finish()
     jax.distributed.shutdown()
