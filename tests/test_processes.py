@@ -301,7 +301,7 @@ def command(arguments):
 sys.exit(cli.run(command, []))
 """
 NOT_THERE = {
-    0: r"1 of 2 processes did not come to process 0 at 127\.0\.0\.1:\d+ within 3 s: process 1; are all processes start",
+    0: r"error: process 0 of 2 has waited 3 s for the others, and not all have come; are all started, and do they re",
     1: r"cannot join process 0 at 127\.0\.0\.1:\d+ within 3 s \(.*refused\); are all processes",
 }
 

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from jax._src import clusters, distributed  # detection, the key-value store and
 
 from ldm_jax.config import DistributedConfig
 from ldm_jax.errors import UserError
-from ldm_jax.training.watchdog import PEER_LOST, Limits, Patience, Watch
+from ldm_jax.training.watchdog import PEER_LOST, Limits, Patience, Watch, end_process
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ VARIABLES = {
 """Environment variable of each flag that tells of the other processes."""
 
 _LONG = 7 * 24 * 3600
+_LATER = 15
+"""Seconds by which jax's own limits are longer: ours come first, and say more."""
 _VERDICT_SECONDS = 5.0
 
 _steps, _barriers = itertools.count(1), itertools.count(1)
@@ -106,13 +109,14 @@ def _initialize(config: DistributedConfig) -> bool:
     try:
         if explicit and config.process_id != 0:
             _await_coordinator(config)
-        jax.distributed.initialize(
-            **others,
-            cluster_detection_method=method,
-            initialization_timeout=int(config.start_seconds),
-            heartbeat_timeout_seconds=int(config.heartbeat_seconds) + 15,  # ours comes first, and says more
-            shutdown_timeout_seconds=int(config.heartbeat_seconds),
-        )
+        with _all_come(config):
+            jax.distributed.initialize(
+                **others,
+                cluster_detection_method=method,
+                initialization_timeout=int(config.start_seconds) + _LATER,
+                heartbeat_timeout_seconds=int(config.heartbeat_seconds) + _LATER,
+                shutdown_timeout_seconds=int(config.heartbeat_seconds),
+            )
     except ValueError as error:
         raise UserError(f"--distributed.method {config.method}: {error}") from error
     except (RuntimeError, OSError) as error:
@@ -122,6 +126,25 @@ def _initialize(config: DistributedConfig) -> bool:
             "processes started, and is its port open? --distributed.method none runs alone"
         ) from error
     return True
+
+
+@contextlib.contextmanager
+def _all_come(config: DistributedConfig) -> Iterator[None]:
+    """End this process if the block takes too long: jax would abort it with a stack trace, and no word of the others."""
+    explicit = config.num_processes is not None
+    who = f"process {config.process_id} of {config.num_processes}" if explicit else "this process"
+    where = config.coordinator or "process 0 of the cluster that jax sees"
+    verdict = (
+        f"{who} has waited {config.start_seconds:.0f} s for the others, and not all have come; are all started, and do "
+        f"they reach {where}? Each that has come says this"
+    )
+    timer = threading.Timer(config.start_seconds, end_process, (verdict, PEER_LOST))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _cluster_is_seen() -> bool:
