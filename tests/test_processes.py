@@ -274,7 +274,6 @@ def test_a_dead_or_stopped_process_ends_the_other_in_time_and_by_name(kind: str,
     ("fault", "status", "message"),
     [
         ("stuck 1 0", 76, "is stuck: starting for "),
-        ("stuck 0 0", 76, "is stuck: starting for "),
         ("stuck 1 9", 76, "is stuck: at step 8 of toy"),
         ("loop 0 9", 76, "is stuck: at step 8 of toy"),
         ("fail 1 9", 2, "failed: UserError: picture 7 is damaged"),

@@ -81,13 +81,13 @@ def test_both_stages_come_to_the_bits_of_one_process(ldm: Callable[..., str], on
     assert names[0] == names[1] != []
 
 
-@pytest.mark.parametrize("start", ["first-stage.run", "start", "foreign"])
-def test_a_run_that_starts_from_another_model(ldm: Callable[..., str], one: Path, tmp_path: Path, start: str):
+@pytest.mark.parametrize("flag", ["--first-stage.run", "--start"])
+def test_a_run_that_starts_from_another_model(ldm: Callable[..., str], one: Path, tmp_path: Path, flag: str):
     model = one
-    if start == "foreign":
+    if flag == "--start":  # from weights of another system
         model = tmp_path / "pipeline"
         ldm("convert", str(one), str(model), "--to", "diffusers")
-    flags = ["--first-stage.run" if start == "first-stage.run" else "--start", str(model)]
+    flags = [flag, str(model)]
     for name, processes in (("alone", 1), ("together", 2)):
         ldm("train", SMALL, "--run-dir", str(tmp_path / name), *flags, processes=processes, steps=2)
     assert_same_run(tmp_path / "together", tmp_path / "alone")

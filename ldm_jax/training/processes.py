@@ -130,7 +130,7 @@ def _initialize(config: DistributedConfig) -> bool:
 
 @contextlib.contextmanager
 def _all_come(config: DistributedConfig) -> Iterator[None]:
-    """End this process if the block takes too long: jax would abort it with a stack trace, and no word of the others."""
+    """End this process if the block takes too long: jax would abort it, with a stack and no word of the others."""
     explicit = config.num_processes is not None
     who = f"process {config.process_id} of {config.num_processes}" if explicit else "this process"
     where = config.coordinator or "process 0 of the cluster that jax sees"
