@@ -25,7 +25,7 @@ from ldm_jax.config import (
     read_manifest,
 )
 from ldm_jax.errors import UserError
-from ldm_jax.files.places import Place, to_place
+from ldm_jax.files.places import Place, require_checkpoints, to_place
 
 DEFAULT_EXPERIMENT = "openmoji"
 
@@ -114,6 +114,7 @@ def train(arguments: Sequence[str]) -> None:
     batches = [command.experiment.first_stage.training, command.experiment.training]
     sizes = [training.batch_size // training.gradient_accumulation for training in batches]
     run_dir = to_place(command.run_dir or f"runs/{command.experiment.name}")
+    require_checkpoints(run_dir)
     processes = num_processes_of(command.distributed)
     start_jax(_cpu_devices_of(run_dir, processes) or cpu_devices_for(command.experiment.mesh, sizes, processes))
     from ldm_jax.training.processes import joined
