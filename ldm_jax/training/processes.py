@@ -136,7 +136,7 @@ def _all_come(config: DistributedConfig) -> Iterator[None]:
     where = config.coordinator or "process 0 of the cluster that jax sees"
     verdict = (
         f"{who} has waited {config.start_seconds:.0f} s for the others, and not all have come; are all started, and do "
-        f"they reach {where}? Each that has come says this"
+        f"they reach {where}? --distributed.method none runs alone"
     )
     timer = threading.Timer(config.start_seconds, end_process, (verdict, PEER_LOST))
     timer.daemon = True
