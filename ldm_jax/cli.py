@@ -25,7 +25,7 @@ from ldm_jax.config import (
     read_manifest,
 )
 from ldm_jax.errors import UserError
-from ldm_jax.files.places import Place, to_place
+from ldm_jax.files.places import Place, require_checkpoints, to_place
 
 DEFAULT_EXPERIMENT = "openmoji"
 
@@ -114,6 +114,7 @@ def train(arguments: Sequence[str]) -> None:
     batches = [command.experiment.first_stage.training, command.experiment.training]
     sizes = [training.batch_size // training.gradient_accumulation for training in batches]
     run_dir = to_place(command.run_dir or f"runs/{command.experiment.name}")
+    require_checkpoints(run_dir)
     processes = num_processes_of(command.distributed)
     start_jax(_cpu_devices_of(run_dir, processes) or cpu_devices_for(command.experiment.mesh, sizes, processes))
     from ldm_jax.training.processes import joined
@@ -150,11 +151,16 @@ def sample(arguments: Sequence[str]) -> None:
 
     asked = parse_sample(arguments)
     devices = devices_of(to_place(asked.again)) if asked.again else None
-    start_jax(devices or cpu_devices_for(asked.mesh, [asked.batch_size]))
-    from ldm_jax.interop.model_files import open_model
-    from ldm_jax.sampling import command
+    processes = num_processes_of(asked.distributed)
+    start_jax(devices or cpu_devices_for(asked.mesh, [asked.batch_size], processes))
+    from ldm_jax.training.processes import joined
 
-    _tell_files((command.draw_again if asked.again else command.draw)(asked, open_model), asked.json)
+    with joined(asked.distributed):
+        from ldm_jax.interop.model_files import open_model
+        from ldm_jax.sampling import command
+
+        files = (command.draw_again if asked.again else command.draw)(asked, open_model)
+    _tell_files(files, asked.json)
 
 
 def grid(arguments: Sequence[str]) -> None:
@@ -170,7 +176,7 @@ def grid(arguments: Sequence[str]) -> None:
 
 
 def _tell_files(files: Sequence[Place], as_json: bool) -> None:
-    if as_json:
+    if as_json and files:  # of several processes the first one has them
         sys.stdout.write(json.dumps({"files": [str(file) for file in files]}) + "\n")
 
 
@@ -244,7 +250,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     """`ldm evaluate TARGET [flags]`."""
     from ldm_jax.evaluation.command import evaluate as run_command
 
-    run_command(arguments, lambda batch_size: start_jax(cpu_devices_for(MeshConfig(), [batch_size])))
+    def start(batch_size: int, distributed: DistributedConfig) -> None:
+        start_jax(cpu_devices_for(MeshConfig(), [batch_size], num_processes_of(distributed)))
+
+    run_command(arguments, start)
 
 
 def benchmark(arguments: Sequence[str]) -> int:

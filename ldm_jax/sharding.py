@@ -226,6 +226,11 @@ def to_host(array: Any) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+def within_reach(tree: Any) -> Any:
+    """The arrays as this process can use them by itself: those that lie in shares on all processes come to the host."""
+    return jax.tree.map(lambda leaf: leaf if getattr(leaf, "is_fully_addressable", True) else to_host(leaf), tree)
+
+
 def to_all(value: np.ndarray) -> np.ndarray:
     """One value of each process, stacked, in the memory of every process; all of them have to call it."""
     if jax.process_count() == 1:

@@ -70,7 +70,7 @@ class Toy:
         return Stage(
             name="toy",
             training=self.config,
-            frozen=jax.device_put({"scale": jnp.float32(0.1)}, sharding.replicated(self.mesh)),
+            frozen=sharding.place(self.mesh, {"scale": jnp.float32(0.1)}),
             initial=self.initial,
             init=init,
             step=make_step(loss_fn, optimizer, self.config),

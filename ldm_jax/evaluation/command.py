@@ -3,12 +3,12 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import tyro
 
-from ldm_jax.config import LARGEST, SamplerName
+from ldm_jax.config import LARGEST, DistributedConfig, SamplerName
 from ldm_jax.errors import UserError
 
 
@@ -65,21 +65,27 @@ class EvaluateCommand:
     """Write the reference's statistics over the first network as an .npz: mu, sigma, mu_s, sigma_s."""
     json: bool = False
     """Print the result as JSON."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
 
-def evaluate(arguments: Sequence[str], start_jax: Callable[[int], None]) -> None:
-    """`ldm evaluate TARGET [flags]`; `start_jax` is told how many pictures make a batch.
+def evaluate(arguments: Sequence[str], start_jax: Callable[[int, DistributedConfig], None]) -> None:
+    """`ldm evaluate TARGET [flags]`; `start_jax` is told how many pictures make a batch, and of other processes.
 
     Raises:
         UserError: bad input; no score is written.
     """
     command = tyro.cli(EvaluateCommand, prog="ldm evaluate", args=list(arguments))
     check(command)
-    start_jax(command.batch_size)
-    from ldm_jax.evaluation.report import as_table
-    from ldm_jax.evaluation.run import evaluate_target
+    start_jax(command.batch_size, command.distributed)
+    from ldm_jax.training.processes import is_first, joined
 
-    scores, record = evaluate_target(command)
+    with joined(command.distributed):
+        from ldm_jax.evaluation.report import as_table
+        from ldm_jax.evaluation.run import evaluate_target
+
+        scores, record = evaluate_target(command)
+        if not is_first():
+            return
     sys.stdout.write((json.dumps(record) if command.json else as_table(scores)) + "\n")
 
 

@@ -37,7 +37,8 @@ def drawn_pictures(
     require_diffusion_of_pictures(session.experiment)
     captions = _captions(session)
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
-    drawer = BatchDrawer(make_model(session.experiment, mesh), session.params, session.sampler(config), config, mesh)
+    params = sharding.within_reach(session.params)
+    drawer = BatchDrawer(make_model(session.experiment, mesh), params, session.sampler(config), config, mesh)
     size = drawer.batch_size(batch_size, batch_size)
 
     def read(start: int, stop: int) -> UInt8[np.ndarray, "b h w c"]:
@@ -47,7 +48,7 @@ def drawn_pictures(
         request = Request(inputs, null, guidance_numbers(config, [config.guidance_scale] * size))
         return drawer.draw(request, method, np.full(size, seed), index)[: stop - start]
 
-    weights, used = tree_fingerprint(session.params), _used(config)
+    weights, used = tree_fingerprint(params), _used(config)
     about = {"kind": "samples", "path": name, "seed": seed, "sampling": used, "weights_sha256": weights}
     return PictureSet(
         name=name,

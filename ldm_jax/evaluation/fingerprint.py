@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from ldm_jax.sharding import path_names
+from ldm_jax.sharding import path_names, to_host
 
 
 def arrays_fingerprint(arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> str:
@@ -23,4 +23,4 @@ def arrays_fingerprint(arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> str:
 def tree_fingerprint(tree: Any) -> str:
     """SHA-256 (hex) of a parameter tree."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return arrays_fingerprint({"/".join(path_names(path)): np.asarray(leaf) for path, leaf in leaves})
+    return arrays_fingerprint({"/".join(path_names(path)): to_host(leaf) for path, leaf in leaves})

@@ -44,7 +44,8 @@ def reconstructions(model: LatentDiffusion, params: Params, pictures: PictureSet
     """The pictures behind the autoencoder, computed when they are read."""
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
     size = -(-batch_size // local_shards()) * local_shards()
-    autoencoder = {"autoencoder": jax.device_put(params["autoencoder"], sharding.replicated(mesh))}
+    params = sharding.within_reach({"autoencoder": params["autoencoder"]})
+    autoencoder = jax.device_put(params, sharding.replicated(mesh))
 
     @jax.jit
     def pass_through(params: Params, image: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:

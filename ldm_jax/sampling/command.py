@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+import jax
+
 from ldm_jax.config import MeshConfig
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, is_local, to_place
@@ -18,6 +20,7 @@ from ldm_jax.sampling.model_hash import model_hash
 from ldm_jax.sampling.prompt_files import read_prompts
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session, load_session
+from ldm_jax.training import processes
 
 OpenModel: TypeAlias = Callable[..., Session]
 """`interop.model_files.open_model`, which this room does not know."""
@@ -54,17 +57,25 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
         interpolation=command.interpolation,
     )
     easel, origins = Easel(session, request, weaker), Origins(model=origin, weaker=weaker_origin)
+    if not processes.is_first():
+        easel.follow(command.batch_size)
+        return []
     base = to_place(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
     out = folder_for(base, request, origins) if command.out is None else to_place(command.out)
-    return draw_to_files(easel, origins, out=out, batch_size=command.batch_size, credit=session.credit)
+    files = draw_to_files(easel, origins, out=out, batch_size=command.batch_size, credit=session.credit)
+    easel.release()
+    return files
 
 
 def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     """Draw the picture of a file again.
 
     Raises:
-        UserError: the file does not say how, the model is not the same, or there is a file in the way.
+        UserError: the file does not say how, the model is not the same, there is a file in the way, or this is one of
+            several processes.
     """
+    if jax.process_count() > 1:
+        raise UserError("--again draws one picture, for which one process is enough; run it without the others")
     source = to_place(command.again or "")
     out = to_place(command.out or ".") / f"{source.stem}-again.png"
     if out.exists():

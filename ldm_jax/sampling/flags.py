@@ -11,6 +11,7 @@ import tyro
 from ldm_jax.config import (
     LARGEST,
     ClippingKind,
+    DistributedConfig,
     GuidanceCalls,
     MeshConfig,
     SamplerName,
@@ -94,6 +95,7 @@ class SampleCommand:
     batch_size: int = 16
     """Pictures drawn at once; decides speed and memory, not the pictures."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     out: str | None = None
     """Folder for the pictures, where the same command goes on with what is missing; default: a folder for each request
     in samples/ of the run, or in samples/NAME for a model of another system."""

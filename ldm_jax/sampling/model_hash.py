@@ -10,7 +10,7 @@ import numpy as np
 
 from ldm_jax.files.places import Place
 from ldm_jax.sampling.session import Session
-from ldm_jax.sharding import path_names
+from ldm_jax.sharding import path_names, to_host
 from ldm_jax.training.seals import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def hash_params(params: Any) -> str:
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     digest = hashlib.sha256()
     for path, leaf in sorted(leaves, key=lambda entry: path_names(entry[0])):
-        array = np.ascontiguousarray(leaf)
+        array = np.ascontiguousarray(to_host(leaf))
         digest.update(json.dumps([path_names(path), str(array.dtype), array.shape]).encode())
         digest.update(array.view(np.uint8).data if array.size else b"")
     return digest.hexdigest()

@@ -56,8 +56,14 @@ class Session:
     """Seal of the checkpoint that its parameters come from, if they do."""
 
     def on(self, mesh: MeshConfig) -> "Session":
-        """The same model, made for and drawing on devices arranged in another way."""
-        model = make_model(self.experiment, sharding.make_mesh(mesh))
+        """The same model, made for and drawing on devices arranged in another way.
+
+        Raises:
+            UserError: the mesh does not fit the devices or the model.
+        """
+        arranged = sharding.make_mesh(mesh)
+        sharding.check_tensor_axis(arranged, self.params)
+        model = make_model(self.experiment, arranged)
         return dataclasses.replace(self, model=model, mesh=mesh)
 
     @property

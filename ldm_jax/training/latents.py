@@ -79,7 +79,7 @@ class LatentReader:
         return cached_latents(
             self.work.run.latents / f"{source.info.split}.npz",
             source,
-            lambda image: sharding.to_host(self._encode(sharding.put_batch(self.work.mesh, {"image": image})["image"])),
+            self._encode_rows,
             config=self.work.experiment.data,
             autoencoder=fingerprint,
             batch_size=self.batch_size,
@@ -87,6 +87,11 @@ class LatentReader:
             have_all=lambda mine: bool(sharding.to_all(np.asarray(mine)).all()),
             writes=processes.is_first(),
         )
+
+    def _encode_rows(self, image: Float[np.ndarray, "rows *spatial c"]) -> Float[np.ndarray, "b *latent d"]:
+        """The moments of a whole batch in every process, each of which gives its rows."""
+        processes.note("encoding a data set")
+        return sharding.to_host(self._encode(sharding.put_batch(self.work.mesh, {"image": image})["image"]))
 
     def statistics(self) -> Params:
         """The latent statistics of the training split."""

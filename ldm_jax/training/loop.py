@@ -191,7 +191,7 @@ class _Loop:
         )
         with bar:
             for number in range(start + 1, training.num_steps + 1):
-                processes.note(f"at step {number} of {self.stage.name}", busy=number == start + 1)
+                processes.note(f"at step {number} of {self.stage.name}", "busy" if number == start + 1 else "step")
                 state, metrics = self.step(state, batch, self.root)
                 if number == start + 1:
                     self.since += self.step.compile_seconds  # which is no part of the time of a step

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from tokenizers import Tokenizer
@@ -74,7 +75,11 @@ class Workspace:
             num_threads=self.experiment.data.num_threads,
             encode_caption=self.encode_caption,
         )
-        return (sharding.put_batch(self.mesh, batch) for batch in local)
+        return map(self._of_epoch, local)
+
+    def _of_epoch(self, batch: dict[str, np.ndarray]) -> Batch:
+        processes.note("going once through a data set")  # which may take longer than a run may stand still
+        return sharding.put_batch(self.mesh, batch)
 
 
 def open_workspace(experiment: Experiment, run_dir: Place, given: Mapping[str, Tokenizer] | None = None) -> Workspace:
