@@ -117,7 +117,7 @@ def abstract_upsampled(x: np.ndarray) -> tuple[int, ...]:
 def test_a_cpu_multiplies_less_for_phases() -> None:
     x, kernel = random_array(1, 16, 16, 32), random_array(3, 3, 32, 32, seed=1)
     costs = [
-        jax.jit(operation).lower(x, kernel).compile().cost_analysis()["flops"]
+        jax.jit(operation).lower(x, kernel).compile().cost_analysis() or {}
         for operation in (upsample_and_convolve, lambda x, kernel: convolve(upsample_nearest(x), kernel))
     ]
-    assert costs[0] < 0.6 * costs[1]
+    assert costs[0]["flops"] < 0.6 * costs[1]["flops"]

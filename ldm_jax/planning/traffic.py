@@ -4,12 +4,13 @@
     they run; of an operand that a fusion only slices, the slice; of one that it updates in place, the update
 """
 
-from ldm_jax.planning.hlo import Instruction, Program
+from ldm_jax.planning.hlo import Instruction, Program, shape_bytes
 
 _CONTROL = frozenset(("tuple", "get-tuple-element", "while", "conditional", "call", "after-all", "opt-barrier"))
 _MADE_IN_PLACE = frozenset(("parameter", "constant", "bitcast", "iota", "partition-id", "replica-id"))
 _FAST_MEMORY = "S(1)"
 """In a layout: kept in the memory on the chip."""
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 
 
 def estimate_bytes(program: Program, *, count_loops: bool = True) -> int:
@@ -19,6 +20,20 @@ def estimate_bytes(program: Program, *, count_loops: bool = True) -> int:
         if instruction.opcode in _CONTROL | _MADE_IN_PLACE or instruction.opcode.endswith("-done"):
             continue
         total += (times if count_loops else 1) * _bytes(instruction, program, program.computations[name])
+    return total
+
+
+def kernel_bytes(program: Program) -> int:
+    """Bytes that the Pallas kernels of a TPU's program read and write, each operand and result once.
+
+    The compiler counts none for them. In memory the last axis of an array is padded to the 128 lanes of a TPU.
+    """
+    total = 0
+    for name, instruction, times in program.runs(into_fusions=False):
+        if instruction.opcode == "custom-call" and _KERNEL in instruction.attributes:
+            operands = (program.computations[name].get(operand) for operand in instruction.operands)
+            shapes = [instruction.shape, *(operand.shape for operand in operands if operand is not None)]
+            total += times * sum(shape_bytes(shape, lanes=128) for shape in shapes)
     return total
 
 
