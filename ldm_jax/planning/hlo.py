@@ -136,16 +136,12 @@ def _closing(text: str) -> int:
     return len(text)
 
 
-def shape_bytes(shape: str, lanes: int = 1) -> int:
-    """Bytes of a type, all arrays of a tuple together; of tiles only the padding of the last axis to `lanes` values."""
-
-    def size(kind: str, text: str) -> int:
-        sizes = [int(number) for number in text.split(",") if number]
-        if sizes:
-            sizes[-1] = -(-sizes[-1] // lanes) * lanes
-        return -(-math.prod(sizes) * _bits(kind) // 8)
-
-    return sum(size(kind, text) for kind, text in _ARRAY.findall(shape))
+def shape_bytes(shape: str) -> int:
+    """Bytes of a type, all arrays of a tuple together, without the padding of tiles."""
+    return sum(
+        -(-math.prod(int(size) for size in sizes.split(",") if size) * _bits(kind) // 8)
+        for kind, sizes in _ARRAY.findall(shape)
+    )
 
 
 def _bits(kind: str) -> int:
