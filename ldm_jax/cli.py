@@ -26,6 +26,7 @@ from ldm_jax.config import (
 )
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, require_checkpoints, to_place
+from ldm_jax.huge_pages import use_huge_pages
 
 DEFAULT_EXPERIMENT = "openmoji"
 
@@ -361,6 +362,7 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
 
 def main() -> None:
     """Entry point of `ldm`."""
+    use_huge_pages()
     arguments = sys.argv[1:]
     known = ", ".join(COMMANDS)
     if not arguments or arguments[0] in ("-h", "--help"):

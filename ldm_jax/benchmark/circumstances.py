@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ldm_jax.huge_pages import are_huge_pages_used
+
 
 def circumstances(**choices: Any) -> dict[str, Any]:
     """The lines at the head of a report, with the choices of the command."""
@@ -15,6 +17,7 @@ def circumstances(**choices: Any) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "machine": f"{processor()}, {usable_cores()} cores, {platform.platform()}",
         "load": load,
+        "huge pages": "asked for, on every side" if are_huge_pages_used() else "not asked for",
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         **choices,
