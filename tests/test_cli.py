@@ -37,9 +37,10 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """`cli.run` sets the level of the package's logger: for a process, not for the tests that follow."""
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`cli.run` sets the level of the package's logger, and `cli.main` begins the program again: not in the tests."""
     level = logging.getLogger("ldm_jax").level
+    monkeypatch.setattr(cli, "use_huge_pages", lambda: None)
     yield
     logging.getLogger("ldm_jax").setLevel(level)
 
