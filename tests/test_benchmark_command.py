@@ -74,7 +74,8 @@ def test_sides_are_programs_on_the_same_device(monkeypatch: pytest.MonkeyPatch):
 def test_input_is_told_of_every_part_and_of_the_hosts_that_it_needs():
     told = json.loads(report_input("smoke", 20.0, as_json=True, seconds=0.01))
     parts = ["source, from disk", "source, from memory", "FitPicture", "Mirror", "ChooseCaption"]
-    assert list(told["pictures_per_second"]) == [*parts, "batches of pictures", "batches of latents"]
+    batches = ["batches of pictures", "batches of latents"]
+    assert list(told["pictures_per_second"]) == [*parts, "latents, from disk", *batches]
     assert all(0 < p["lower"] <= p["median"] <= p["upper"] for p in told["pictures_per_second"].values())
     need = told["needs"][1]
     rate, batch = told["pictures_per_second"]["batches of latents"]["median"], need["batch_size"]
@@ -92,10 +93,11 @@ def test_hosts_are_rounded_up():
     assert hosts_needed(rate=1.0, batch_size=CORES, steps_per_second=1.01) == 2
 
 
-def test_latents_have_the_shape_of_the_models():
+def test_latents_have_the_shape_of_the_models(tmp_path: Path):
     experiment = load_experiment("smoke")
     source = load_source(experiment.data, "train")
-    latents, config = latents_like(experiment, source), experiment.first_stage.autoencoder
+    latents, config = latents_like(experiment, source, tmp_path / "latents"), experiment.first_stage.autoencoder
     side = experiment.data.image_size // config.downsample_factor
     flips = 1 + experiment.data.horizontal_flip
-    assert latents.moments.shape == (len(source), flips, side, side, 2 * config.latent_channels)
+    assert len(latents) == len(source)
+    assert latents[3]["moments"].shape == (flips, side, side, 2 * config.latent_channels)

@@ -11,8 +11,8 @@ import ldm_jax
 PACKAGE = Path(ldm_jax.__file__).parent
 ROOMS = (
     *("errors", "flops", "chips", "files", "config", "rng", "sharding", "pictures", "data", "nn", "autoencoder"),
-    *("conditioning", "denoiser", "diffusion", "model", "training", "sampling", "interop", "evaluation", "planning"),
-    *("benchmark", "experiment", "cli"),
+    *("conditioning", "denoiser", "diffusion", "model", "training", "sampling", "interop", "latents", "evaluation"),
+    *("planning", "benchmark", "experiment", "cli"),
 )
 FORBIDDEN_PAIRS = {("diffusion", room) for room in ("denoiser", "autoencoder", "conditioning")}
 FORBIDDEN_PACKAGES = {"tensorflow", "torch", "transformers", "diffusers"}
