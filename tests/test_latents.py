@@ -291,7 +291,7 @@ def test_embedded_captions_train_as_captions_do(clip: tuple[Workspace, Params], 
         batch = dict(next(reader.train_batches(0)))
         assert ("tokens" in batch) == (reader.work is work)
         losses.append(loss(trained, frozen, {k: batch[k] for k in batch if k != "image"}, work.root, jnp.asarray(0))[0])
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
 def test_sizes_are_beside_the_latents(clip_given: Workspace):

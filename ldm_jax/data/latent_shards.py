@@ -171,6 +171,7 @@ def _write_shard(folder: Path, index: int, layout: Layout, examples: Iterator[Ex
     temporary = path.with_name(path.name + ".tmp")
     sums: list[LatentSums] = []
     with _writable(path):
+        temporary.unlink(missing_ok=True)  # a writer that was interrupted in this process may hold it open
         writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
     for example in examples:
         with _writable(path):
