@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from tqdm import tqdm
 
 from ldm_jax.data.latent_manifest import (
@@ -166,7 +166,7 @@ def _write_missing(folder: Path, recipe: Recipe, layout: Layout, encode: Encode,
             _write_shard(folder, index, layout, itertools.islice(examples, len(recipe.rows(index))), bar)
 
 
-def _write_shard(folder: Path, index: int, layout: Layout, examples: Iterator[Example], bar: "tqdm[None]") -> None:
+def _write_shard(folder: Path, index: int, layout: Layout, examples: Iterator[Example], bar: "tqdm[Any]") -> None:
     path = shard_path(folder, index)
     temporary = path.with_name(path.name + ".tmp")
     sums: list[LatentSums] = []

@@ -19,7 +19,7 @@ from ldm_jax.config import (
     restore_experiment,
 )
 from ldm_jax.errors import UserError
-from ldm_jax.files.places import Place, is_local, to_place
+from ldm_jax.files.places import Place, to_place
 from ldm_jax.latents.report import Row, as_text, show_set, verify_set
 
 _USAGE = """usage: ldm latents encode CONFIG_OR_RUN [flags]
@@ -166,5 +166,5 @@ def check(command: EncodeCommand) -> None:
             raise UserError(f"--{name.replace('_', '-')}={value} must be from 1 to {LARGEST}")
     if not command.split:
         raise UserError("--split names none; use train, test or both")
-    if command.out is not None and not is_local(to_place(command.out)):
+    if command.out is not None and "://" in command.out:
         raise UserError(f"--out={command.out} is in an object store; latents are written to a disk: copy them from it")
