@@ -112,8 +112,7 @@ def train(arguments: Sequence[str]) -> None:
         args=flags,
         config=(tyro.conf.AvoidSubcommands,),
     )
-    batches = [command.experiment.first_stage.training, command.experiment.training]
-    sizes = [training.batch_size // training.gradient_accumulation for training in batches]
+    sizes = batch_sizes_of(command.experiment)
     run_dir = to_place(command.run_dir or f"runs/{command.experiment.name}")
     require_checkpoints(run_dir)
     processes = num_processes_of(command.distributed)
@@ -261,7 +260,20 @@ def benchmark(arguments: Sequence[str]) -> int:
     """`ldm benchmark [flags]`; 1 if the numbers are not PyTorch's."""
     from ldm_jax.benchmark.command import run as run_benchmark
 
-    return run_benchmark(arguments)
+    def start(experiment: Experiment) -> None:
+        start_jax(cpu_devices_for(experiment.mesh, batch_sizes_of(experiment)))
+
+    return run_benchmark(arguments, start)
+
+
+def latents(arguments: Sequence[str]) -> int:
+    """`ldm latents encode|show|verify ...`; 1 if `verify` finds damage."""
+    from ldm_jax.latents.command import run_latents
+
+    def start(batch_size: int, distributed: DistributedConfig) -> None:
+        start_jax(cpu_devices_for(MeshConfig(), [batch_size], num_processes_of(distributed)))
+
+    return run_latents(arguments, start)
 
 
 def plan(arguments: Sequence[str]) -> None:
@@ -287,6 +299,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "grid": grid,
     "convert": convert,
     "parity": parity,
+    "latents": latents,
     "benchmark": benchmark,
     "plan": plan,
     "checkpoints": checkpoints,
@@ -307,6 +320,12 @@ def start_jax(cpu_devices: int) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(default_cache_dir() / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def batch_sizes_of(experiment: Experiment) -> list[int]:
+    """Pictures in a micro-batch of each stage, which devices have to divide among them."""
+    trainings = (experiment.first_stage.training, experiment.training)
+    return [training.batch_size // training.gradient_accumulation for training in trainings]
 
 
 def num_processes_of(distributed: DistributedConfig) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 
+import jax
 import numpy as np
 
 from ldm_jax import sharding
@@ -56,12 +57,12 @@ def train_experiment(experiment: Experiment, run_dir: Place) -> None:
 def _diffusion_stage(work: Workspace, given: Params, startup: Startup) -> Stage:
     """The second stage, behind the first unless the autoencoder is `given`, from any other parts that are."""
     frozen = {"autoencoder": given["autoencoder"]} if "autoencoder" in given else _first_stage(work, startup)
-    frozen = sharding.place(work.mesh, frozen)  # once, not for every batch that is encoded
-    latents = LatentReader(work, frozen)
-    frozen |= {"latent": given["latent"]} if "latent" in given else latents.statistics()
     initial = {name: given[name] for name in ("conditioner", "denoiser") if name in given}
     if not getattr(work.experiment.conditioning, "trainable", True):
         frozen["conditioner"] = initial.pop("conditioner")
+    frozen = sharding.place(work.mesh, frozen)  # once, not for every batch that is encoded
+    latents = LatentReader(work, frozen)
+    frozen |= {"latent": given["latent"]} if "latent" in given else latents.statistics()
     frozen = sharding.place(work.mesh, frozen)
     return make_diffusion_stage(work, latents, frozen, lambda state, step: _try_to_draw(work, state, step), initial)
 
@@ -124,19 +125,25 @@ def _draw_heldout(work: Workspace, state: TrainState) -> None:
     per_row = config.samples_per_prompt
     inputs = session.prompt_inputs([caption for caption in captions for _ in range(per_row)])
     drawn = list(session.draw(inputs, len(captions) * per_row, config, seed=work.experiment.seed))
+    pictures = _test_pictures(work, state, chosen)
     if not processes.is_first():
         return
-    pictures = _test_pictures(work, chosen)
     rows = [[pictures[i], *drawn[i * per_row : (i + 1) * per_row]] for i in range(len(captions))]
     footer = "first column: the held-out picture. " + session.credit
     draw_grid(rows, captions, work.run.samples / HELDOUT_GRID, footer=footer)
 
 
-def _test_pictures(work: Workspace, chosen: np.ndarray) -> list[np.ndarray]:
-    pictures = []
+def _test_pictures(work: Workspace, state: TrainState, chosen: np.ndarray) -> list[np.ndarray]:
+    """Held-out pictures, or where only their latents are there, what these are decoded to."""
+    examples = []
     for i in chosen:
         example = work.test[int(i)]
         for transform in evaluation_transforms(work.experiment.data):
             example = transform(example, int(i))
-        pictures.append(to_uint8(example["image"]))
-    return pictures
+        examples.append(example)
+    if "image" in examples[0]:
+        return [to_uint8(example["image"]) for example in examples]
+    means = np.stack([np.split(example["moments"], 2, axis=-1)[0] for example in examples])
+    params = state.model_params
+    decoded = jax.jit(lambda params, z: work.model.decode(params, work.model.normalize(params, z)))(params, means)
+    return list(map(to_uint8, sharding.to_host(decoded)))

@@ -92,8 +92,11 @@ class LatentDiffusion:
         self, params: Params, inputs: Inputs, *, train: bool = False, dropout_key: Key[Array, ""] | None = None
     ) -> Conditions:
         """What the denoiser is told about `inputs`: the conditioner's (tokens, labels), and `concat` and `class_labels`
-        as they are where the conditioner makes none."""
-        conditions: Conditions = apply(self.conditioner, params["conditioner"], inputs, key=dropout_key, train=train)
+        as they are where the conditioner makes none. A `context` is what the conditioner has made before."""
+        if "context" in inputs:
+            conditions = Conditions(context=inputs["context"])
+        else:
+            conditions = apply(self.conditioner, params["conditioner"], inputs, key=dropout_key, train=train)
         given = {name: inputs[name] for name in self._plain_inputs(1) if name in inputs}
         return conditions._replace(**given)
 

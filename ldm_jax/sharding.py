@@ -61,6 +61,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(_across_slices(shape, config.across_slices, slices, devices), AXES, axis_types=types)
 
 
+def own_mesh(mesh: Mesh) -> Mesh:
+    """The devices of this process alone, each for other samples; `mesh` itself where there is no other process."""
+    if jax.process_count() == 1:
+        return mesh
+    return make_mesh(MeshConfig(), mesh.local_devices)
+
+
 def _across_slices(shape: dict[str, int], axis: str, slices: int, devices: Sequence[Any]) -> np.ndarray:
     """Devices as an array in which neighbours along `axis`, and only along it, may lie in other slices."""
     if shape[axis] % slices:

@@ -11,7 +11,7 @@ import ldm_jax
 PACKAGE = Path(ldm_jax.__file__).parent
 ROOMS = (
     *("errors", "huge_pages", "flops", "chips", "files", "config", "rng", "sharding", "pictures", "data", "nn"),
-    *("autoencoder", "conditioning", "denoiser", "diffusion", "model", "training", "sampling", "interop"),
+    *("autoencoder", "conditioning", "denoiser", "diffusion", "model", "training", "sampling", "interop", "latents"),
     *("evaluation", "planning", "benchmark", "experiment", "cli"),
 )
 FORBIDDEN_PAIRS = {("diffusion", room) for room in ("denoiser", "autoencoder", "conditioning")}

@@ -72,6 +72,11 @@ class Experiment:
             f"sampling.num_sample_steps={steps} is more than diffusion.schedule.num_train_timesteps={timesteps}; "
             f"use at most {timesteps}",
         )
+        require(
+            self.data.latents is None or self.start is not None or self.first_stage.run is not None,
+            f"data.latents={self.data.latents} are of an autoencoder that is there already: name its run, "
+            "first_stage.run=RUN, or the model that it belongs to, start=MODEL",
+        )
         if self.first_stage.discriminator is not None:
             self.first_stage.discriminator.check_image_size(size)
         self._check_conditioning()

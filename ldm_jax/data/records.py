@@ -1,7 +1,5 @@
 """A prepared TFDS set as a source: random access to its array_record files, pictures decoded here by Pillow."""
 
-import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,15 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from ldm_jax.data.patience import Unreadable, read_patiently
 from ldm_jax.data.pictures import open_picture, to_array
 from ldm_jax.data.preparation import digest, import_tfds
 from ldm_jax.data.source import Example, SourceInfo
 from ldm_jax.errors import UserError
-
-_log = logging.getLogger(__name__)
-
-_WAITS = (0.2, 1.0, 5.0)
-"""Seconds before a record that could not be read is tried again: a network disk may come back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +66,12 @@ class RecordSource:
     def _record(self, index: int) -> Example:
         position = int(self.chosen[index])
         name = f"record {position} of {self.info.name}/{self.info.split}"
-        for wait in _WAITS:
-            try:
-                return self.records[position]
-            except Exception as error:  # array_record reports every fault by whatever exception its reader meets
-                _log.warning("%s cannot be read (%s); trying again in %g s", name, error, wait)
-                time.sleep(wait)
         try:
-            return self.records[position]
-        except Exception as error:
+            return read_patiently(lambda: self.records[position], name)
+        except Unreadable as error:
             raise UserError(
-                f"{name} cannot be read after {1 + len(_WAITS)} tries ({error}); the files in {self.folder} are "
-                "damaged, or their disk fails: remove that folder to have the set made again"
+                f"{error}; the files in {self.folder} are damaged, or their disk fails: remove that folder to have "
+                "the set made again"
             ) from error
 
     def _annotation(self, index: int, record: Example) -> Example:

@@ -7,7 +7,8 @@ Split: TypeAlias = Literal["train", "test"]
 
 Example: TypeAlias = dict[str, Any]
 """One example: `image` uint8 [h, w, c] (or `moments` float32 [flips, h, w, c]), `caption` str, `tags` tuple of str,
-`label` int, `id` str. Without captions `caption` is empty, without classes `label` is -1."""
+`label` int, `id` str. Without captions `caption` is empty, without classes `label` is -1. With moments there may also
+be `sizes` int32 [6] and the embedded caption, `context` [l, d]."""
 
 
 @dataclass(frozen=True, kw_only=True)

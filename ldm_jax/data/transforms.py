@@ -16,10 +16,13 @@ import numpy as np
 from ldm_jax.config import DataConfig
 from ldm_jax.data.pictures import fit_square, from_array, to_array
 from ldm_jax.data.source import Example, SourceInfo
-from ldm_jax.errors import UserError
 
 Transform: TypeAlias = Callable[[Example, int], Example]
 """Maps an example and its global sample index to an example."""
+
+
+TRANSFORM = "shorter side to the size by Lanczos, centre square, 0..255 to -1..1"
+"""What `FitPicture` does, in words that stand in what was made with it: whoever changes one changes the other."""
 
 
 def sample_rng(seed: int, purpose: str, n: int) -> np.random.Generator:
@@ -48,8 +51,26 @@ class FitPicture:
 
 
 @dataclass(frozen=True)
+class TellSizes:
+    """Add `sizes` int32 [6] in pixels, as SDXL is told of them (Podell et al. 2023, arXiv:2307.01952, section 2.2).
+
+    They are height and width of the picture as it was, top and left of the square that `FitPicture` cuts out, counted
+    in the resized picture, and height and width of what comes out. It has to see the picture before it is cut.
+    """
+
+    size: int
+
+    def __call__(self, example: Example, n: int) -> Example:
+        """Apply to the sample with index n."""
+        height, width, _ = example["image"].shape
+        side = min(height, width)
+        top, left = (round((length - side) / 2 * self.size / side) for length in (height, width))
+        return {**example, "sizes": np.asarray([height, width, top, left, self.size, self.size], np.int32)}
+
+
+@dataclass(frozen=True)
 class Mirror:
-    """Mirror left and right with a probability; of cached moments [flips, h, w, c], take those of that mirroring."""
+    """Mirror left and right with a probability; of moments [flips, h, w, c], take those of that mirroring."""
 
     seed: int
     probability: float
@@ -58,7 +79,7 @@ class Mirror:
         """Apply to the sample with index n."""
         mirrored = self.probability > 0 and sample_rng(self.seed, "mirror", n).random() < self.probability
         if "moments" in example:
-            return {**example, "moments": _moments_of(example["moments"], mirrored)}
+            return {**example, "moments": example["moments"][int(mirrored)]}
         return {**example, "image": example["image"][:, ::-1]} if mirrored else example
 
 
@@ -91,11 +112,3 @@ def training_transforms(config: DataConfig, info: SourceInfo, seed: int) -> tupl
 def evaluation_transforms(config: DataConfig) -> tuple[Transform, ...]:
     """What evaluation sees: nothing random, the bare caption."""
     return (FitPicture(config.image_size, config.image_channels), Mirror(0, 0.0))
-
-
-def _moments_of(moments: np.ndarray, mirrored: bool) -> np.ndarray:
-    if mirrored and len(moments) < 2:
-        raise UserError(
-            "these latents were cached without their mirror images; remove the cache file to encode them again"
-        )
-    return moments[int(mirrored)]

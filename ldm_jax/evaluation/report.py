@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from ldm_jax.evaluation.scores import Score
-from ldm_jax.training.seals import write_atomically
+from ldm_jax.files.whole_files import write_atomically
 
 _PACKAGES = ("ldm_jax", "jax", "jaxlib", "flax", "numpy", "pillow")
 _COLUMNS = ("score", "value", "95 % interval", "n", "reference", "halves", "network")

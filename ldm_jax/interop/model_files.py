@@ -12,6 +12,7 @@ from ldm_jax.errors import UserError
 from ldm_jax.files.folders import require_empty
 from ldm_jax.files.json_files import read_json
 from ldm_jax.files.places import Place
+from ldm_jax.files.whole_files import write_atomically
 from ldm_jax.files.write_safetensors import FloatType
 from ldm_jax.interop.diffusers.export import write_pipeline
 from ldm_jax.interop.diffusers.pipeline import imported_sampler, is_pipeline, read_pipeline
@@ -21,7 +22,6 @@ from ldm_jax.interop.original.files import is_original, read_original, write_ori
 from ldm_jax.model import Params
 from ldm_jax.sampling.session import Session, load_session
 from ldm_jax.training.run_folder import RunFolder
-from ldm_jax.training.seals import write_atomically
 
 Format = Literal["run", "diffusers", "original"]
 

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
+from ldm_jax.files.whole_files import write_atomically
 from ldm_jax.pictures import draw_grid, read_picture, save_picture
 from ldm_jax.sampling.description import Origins, describe
 from ldm_jax.sampling.draw import Easel
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
-from ldm_jax.training.seals import write_atomically
 
 logger = logging.getLogger(__name__)
 

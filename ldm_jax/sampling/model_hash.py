@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from ldm_jax.files.places import Place
+from ldm_jax.files.whole_files import write_atomically
 from ldm_jax.sampling.session import Session
 from ldm_jax.sharding import path_names, to_host
-from ldm_jax.training.seals import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,21 @@ from ldm_jax.training.step import Batch, LossFn, Metrics
 
 
 def condition_inputs(model: LatentDiffusion, batch: Batch) -> Inputs:
-    """What the model's conditions are made of, from a batch; sizes are those of the training picture."""
+    """What the model's conditions are made of, from a batch; sizes that it lacks are those of the training picture."""
     null = model.null_inputs(len(batch["sample_index"]))
-    return {name: null[name] if name == "sizes" else batch[name] for name in null}
+    if "context" in batch:  # the tokens, embedded before
+        null = {name: value for name, value in null.items() if name != "tokens"} | {"context": batch["context"]}
+    return {name: batch.get(name, null[name]) if name == "sizes" else batch[name] for name in null}
+
+
+def _null_inputs(model: LatentDiffusion, params: Params, inputs: Inputs, batch: int) -> Inputs:
+    """The empty condition in the form of `inputs`."""
+    null = model.conditioner.null_inputs(batch)
+    if "context" in inputs:
+        empty = model.condition(params, model.null_inputs(1)).context
+        assert empty is not None  # it is of the kind that embeds captions
+        null["context"] = jnp.broadcast_to(empty, inputs["context"].shape)
+    return null
 
 
 def make_diffusion_loss(model: LatentDiffusion, config: DiffusionConfig) -> LossFn:
@@ -40,7 +52,8 @@ def make_diffusion_loss(model: LatentDiffusion, config: DiffusionConfig) -> Loss
         t = rng.integers(keys("timestep"), model.schedule.num_train_timesteps)
         epsilon = rng.normal(keys("noise"), z0.shape[1:])
         drop = rng.uniform(keys("condition_drop")) < config.cond_drop_prob
-        inputs = drop_inputs(condition_inputs(model, batch), model.conditioner.null_inputs(len(t)), drop)
+        inputs = condition_inputs(model, batch)
+        inputs = drop_inputs(inputs, _null_inputs(model, everything, inputs, len(t)), drop)
         loss = _loss(model, config, everything, z0, epsilon, t, inputs, rng.named_key(root, "dropout", step))
         return jnp.mean(loss), {}
 

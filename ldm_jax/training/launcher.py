@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 FINAL = (2, 3, 130)
 """Exit statuses that another attempt would end with, too: a user's error, a diverged loss, a second Ctrl-C."""
 
+_SHARED = ("train", "sample", "evaluate", "latents")
+"""Commands whose work several processes share."""
+
 _LONGEST_PAUSE = 60.0
 
 
@@ -60,7 +63,7 @@ def launch(arguments: Sequence[str]) -> int:
     """
     flags, command = split_arguments(arguments)
     config = tyro.cli(LaunchCommand, prog="ldm launch", args=flags)
-    if not command or command[0] not in ("train", "sample", "evaluate"):
+    if not command or command[0] not in _SHARED:
         raise UserError("say what to run behind two dashes: ldm launch --processes 4 -- train NAME --flags")
     return Launcher(config, command).run()
 

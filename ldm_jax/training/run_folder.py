@@ -27,9 +27,10 @@ from ldm_jax.conditioning.tokenizer import load_tokenizer, token_inputs
 from ldm_jax.data.preparation import default_cache_dir
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, is_local
+from ldm_jax.files.whole_files import write_atomically
 from ldm_jax.training.checkpoints import Checkpoints
 from ldm_jax.training.keep_policy import KeepPolicy
-from ldm_jax.training.seals import DamagedCheckpoint, write_atomically
+from ldm_jax.training.seals import DamagedCheckpoint
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from ldm_jax.config import (
     TextConditioning,
     TrainingConfig,
 )
+from ldm_jax.data.latent_source import load_latents
 from ldm_jax.data.pipeline import batches, epoch
 from ldm_jax.data.source import Source, training_texts
 from ldm_jax.data.sources import load_source
@@ -103,7 +104,8 @@ def _open(experiment: Experiment, run_dir: Place, given: Mapping[str, Tokenizer]
     run = RunFolder(run_dir)
     run.check(experiment)
     _check_inputs(experiment, given)
-    train, test = load_source(experiment.data, "train"), load_source(experiment.data, "test")
+    load = load_source if experiment.data.latents is None else load_latents
+    train, test = load(experiment.data, "train"), load(experiment.data, "test")
     if experiment.start is not None or experiment.first_stage.run is not None:
         trainings.pop("first_stage.training")  # there is no such training: its batch is for encoding
     for name, training in trainings.items():
