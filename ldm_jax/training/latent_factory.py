@@ -168,7 +168,9 @@ _TOGETHER = "opening the latents that all have written"
 
 def share_of_process() -> Share:
     """The share of this process, where all of them see the same disk."""
-    return Share(index=jax.process_index(), count=jax.process_count(), wait=lambda: processes.barrier("latents", _TOGETHER))
+    return Share(
+        index=jax.process_index(), count=jax.process_count(), wait=lambda: processes.barrier("latents", _TOGETHER)
+    )
 
 
 def make_encoder(model: LatentDiffusion) -> Callable[[Params, Array], Array]:
