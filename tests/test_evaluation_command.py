@@ -51,7 +51,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_device: No
 
 def scores_of(**flags: Any) -> dict[str, Any]:
     scores, record = evaluate_target(EvaluateCommand(**{"bootstrap": 3, "batch_size": 8, **flags}))
-    assert record["scores"][0]["name"] == scores[0].name
+    assert record["results"]["scores"][0]["name"] == scores[0].name
     return {score.name: score for score in scores}
 
 
@@ -74,7 +74,7 @@ def test_a_folder_against_itself_is_perfect_and_against_another_is_not(folder: P
     assert record["samples"]["num_pictures"] == 30
     assert record["reference"]["path"] == str(dark)
     assert record["networks"][0]["protocol"] == "tiny adm None"
-    assert [score["name"] for score in record["scores"]] == list(other)
+    assert [score["name"] for score in record["results"]["scores"]] == list(other)
 
 
 def test_a_batch_size_changes_no_score(folder: Path, tmp_path: Path):
@@ -218,4 +218,4 @@ def test_the_command_prints_a_table_or_json(folder: Path, capsys: pytest.Capture
     assert row.startswith("fd_alexnet")
     assert protocol == "alexnet: tiny adm None"
     cli.evaluate([*flags, "--json"])
-    assert json.loads(capsys.readouterr().out)["scores"][0]["num_samples"] == 30
+    assert json.loads(capsys.readouterr().out)["results"]["scores"][0]["num_samples"] == 30

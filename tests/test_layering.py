@@ -10,9 +10,22 @@ import ldm_jax
 
 PACKAGE = Path(ldm_jax.__file__).parent
 ROOMS = (
-    *("errors", "flops", "chips", "files", "config", "rng", "sharding", "pictures", "data", "nn", "autoencoder"),
+    *(
+        "errors",
+        "flops",
+        "chips",
+        "files",
+        "manifest",
+        "config",
+        "rng",
+        "sharding",
+        "pictures",
+        "data",
+        "nn",
+        "autoencoder",
+    ),
     *("conditioning", "denoiser", "diffusion", "model", "training", "sampling", "interop", "evaluation", "planning"),
-    *("benchmark", "experiment", "cli"),
+    *("benchmark", "experiment", "reproduction", "report", "cli"),
 )
 FORBIDDEN_PAIRS = {("diffusion", room) for room in ("denoiser", "autoencoder", "conditioning")}
 FORBIDDEN_PACKAGES = {"tensorflow", "torch", "transformers", "diffusers"}

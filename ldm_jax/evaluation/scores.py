@@ -130,6 +130,21 @@ def resample_weights(count: int, resamples: int, seed: int) -> Float[np.ndarray,
     return rng.multinomial(count, np.full(count, 1 / count), size=resamples).T.astype(np.float64)
 
 
+def mean_score(
+    name: str,
+    values: Float[np.ndarray, " n"],
+    options: ScoreOptions,
+    *,
+    reference: int | None = None,
+    floor: float | None = None,
+) -> Score:
+    """The mean of a value that each picture has, with the interval (1) over the pictures."""
+    weights = resample_weights(len(values), options.bootstrap, options.seed)
+    replicas = (values @ weights / len(values)).tolist() if np.isfinite(values).all() else []
+    counts = FeatureSet(pooled=values[:, None])
+    return _score(name, float(values.mean()), replicas, counts, options, num_reference=reference, floor=floor)
+
+
 def _score(
     name: str, value: float, replicas: Sequence[float], samples: FeatureSet, options: ScoreOptions, **more: Any
 ) -> Score:
@@ -226,13 +241,7 @@ def _class_score(samples: FeatureSet, reference: FeatureSet, options: ScoreOptio
 def _neighbours(samples: FeatureSet, reference: FeatureSet, options: ScoreOptions, names: Sequence[str]) -> list[Score]:
     x, y = _pooled(samples), _pooled(reference)
     values = membership(x, y)._asdict()
-    scores = []
-    for name in names:
-        weights = resample_weights(len(values[name]), options.bootstrap, options.seed)
-        replicas = (values[name] @ weights / len(values[name])).tolist()
-        value = float(values[name].mean())
-        scores.append(_score(f"{name}_{options.label}", value, replicas, samples, options, num_reference=len(y)))
-    return scores
+    return [mean_score(f"{name}_{options.label}", values[name], options, reference=len(y)) for name in names]
 
 
 def _pooled(features: FeatureSet) -> Float[np.ndarray, "n d"]:
