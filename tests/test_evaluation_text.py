@@ -86,7 +86,7 @@ def test_what_cannot_be_learned_is_given_little_weight():
     _, captions = captioned(60)
     noise = RNG.normal(size=(60, 50))
     encoder = fit_words(noise, captions)
-    assert np.std(picture_vectors(encoder, noise)) < 0.1 * np.std(text_vectors(encoder, captions))
+    assert np.std(picture_vectors(encoder, noise)) < 0.2 * np.std(text_vectors(encoder, captions))
     with pytest.raises(UserError, match="no two of the 2 captions share a word; there is nothing to learn from them"):
         fit_words(np.zeros((2, 3)), ["a b", "c d"])
 
@@ -109,7 +109,7 @@ def test_samples_and_runs_are_judged_beside_real_pictures(trained: Path):
     assert list(found) == ["retrieval_at_1_words_alexnet", "retrieval_at_1_words_alexnet_real"]
     assert (found["retrieval_at_1_words_alexnet"].num_samples, found["retrieval_at_1_words_alexnet"].floor) == (8, 0.5)
     record = json.loads((trained / "evaluation" / "text.json").read_text())
-    assert "words of the captions and tags of 18 pictures of shapes" in record["judges"][0]["protocol"]
+    assert "words of the captions and tags of 20 pictures of shapes" in record["judges"][0]["protocol"]
     flags = [str(trained), "--prompt", "a red circle", "--prompt", "a blue square", "--num-samples", "2"]
     files = sampling.draw(parse_sample([*flags, "--num-sample-steps", "2"]), open_model)
     drawn = scores_of(target=str(files[0].parent), text=("words",))

@@ -32,6 +32,7 @@ FORBIDDEN_PACKAGES = {"tensorflow", "torch", "transformers", "diffusers"}
 TORCH_SIDES = {
     PACKAGE / "interop" / "torch_layers.py": {"torch", "transformers", "diffusers"},
     PACKAGE / "benchmark" / "torch_side.py": {"torch", "diffusers"},
+    PACKAGE / "benchmark" / "torch_trainer.py": {"torch", "diffusers"},
 }
 """The files that import PyTorch: programs of their own, which are run to compare with and never imported."""
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "misc"}

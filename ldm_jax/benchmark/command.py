@@ -1,6 +1,7 @@
 """`ldm benchmark`: the flags, and the way from them to a report."""
 
 import importlib.util
+import json
 import logging
 import math
 import sys
@@ -62,6 +63,11 @@ class BenchmarkCommand:
     """Print the report as JSON."""
     input: str | None = None
     """Instead: how fast one core reads the pictures and latents of a run, or of an experiment by name."""
+    baseline: str | None = None
+    """Instead: the second stage of a run trained by PyTorch and diffusers on the same latents with the same settings,
+    as a new run in --out, to be scored beside it."""
+    seed: int = 0
+    """Of the --baseline."""
     steps_per_second: float | None = None
     """With --input: steps a second that the accelerators are expected to take (`ldm plan` predicts them)."""
 
@@ -77,8 +83,20 @@ def run(arguments: Sequence[str]) -> int:
         use_cores(1)
         sys.stdout.write(report_input(command.input, command.steps_per_second, as_json=command.json) + "\n")
         return 0
+    if command.baseline is not None:
+        return _baseline(command.baseline, command)
     check_command(command)
     return _compare(command)
+
+
+def _baseline(run: str, command: BenchmarkCommand) -> int:
+    if command.out is None:
+        raise UserError("--baseline RUN needs a new folder for the run that it makes: --out FOLDER")
+    from ldm_jax.benchmark.baseline import train_baseline
+
+    told = train_baseline(Path(run), Path(command.out), command.seed)
+    sys.stdout.write(json.dumps({"out": command.out, **told}) + "\n")
+    return 0
 
 
 def _check_steps_per_second(command: BenchmarkCommand) -> None:

@@ -53,6 +53,8 @@ def folder_pictures(folder: Path, image_size: int | None = None) -> PictureSet:
     Raises:
         UserError: there are none.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name a folder of pictures, an .npz or a run")
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist; name one with pictures")
     files = drawn_files(folder) or _files_below(folder)

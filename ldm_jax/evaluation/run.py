@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ldm_jax.config import Experiment
+from ldm_jax.data.pictures import SUFFIXES
 from ldm_jax.data.preparation import default_cache_dir
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
@@ -63,6 +64,7 @@ def evaluate_target(command: EvaluateCommand, expected: Manifest | None = None) 
     Raises:
         UserError: bad input; no score is written, and the features that were computed stay for the next time.
     """
+    _check_outputs(command)
     networks = [] if command.text == ("clip",) else _networks(command)
     if expected is not None:
         require_same("networks", expected.get("networks"), [_about(network) for network in networks])
@@ -73,6 +75,22 @@ def evaluate_target(command: EvaluateCommand, expected: Manifest | None = None) 
         write_record(_out(command) / name, record)
         logger.info("scores are in %s", _out(command) / name)
     return scores, record
+
+
+def _check_outputs(command: EvaluateCommand) -> None:
+    """Find what cannot be written now, and not when everything is computed."""
+    if _out(command).exists() and not _out(command).is_dir():
+        raise UserError(f"--out {_out(command)} is a file; name a folder")
+    for flag, name in (
+        ("--export-samples", command.export_samples),
+        ("--export-statistics", command.export_statistics),
+    ):
+        if name is not None and (Path(name).suffix != ".npz" or Path(name).is_dir()):
+            raise UserError(f"{flag} {name} must be a file that ends in .npz")
+        try:
+            Path(name or ".").parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{flag} {name} cannot be written ({error}); choose another place") from error
 
 
 def _networks(command: EvaluateCommand) -> list[FeatureNetwork]:
@@ -145,6 +163,8 @@ def _open_target(command: EvaluateCommand) -> _Opened:
         if pictures is None:
             raise UserError(f"{path} holds statistics alone, which have no samples; give it as --reference")
         return _Opened(name=str(path), pictures=npz_pictures(path, pictures[: command.num_samples]))
+    if path.suffix.lower() in SUFFIXES:
+        raise UserError(f"{path} is one picture; name a folder of pictures, an .npz or a run")
     if path.is_dir() and not (path / "config.json").is_file() and not (path / "model_index.json").is_file():
         pictures = folder_pictures(path, command.image_size)
         return _Opened(name=str(path), pictures=_first(pictures, command.num_samples))
@@ -198,8 +218,11 @@ def _require_one_shape(first: PictureSet, second: PictureSet) -> None:
     """Networks resize what they see, but pictures of another size have other details."""
     if first.drawn:  # a run draws what its data set has, or another reference was chosen for it
         return
-    a, b = first.read(0, 1).shape[1:3], second.read(0, 1).shape[1:3]
-    if a != b:
+    a, b = first.read(0, 1).shape[1:], second.read(0, 1).shape[1:]
+    if a[2] != b[2]:
+        grey, colour = (first, second) if a[2] == 1 else (second, first)
+        logger.warning("%s is grey and %s is not: its colours are part of the distance", grey.name, colour.name)
+    if a[:2] != b[:2]:
         raise UserError(
             f"the pictures of {first.name} have {a[1]}x{a[0]} pixels and those of {second.name} have {b[1]}x{b[0]}; "
             "compare pictures of one size, or resize and crop those of folders with --image-size N"

@@ -83,7 +83,7 @@ def circumstance_differences(runs: Sequence[RunFacts]) -> Iterator[Block]:
     if rows:
         yield Table(("run", f"differs from {runs[0].name}"), rows)
     else:
-        yield Paragraph("Versions, machine, flags and devices are the same.")
+        yield Paragraph("Versions, machine, flags and devices are the same, as far as the manifests tell.")
 
 
 def curves(runs: Sequence[RunFacts]) -> Iterator[Block]:
