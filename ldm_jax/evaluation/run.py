@@ -163,7 +163,7 @@ def _open_target(command: EvaluateCommand) -> _Opened:
         if pictures is None:
             raise UserError(f"{path} holds statistics alone, which have no samples; give it as --reference")
         return _Opened(name=str(path), pictures=npz_pictures(path, pictures[: command.num_samples]))
-    if path.suffix.lower() in SUFFIXES:
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
         raise UserError(f"{path} is one picture; name a folder of pictures, an .npz or a run")
     if path.is_dir() and not (path / "config.json").is_file() and not (path / "model_index.json").is_file():
         pictures = folder_pictures(path, command.image_size)

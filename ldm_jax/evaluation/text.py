@@ -5,11 +5,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ldm_jax.config import Experiment
 from ldm_jax.data.preparation import default_cache_dir
-from ldm_jax.data.source import Split
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.command import EvaluateCommand
@@ -18,8 +16,8 @@ from ldm_jax.evaluation.features import extract_features
 from ldm_jax.evaluation.network import FeatureNetwork
 from ldm_jax.evaluation.pictures import PictureSet, drawn_files, file_pictures, source_pictures
 from ldm_jax.evaluation.scores import Score, ScoreOptions
-from ldm_jax.evaluation.text_judges import Judge, clip_judge, training_count, word_judge
-from ldm_jax.evaluation.text_scores import different, text_scores
+from ldm_jax.evaluation.text_judges import Judge, Vectors, clip_judge, training_count, word_judge
+from ldm_jax.evaluation.text_scores import JudgeName, different, text_scores
 from ldm_jax.interop.model_files import is_run, open_model
 from ldm_jax.pictures import read_picture
 from ldm_jax.training.run_folder import RunFolder
@@ -103,7 +101,7 @@ def judge_text(
     Raises:
         UserError: a judge has no weights or nothing to learn from.
     """
-    judges: list[tuple[Any, Judge]] = []
+    judges: list[tuple[JudgeName, Judge]] = []
     if "clip" in command.text:
         judges.append(("clip", clip_judge(Path(command.text_weights or ""))))
     if "words" in command.text:
@@ -125,7 +123,10 @@ def judge_text(
     return scores, [{"name": j.label, "protocol": j.protocol, "fingerprint": j.fingerprint} for _, j in judges]
 
 
-def _judged(name: Any, judge: Judge, pooled: Any, captions: Sequence[str], options: ScoreOptions) -> list[Score]:
+def _judged(
+    name: JudgeName, judge: Judge, pooled: Vectors | None, captions: Sequence[str], options: ScoreOptions
+) -> list[Score]:
+    assert pooled is not None  # every network has them
     texts, own = different(captions)
     return text_scores(name, judge.similarity(pooled, texts), own, options)
 
@@ -141,12 +142,14 @@ def _learned(command: EvaluateCommand, network: FeatureNetwork, experiment: Expe
     return word_judge(network, _known_features(command, network, pictures), source)
 
 
-def _known_features(command: EvaluateCommand, network: FeatureNetwork, pictures: PictureSet) -> Any:
-    return extract_features(pictures, network, default_cache_dir() / "evaluation", command.batch_size).pooled
+def _known_features(command: EvaluateCommand, network: FeatureNetwork, pictures: PictureSet) -> Vectors:
+    pooled = extract_features(pictures, network, default_cache_dir() / "evaluation", command.batch_size).pooled
+    assert pooled is not None  # every network has them
+    return pooled
 
 
-def _held_out(experiment: Experiment, split: Split = "test") -> Captioned | None:
-    source = load_source(experiment.data, split)
+def _held_out(experiment: Experiment) -> Captioned | None:
+    source = load_source(experiment.data, "test")
     if not source.info.has_captions:
         return None
     count = min(len(source), MAX_REAL)
