@@ -22,11 +22,11 @@ from ldm_jax.config import (
     describe_experiment,
     experiment_names,
     load_experiment,
-    read_manifest,
 )
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, require_checkpoints, to_place
 from ldm_jax.huge_pages import use_huge_pages
+from ldm_jax.manifest import NAME, known_manifest
 
 DEFAULT_EXPERIMENT = "openmoji"
 
@@ -116,7 +116,7 @@ def train(arguments: Sequence[str]) -> None:
     run_dir = to_place(command.run_dir or f"runs/{command.experiment.name}")
     require_checkpoints(run_dir)
     processes = num_processes_of(command.distributed)
-    start_jax(_cpu_devices_of(run_dir, processes) or cpu_devices_for(command.experiment.mesh, sizes, processes))
+    start_jax(_cpu_devices_of(run_dir / NAME, processes) or cpu_devices_for(command.experiment.mesh, sizes, processes))
     from ldm_jax.training.processes import joined
 
     with joined(command.distributed):
@@ -256,6 +256,22 @@ def evaluate(arguments: Sequence[str]) -> None:
     run_command(arguments, start)
 
 
+def reproduce(arguments: Sequence[str]) -> int:
+    """`ldm reproduce MANIFEST [flags]`; 1 if the results are not the same."""
+    from ldm_jax.reproduction.command import reproduce as run_command
+
+    return run_command(arguments, lambda manifest: start_jax(_cpu_devices_of(manifest) or 1))
+
+
+def report(arguments: Sequence[str]) -> None:
+    """`ldm report RUN [RUN ...] [flags]`."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # a training that owns the accelerator may be going on
+    start_jax(1)
+    from ldm_jax.report.command import report as run_command
+
+    run_command(arguments)
+
+
 def benchmark(arguments: Sequence[str]) -> int:
     """`ldm benchmark [flags]`; 1 if the numbers are not PyTorch's."""
     from ldm_jax.benchmark.command import run as run_benchmark
@@ -296,6 +312,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
+    "reproduce": reproduce,
+    "report": report,
     "grid": grid,
     "convert": convert,
     "parity": parity,
@@ -349,9 +367,9 @@ def cpu_devices_for(mesh: MeshConfig, batch_sizes: Sequence[int], processes: int
     return max(usable, default=least) // processes
 
 
-def _cpu_devices_of(run_dir: Place, processes: int = 1) -> int | None:
-    """Devices of a run that was started on a CPU, divided by processes: with as many, it goes on to the same bits."""
-    devices: list[str] = read_manifest(run_dir / "manifest.json").get("devices", [])
+def _cpu_devices_of(manifest: Place, processes: int = 1) -> int | None:
+    """Devices of what was made on a CPU, divided by processes: with as many, it comes to the same bits."""
+    devices: list[str] = known_manifest(manifest).get("devices", [])
     if not devices or len(devices) % processes or not all(device.startswith("cpu:") for device in devices):
         return None
     return len(devices) // processes

@@ -14,6 +14,7 @@ from ldm_jax.files.places import Place
 from ldm_jax.interop.starting_point import find_starting_point
 from ldm_jax.model import Params
 from ldm_jax.pictures import draw_grid, to_uint8
+from ldm_jax.sampling.model_hash import hash_params
 from ldm_jax.sampling.session import Session
 from ldm_jax.training import processes
 from ldm_jax.training.autoencoder_stage import make_autoencoder_stage
@@ -51,7 +52,14 @@ def train_experiment(experiment: Experiment, run_dir: Place) -> None:
     work = open_workspace(experiment, run_dir, start.tokenizers)
     state = run_stage(_diffusion_stage(work, start.params, startup), work.run, work.mesh, work.root, startup)
     _draw_heldout(work, state)
+    _record_results(work, state)
     logger.info("pictures are in %s", work.run.samples)
+
+
+def _record_results(work: Workspace, state: TrainState) -> None:
+    """Checksums of what was learned, by which `ldm reproduce` compares; of several processes none holds all of it."""
+    if jax.process_count() == 1:
+        work.run.record_results(hash_params(state.model_params["autoencoder"]))
 
 
 def _diffusion_stage(work: Workspace, given: Params, startup: Startup) -> Stage:

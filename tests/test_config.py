@@ -313,16 +313,6 @@ def test_a_saved_configuration_that_cannot_be_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "content",
-    ["{}", "[]", '{"devices": 1, "continued": [], "data": {}}', '{"devices": [1], "continued": [], "data": {}}',
-     '{"devices": [], "continued": {}, "data": {}}', '{"devices": [], "continued": [], "data": {"class_names": 3}}'],
-)  # fmt: skip
-def test_a_manifest_of_another_form_is_none(tmp_path: Path, content: str):
-    (tmp_path / "manifest.json").write_text(content)
-    assert c.read_manifest(tmp_path / "manifest.json") == {}
-
-
-@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("def get_config(:", "mine.py line 1: SyntaxError: invalid syntax"),

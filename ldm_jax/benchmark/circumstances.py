@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_jax.huge_pages import are_huge_pages_used
+from ldm_jax.manifest import processor
 
 
 def circumstances(**choices: Any) -> dict[str, Any]:
@@ -27,13 +28,3 @@ def circumstances(**choices: Any) -> dict[str, Any]:
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

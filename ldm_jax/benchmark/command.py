@@ -1,6 +1,7 @@
 """`ldm benchmark`: the flags, and the way from them to a report."""
 
 import importlib.util
+import json
 import logging
 import math
 import sys
@@ -65,6 +66,11 @@ class BenchmarkCommand:
     latents: str | None = None
     """Instead: how fast an experiment, by name, or that of a run trains from latents and from pictures, how fast it is
     encoded, and the size of a picture; its parameters are drawn."""
+    baseline: str | None = None
+    """Instead: the second stage of a run trained by PyTorch and diffusers on the same latents with the same settings,
+    as a new run in --out, to be scored beside it."""
+    seed: int = 0
+    """Of the --baseline."""
     steps_per_second: float | None = None
     """With --input: steps a second that the accelerators are expected to take (`ldm plan` predicts them)."""
 
@@ -82,6 +88,8 @@ def run(arguments: Sequence[str], start_jax: Callable[[Experiment], None]) -> in
         return 0
     if command.latents is not None:
         return _measure_latents(command, command.latents, start_jax)
+    if command.baseline is not None:
+        return _baseline(command.baseline, command)
     check_command(command)
     return _compare(command)
 
@@ -95,6 +103,16 @@ def _measure_latents(command: BenchmarkCommand, given: str, start_jax: Callable[
     from ldm_jax.benchmark.latents_speed import report_latents
 
     sys.stdout.write(report_latents(experiment, rounds=command.rounds, as_json=command.json) + "\n")
+    return 0
+
+
+def _baseline(run: str, command: BenchmarkCommand) -> int:
+    if command.out is None:
+        raise UserError("--baseline RUN needs a new folder for the run that it makes: --out FOLDER")
+    from ldm_jax.benchmark.baseline import train_baseline
+
+    told = train_baseline(Path(run), Path(command.out), command.seed)
+    sys.stdout.write(json.dumps({"out": command.out, **told}) + "\n")
     return 0
 
 

@@ -108,17 +108,6 @@ def restore_experiment(path: Place) -> Experiment:
     return config
 
 
-def read_manifest(path: Place) -> dict[str, Any]:
-    """A run's manifest.json as it stands; empty when it is missing or damaged."""
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        lists = [manifest["devices"], manifest["continued"], manifest["data"].get("class_names", [])]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return {}
-    named = isinstance(lists[0], list) and all(isinstance(device, str) for device in lists[0])
-    return manifest if named and all(isinstance(part, list) for part in lists) else {}
-
-
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
     """Fields that decide the result and differ, as lines `name: old -> new`; how a run is executed is left out."""
     if type(old) is not type(new) or not dataclasses.is_dataclass(old):

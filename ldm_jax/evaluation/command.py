@@ -43,6 +43,11 @@ class EvaluateCommand:
     """Resamples for the intervals; 0 leaves them out."""
     reconstruction: bool = False
     """PSNR, SSIM, LPIPS and feature distance of the first stage on the held-out split, with pictures."""
+    text: tuple[Literal["clip", "words"], ...] = ()
+    """Instead of distances: do pictures belong to their prompts? clip: CLIP score and retrieval of captions by the
+    model in --text-weights; words: retrieval by an encoder that is trained here, over --network, on the run's data."""
+    text_weights: str | None = None
+    """Folder of transformers' CLIPModel with its tokenizer, for --text clip."""
     image_size: int | None = None
     """Resize and crop the pictures of folders to squares of this side; default: they are taken as they are."""
     seed: int = 0
@@ -108,12 +113,32 @@ def check(command: EvaluateCommand) -> None:
         given = [flag for flag, value in _of_samples(command).items() if value]
         if given:
             raise UserError(f"{given[0]} means nothing with --reconstruction; leave it out")
+    if command.text:
+        _check_text(command)
+    elif command.text_weights is not None:
+        raise UserError(f"--text-weights {command.text_weights} goes with --text clip")
     own = [name for name in command.network if name not in ("alexnet", "efficientnet_lite0")]
     if len(command.weights) not in (len(own), len(command.network)):
         raise UserError(
             f"--weights names {len(command.weights)} files or folders for {len(own)} networks that come with none "
             f"({', '.join(own) or 'no such network'}); give one for each, in their order"
         )
+
+
+def _check_text(command: EvaluateCommand) -> None:
+    """Refuse what text scores have no use for."""
+    others = {name: given for name, given in _of_samples(command).items() if name not in _TEXT_FLAGS}
+    others |= {"--reconstruction": command.reconstruction, "--image-size": command.image_size is not None}
+    if given := [flag for flag, value in others.items() if value]:
+        raise UserError(f"{given[0]} means nothing with --text; leave it out")
+    if ("clip" in command.text) != (command.text_weights is not None):
+        raise UserError(
+            "--text clip comes with no weights, and none are downloaded: name the folder of transformers' CLIPModel "
+            "and its tokenizer with --text-weights FOLDER; --text words needs none"
+        )
+
+
+_TEXT_FLAGS = ("--reference", "--sampler", "--num-sample-steps", "--guidance-scale", "--eta")
 
 
 def _of_samples(command: EvaluateCommand) -> dict[str, bool]:

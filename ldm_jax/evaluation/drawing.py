@@ -17,11 +17,12 @@ from ldm_jax.config import ClassConditioning, MeshConfig, SamplingConfig, to_dic
 from ldm_jax.data.preparation import digest
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
-from ldm_jax.evaluation.fingerprint import tree_fingerprint
+from ldm_jax.evaluation.command import EvaluateCommand
 from ldm_jax.evaluation.pictures import PictureSet
 from ldm_jax.model import make_model, require_diffusion_of_pictures
 from ldm_jax.sampling.batches import BatchDrawer, guidance_numbers
 from ldm_jax.sampling.generate import Method, Request
+from ldm_jax.sampling.model_hash import model_hash
 from ldm_jax.sampling.session import Session
 
 
@@ -48,8 +49,9 @@ def drawn_pictures(
         request = Request(inputs, null, guidance_numbers(config, [config.guidance_scale] * size))
         return drawer.draw(request, method, np.full(size, seed), index)[: stop - start]
 
-    weights, used = tree_fingerprint(params), _used(config)
+    weights, used = model_hash(session), _used(config)
     about = {"kind": "samples", "path": name, "seed": seed, "sampling": used, "weights_sha256": weights}
+    about |= {"autoencoder_sha256": model_hash(session, "autoencoder")}
     return PictureSet(
         name=name,
         fingerprint=digest(["samples", weights, used, seed, captions, to_dict(session.experiment)["diffusion"]]),
@@ -58,6 +60,25 @@ def drawn_pictures(
         about={**about, "conditions": _kind(session)},
         drawn=True,
     )
+
+
+def sampling_of(command: EvaluateCommand, default: SamplingConfig) -> SamplingConfig:
+    """The sampling configuration of a model with the flags that were given."""
+    names = ("sampler", "num_sample_steps", "guidance_scale", "eta")
+    given = {name: getattr(command, name) for name in names if getattr(command, name) is not None}
+    return dataclasses.replace(default, **given)
+
+
+def dealt_captions(session: Session, count: int) -> list[str]:
+    """The caption of each sample.
+
+    Raises:
+        UserError: the model takes no captions, or its data set has none.
+    """
+    captions = _captions(session)
+    if not captions:
+        raise UserError(f"{session.experiment.name} takes no prompts, to which its pictures could belong")
+    return [captions[i % len(captions)] for i in range(count)]
 
 
 def _used(config: SamplingConfig) -> dict:

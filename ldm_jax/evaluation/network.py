@@ -31,7 +31,6 @@ from ldm_jax.evaluation.efficientnet import (
     efficientnet_slot,
     is_no_efficientnet_weight,
 )
-from ldm_jax.evaluation.fingerprint import tree_fingerprint
 from ldm_jax.evaluation.frozen_norm import mean_over_space
 from ldm_jax.evaluation.inception import (
     Inception,
@@ -47,6 +46,7 @@ from ldm_jax.interop.mapping import read_params
 from ldm_jax.interop.transformers.vision import read_clip_vision, read_clip_vision_config
 from ldm_jax.model import Params
 from ldm_jax.model import apply as apply_module
+from ldm_jax.sampling.model_hash import hash_params
 
 NetworkName: TypeAlias = Literal["alexnet", "efficientnet_lite0", "inception", "dinov2", "clip"]
 InceptionProtocol: TypeAlias = Literal["adm", "pytorch-fid", "clean-fid", "torchvision"]
@@ -85,7 +85,7 @@ class FeatureNetwork:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the weights and the protocol."""
-        return digest([self.label, self.protocol, tree_fingerprint(self.params)])
+        return digest([self.label, self.protocol, hash_params(self.params)])
 
     @functools.cached_property
     def extract(self) -> Callable[[Params, UInt8[Array, "b h w c"]], Features]:

@@ -123,7 +123,8 @@ def _write_run(session: Session, path: Path) -> None:
     require_empty(path)
     run.open(experiment)
     run.save_tokenizers(session.tokenizers)
-    run.write_manifest(experiment, {"class_names": list(session.class_names), "credit": session.credit})
+    data = {"class_names": list(session.class_names), "credit": session.credit}
+    run.write_manifest(experiment, data, "model")
     if session.imported_sampler is not None:
         write_atomically(run.path / _SCHEDULER, json.dumps(dict(session.imported_sampler.options), indent=1) + "\n")
     _save(run, "autoencoder", experiment.first_stage.training.num_steps, {"autoencoder": params["autoencoder"]})

@@ -45,9 +45,9 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
         seed=command.seed,
     )
     origin = Origin(path=command.run or command.model or "", config=command.config, tokenizer=command.tokenizer)
-    session, origin = _open(origin, open_model)
+    session, origin = open_origin(origin, open_model)
     session = session.on(command.mesh) if command.mesh != MeshConfig() else session
-    weaker, weaker_origin = _open_weaker(command.weaker, command.weaker_step)
+    weaker, weaker_origin = open_weaker(command.weaker, command.weaker_step)
     config = sampling_config(command, session.experiment.sampling)
     request = DrawRequest(
         pictures=ask(asked, session, config.guidance_scale, has_weaker=weaker is not None),
@@ -83,10 +83,10 @@ def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     found = read_description(source)
     given = command.run or command.model
     origin = found.origins.model if given is None else dataclasses.replace(found.origins.model, path=given)
-    session, model = _open(dataclasses.replace(origin, **_given(command)), open_model)
+    session, model = open_origin(dataclasses.replace(origin, **_given(command)), open_model)
     weaker, weaker_origin = None, found.origins.weaker
     if weaker_origin is not None:
-        weaker, weaker_origin = _open_weaker(weaker_origin.path, weaker_origin.step)
+        weaker, weaker_origin = open_weaker(weaker_origin.path, weaker_origin.step)
     origins = Origins(model=model, weaker=weaker_origin)
     _require_same(source, found, origins)
     image = Easel(session, found.request, weaker).draw_at(0, found.place)
@@ -104,7 +104,7 @@ def draw_grid_of(command: GridCommand, open_model: OpenModel) -> Place:
     Raises:
         UserError: the model does not draw it.
     """
-    session, _ = _open(Origin(path=command.run), open_model)
+    session, _ = open_origin(Origin(path=command.run), open_model)
     config = sampling_config(command, session.experiment.sampling)
     scales = command.guidance_scale or (config.guidance_scale if can_guide(session) else 1.0,)
     pictures, rows = grid_pictures(command, scales)
@@ -142,14 +142,20 @@ def grid_pictures(command: GridCommand, scales: Sequence[float]) -> tuple[tuple[
     return tuple(pictures), rows
 
 
-def _open(origin: Origin, open_model: OpenModel) -> tuple[Session, Origin]:
+def open_origin(origin: Origin, open_model: OpenModel) -> tuple[Session, Origin]:
     """The model at a place, and the place with its checksum."""
     config, tokenizer = (None if p is None else Path(p).absolute() for p in (origin.config, origin.tokenizer))
     path = _absolute(origin.path)
     session = open_model(path, config=config, tokenizer=tokenizer)
     session.require_denoiser()
     yaml, folder = (None if p is None else str(p) for p in (config, tokenizer))
-    return session, Origin(path=str(path), config=yaml, tokenizer=folder, sha256=model_hash(session))
+    return session, Origin(
+        path=str(path),
+        config=yaml,
+        tokenizer=folder,
+        sha256=model_hash(session),
+        autoencoder=model_hash(session, "autoencoder"),
+    )
 
 
 def _absolute(text: str) -> Place:
@@ -157,12 +163,15 @@ def _absolute(text: str) -> Place:
     return Path(place).absolute() if is_local(place) else place
 
 
-def _open_weaker(run: str | None, step: int | None) -> tuple[Session | None, Origin | None]:
+def open_weaker(run: str | None, step: int | None) -> tuple[Session | None, Origin | None]:
+    """The weaker model of a run, at a step or the newest, and where it is from; nothing for no run."""
     if run is None:
         return None, None
     path = _absolute(run)
     session = load_session(path, step=step)
-    return session, Origin(path=str(path), step=step, sha256=model_hash(session))
+    return session, Origin(
+        path=str(path), step=step, sha256=model_hash(session), autoencoder=model_hash(session, "autoencoder")
+    )
 
 
 def _given(command: SampleCommand) -> dict[str, str]:

@@ -29,6 +29,8 @@ class Origin:
     """Checkpoint, where it is not the newest."""
     sha256: str = ""
     """Checksum of its parameters."""
+    autoencoder: str = ""
+    """Checksum of those of its autoencoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +89,17 @@ def read_description(path: Place) -> Described:
         raise UserError(f"{path} does not say how it was drawn: it is no picture of `ldm sample`, or of an older one")
     try:
         values = json.loads(texts[_KEY])
-        origins = {name: _origin(values[name]) for name in ("model", "weaker")}
-        model, weaker = origins["model"], origins["weaker"]
-        if model is None:
-            raise ValueError("no model")
+        origins = origins_of(values)
         request, place = DrawRequest.from_json(values["request"]), BatchRow(**values["place"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: its description cannot be read by this version ({error})") from None
-    return Described(request, place, Origins(model=model, weaker=weaker))
+    return Described(request, place, origins)
 
 
-def _origin(values: Mapping[str, Any] | None) -> Origin | None:
-    return None if values is None else Origin(**values)
+def origins_of(values: Mapping[str, Any]) -> Origins:
+    """Inverse of `Origins.to_json` for values that hold it; raises KeyError or TypeError where they do not."""
+    weaker = values["weaker"]
+    return Origins(model=Origin(**values["model"]), weaker=None if weaker is None else Origin(**weaker))
 
 
 def _only(request: DrawRequest, position: int) -> DrawRequest:

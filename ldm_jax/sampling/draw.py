@@ -52,6 +52,7 @@ class Easel:
         if weaker is not None:
             check_weaker(session, weaker)
         self.request, self._inputs = request, PictureInputs(session, request)
+        self.mesh = session.mesh
         weaker_model = None if weaker is None else WeakerModel(weaker.model, weaker.params)
         sampler = session.sampler(request.config)
         self._drawer = BatchDrawer(

@@ -13,10 +13,9 @@ from ldm_jax.errors import UserError
 from ldm_jax.files.places import to_place
 from ldm_jax.training.checkpoint_contents import ArrayInfo, digest_checkpoint, read_contents
 from ldm_jax.training.checkpoints import Checkpoints
-from ldm_jax.training.run_folder import RunFolder
+from ldm_jax.training.run_folder import STAGES, RunFolder
 from ldm_jax.training.seals import DamagedCheckpoint
 
-STAGES = ("autoencoder", "diffusion")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
