@@ -17,8 +17,9 @@ import jax
 import numpy as np
 
 from ldm_jax.benchmark.circumstances import usable_cores
-from ldm_jax.config import ClassConditioning, Experiment, Unconditional
-from ldm_jax.data.latent_cache import encode_source
+from ldm_jax.config import ClassConditioning, Experiment, MeshConfig, Unconditional
+from ldm_jax.data.latent_shards import Share
+from ldm_jax.data.latent_source import open_latents
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
 from ldm_jax.files.folders import require_empty
@@ -29,6 +30,8 @@ from ldm_jax.interop.mapping import read_params
 from ldm_jax.interop.model_files import save_model
 from ldm_jax.model import Params
 from ldm_jax.sampling.session import Session, load_session
+from ldm_jax.sharding import make_mesh
+from ldm_jax.training.latent_factory import make_factory
 
 logger = logging.getLogger(__name__)
 
@@ -93,13 +96,11 @@ def write_task(session: Session, unet: DiffusersUNet, folder: Path, seed: int) -
     experiment, model = session.experiment, session.model
     conditioning, training = experiment.conditioning, experiment.training
     source = load_source(experiment.data, "train")
-    encode = jax.jit(lambda params, image: model.encode(params, image).moments)
-    moments = encode_source(
-        source,
-        lambda image: np.asarray(encode(session.params, image)),
-        config=experiment.data,
-        batch_size=min(_ENCODED_AT_ONCE, len(source)),
-    )
+    mesh, encoded = make_mesh(MeshConfig(data=1), jax.devices()[:1]), folder / "latents"
+    size = min(_ENCODED_AT_ONCE, len(source))
+    make_factory(experiment, mesh, session.params, batch_size=size).write(source, encoded, Share())
+    latents = open_latents(encoded)
+    moments = np.stack([latents[index]["moments"] for index in range(len(latents))])
     has_classes = isinstance(conditioning, ClassConditioning)
     arrays = {
         "moments": moments.transpose(0, 1, 4, 2, 3),

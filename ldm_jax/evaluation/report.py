@@ -57,8 +57,8 @@ def write_record(file: Path, record: Mapping[str, Any]) -> None:
 
 
 def command_to_json(command: EvaluateCommand) -> dict[str, Any]:
-    """The flags of an evaluation, with paths that hold wherever they are read."""
-    values = asdict(command)
+    """The flags of an evaluation, with paths that hold wherever they are read, and without how processes meet."""
+    values = {name: value for name, value in asdict(command).items() if name != "distributed"}
     for name in ("target", "reference", "out", "text_weights"):
         values[name] = None if values[name] is None else str(Path(values[name]).absolute())
     return values | {"weights": [str(Path(path).absolute()) for path in command.weights]}

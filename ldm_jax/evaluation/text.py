@@ -105,7 +105,7 @@ def judge_text(
     if "clip" in command.text:
         judges.append(("clip", clip_judge(Path(command.text_weights or ""))))
     if "words" in command.text:
-        judges += [("words", _learned(command, network, target.experiment)) for network in networks]
+        judges.extend(("words", _learned(command, network, target.experiment)) for network in networks)
     real = None if target.experiment is None else _held_out(target.experiment)
     scores = []
     for name, judge in judges:
