@@ -134,11 +134,14 @@ def flow_likelihood(
         def epsilon(z: Float[Array, "b *spatial c"]) -> Float[Array, "b *spatial c"]:
             return to_epsilon(prediction_type, denoise_fn(z, jnp.full(len(z), t)), z, alpha, sigma)
 
+        # backwards, as u . J u = u . J^T u, for attention kernels have no forward derivative
+        here, pull_back = jax.vjp(epsilon, alpha * y)
+
         def along(total: Float[Array, " b"], u: Array) -> tuple[Float[Array, " b"], None]:
-            return total + _sum(u * jax.jvp(epsilon, (alpha * y,), (u,))[1]), None
+            return total + _sum(u * pull_back(u)[0]), None
 
         total, _ = jax.lax.scan(along, jnp.zeros(len(z0)), probes)
-        return epsilon(alpha * y), alpha * total / (1 if num_probes is None else num_probes)  # (5)
+        return here, alpha * total / (1 if num_probes is None else num_probes)  # (5)
 
     def step(state: _FlowState, t: Int[Array, ""]) -> tuple[_FlowState, None]:
         y, integral, before, s = state

@@ -22,7 +22,7 @@ from ldm_jax.data.preparation import digest
 from ldm_jax.evaluation.fingerprint import tree_fingerprint
 from ldm_jax.evaluation.image_quality import psnr, ssim
 from ldm_jax.evaluation.pictures import PictureSet, local_batch, local_shards
-from ldm_jax.evaluation.scores import Score, resample_weights
+from ldm_jax.evaluation.scores import Score, mean_score
 from ldm_jax.model import LatentDiffusion, Params, apply
 from ldm_jax.pictures import draw_grid, to_uint8
 
@@ -86,7 +86,19 @@ def pair_scores(pairs: Pairs, batch_size: int, *, bootstrap: int, seed: int) -> 
         measured |= {f"lpips_{net}": distance(a, b)[: stop - start] for net, distance in lpips.items()}
         for name, rows in measured.items():
             values.setdefault(name, []).append(rows)
-    return [_mean_score(name, np.concatenate(rows), bootstrap, seed) for name, rows in values.items()]
+
+    def mean(name: str, rows: list[np.ndarray]) -> Score:
+        return mean_score(
+            name,
+            np.concatenate(rows),
+            bootstrap=bootstrap,
+            seed=seed,
+            network=_PAIRS,
+            protocol=_PROTOCOL,
+            num_reference=pairs.originals.count,
+        )
+
+    return [mean(name, rows) for name, rows in values.items()]
 
 
 def draw_pairs(pairs: Pairs, path: Path, credit: str) -> None:
@@ -116,19 +128,3 @@ def _lpips(net: PerceptualNet) -> Callable[[np.ndarray, np.ndarray], Float[np.nd
             return apply(Lpips(net), params, first, second)
 
     return lambda a, b: np.asarray(distance(params, jnp.asarray(a), jnp.asarray(b)))
-
-
-def _mean_score(name: str, values: Float[np.ndarray, " n"], bootstrap: int, seed: int) -> Score:
-    value, count = float(values.mean()), len(values)
-    replicas = (values @ resample_weights(count, bootstrap, seed)) / count
-    spread = 1.96 * float(replicas.std(ddof=1)) if bootstrap > 1 and np.isfinite(values).all() else None
-    return Score(
-        name=name,
-        value=value,
-        low=None if spread is None else value - spread,
-        high=None if spread is None else value + spread,
-        num_samples=count,
-        num_reference=count,
-        network=_PAIRS,
-        protocol=_PROTOCOL,
-    )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from ldm_jax.errors import UserError
 from ldm_jax.evaluation.command import EvaluateCommand
 from ldm_jax.evaluation.drawing import drawn_pictures
 from ldm_jax.evaluation.features import extract_features, kept_pictures
+from ldm_jax.evaluation.likelihood import LikelihoodOptions, likelihoods
+from ldm_jax.evaluation.likelihood_report import draw_terms, likelihood_scores, terms_record
 from ldm_jax.evaluation.moments import statistics_of
 from ldm_jax.evaluation.network import FeatureNetwork, load_network
 from ldm_jax.evaluation.npz_files import npz_samples, npz_statistics, read_npz, write_npz, write_statistics
@@ -33,8 +35,11 @@ logger = logging.getLogger(__name__)
 SCORES = "scores.json"
 RECONSTRUCTION = "reconstruction.json"
 PAIRS = "reconstruction.png"
+LIKELIHOOD = "likelihood.json"
+TERMS = "likelihood.png"
 
 DEFAULT_SAMPLES = 2000
+DEFAULT_LIKELIHOODS = 256
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
 
@@ -55,13 +60,19 @@ def evaluate_target(command: EvaluateCommand) -> tuple[list[Score], dict[str, An
     Raises:
         UserError: bad input; no score is written, and the features that were computed stay for the next time.
     """
-    networks = _networks(command)
-    scores, about, name = (_reconstruction if command.reconstruction else _distribution)(command, networks)
+    networks = [] if command.likelihood is not None else _networks(command)
+    scores, about, name = _kind_of_work(command)(command, networks)
     record = as_record(scores, {**about, "seed": command.seed, "networks": [_about(network) for network in networks]})
     if jax.process_index() == 0:
         write_record(_out(command) / name, record)
         logger.info("scores are in %s", _out(command) / name)
     return scores, record
+
+
+def _kind_of_work(command: EvaluateCommand) -> Callable[..., tuple[list[Score], dict[str, Any], str]]:
+    if command.likelihood is not None:
+        return _likelihood
+    return _reconstruction if command.reconstruction else _distribution
 
 
 def _networks(command: EvaluateCommand) -> list[FeatureNetwork]:
@@ -121,15 +132,18 @@ def _open_target(command: EvaluateCommand) -> _Opened:
     path = Path(command.target)
     if not path.exists():
         raise UserError(f"{path} does not exist; name a run, a folder of pictures or an .npz")
+    is_pictures = path.is_dir() and not any((path / name).is_file() for name in ("config.json", "model_index.json"))
+    if command.ema_sigma_rel is not None and (is_pictures or path.suffix == ".npz"):
+        raise UserError(f"--ema-sigma-rel={command.ema_sigma_rel} is for a run, and {path} is pictures; leave it out")
     if path.suffix == ".npz":
         pictures = npz_samples(path, read_npz(path))
         if pictures is None:
             raise UserError(f"{path} holds statistics alone, which have no samples; give it as --reference")
         return _Opened(name=str(path), pictures=npz_pictures(path, pictures[: command.num_samples]))
-    if path.is_dir() and not (path / "config.json").is_file() and not (path / "model_index.json").is_file():
+    if is_pictures:
         pictures = folder_pictures(path, command.image_size)
         return _Opened(name=str(path), pictures=_first(pictures, command.num_samples))
-    session = open_model(path)
+    session = open_model(path, ema_sigma_rel=command.ema_sigma_rel)
     pictures = drawn_pictures(
         session,
         _sampling(command, session.experiment.sampling),
@@ -267,6 +281,26 @@ def _reconstruction(
         out.mkdir(parents=True, exist_ok=True)
         draw_pairs(pairs, out / PAIRS, session.credit)
     return scores, {"pictures": {**pairs.reconstructions.about, "num_pictures": pictures.count}}, RECONSTRUCTION
+
+
+def _likelihood(
+    command: EvaluateCommand, networks: Sequence[FeatureNetwork]
+) -> tuple[list[Score], dict[str, Any], str]:
+    del networks  # nothing is looked at
+    assert command.likelihood is not None  # which is why this is called
+    path, out = Path(command.target), _out(command)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a run")
+    session = open_model(path, ema_sigma_rel=command.ema_sigma_rel)
+    options = LikelihoodOptions(command.likelihood, command.flow_steps, command.flow_probes, command.seed)
+    count = command.num_samples or DEFAULT_LIKELIHOODS
+    found = likelihoods(session, options, count=count, batch_size=command.batch_size, cache=out / "likelihood")
+    if jax.process_index() == 0 and "kl" in found.latent:
+        out.mkdir(parents=True, exist_ok=True)
+        draw_terms(found, out / TERMS, session.experiment.name)
+    pictures = {**found.pictures.about, "num_pictures": found.pictures.count}
+    about = {"pictures": pictures, "likelihood": {**options._asdict(), **terms_record(found)}}
+    return likelihood_scores(found, options, command.bootstrap), about, LIKELIHOOD
 
 
 def _open_first_stage(path: Path) -> Session:

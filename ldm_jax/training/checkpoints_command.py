@@ -16,7 +16,7 @@ from ldm_jax.training.checkpoints import Checkpoints
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.seals import DamagedCheckpoint
 
-STAGES = ("autoencoder", "diffusion")
+STAGES = ("autoencoder", "diffusion", "autoencoder_snapshots", "diffusion_snapshots")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -33,8 +33,8 @@ class CheckpointsCommand:
     """What to do."""
     run: tyro.conf.Positional[str]
     """Folder of the run, or its gs:// or s3:// prefix."""
-    stage: Literal["autoencoder", "diffusion"] | None = None
-    """Stage to look at; default: both."""
+    stage: Literal["autoencoder", "diffusion", "autoencoder_snapshots", "diffusion_snapshots"] | None = None
+    """Stage, or the snapshots of its averages, to look at; default: all."""
     step: int | None = None
     """Step to look at; default: all (list, verify), or the newest of each stage (show, digest)."""
     json: bool = False

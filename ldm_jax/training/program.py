@@ -33,7 +33,8 @@ def autoencoder_program(model: LatentDiffusion, experiment: Experiment) -> Stage
 
     def init(root: Key[Array, ""], frozen: Params, initial: Params) -> TrainState:
         params = {**init_first_stage(model, config, rng.named_key(root, "init")), **initial}
-        return TrainState.create(params, {**frozen, **init_averages(config, params)}, optimizer)
+        frozen = {**frozen, **init_averages(config, params)}
+        return TrainState.create(params, frozen, optimizer, len(config.training.ema_profiles))
 
     loss_fn = make_autoencoder_loss(model, config)
     return StageProgram(init, make_step(loss_fn, optimizer, config.training, make_follow(config)))
@@ -46,7 +47,7 @@ def diffusion_program(model: LatentDiffusion, experiment: Experiment) -> StagePr
     def init(root: Key[Array, ""], frozen: Params, initial: Params) -> TrainState:
         params = {**model.init_denoiser(rng.named_key(root, "init")), **initial}
         trained = {name: value for name, value in params.items() if name not in frozen}
-        return TrainState.create(trained, frozen, optimizer)
+        return TrainState.create(trained, frozen, optimizer, len(experiment.training.ema_profiles))
 
     return StageProgram(
         init, make_step(make_diffusion_loss(model, experiment.diffusion), optimizer, experiment.training)

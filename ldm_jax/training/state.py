@@ -22,17 +22,30 @@ class TrainState(NamedTuple):
     ema_params: Params
     opt_state: Any
     frozen: Params
+    profiles: Params
+    """Further averages, each by its name: what `TrainingConfig.ema_profiles` asks for."""
 
     @classmethod
-    def create(cls, params: Params, frozen: Params, optimizer: optax.GradientTransformation) -> "TrainState":
+    def create(
+        cls, params: Params, frozen: Params, optimizer: optax.GradientTransformation, num_profiles: int = 0
+    ) -> "TrainState":
         """The state before the first step."""
-        average = jax.tree.map(jnp.copy, params)  # a buffer of its own: the step donates both
-        return cls(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), frozen)
+
+        def copy() -> Params:  # a buffer of its own: the step donates all
+            return jax.tree.map(jnp.copy, params)
+
+        profiles = {profile_name(i): copy() for i in range(num_profiles)}
+        return cls(jnp.zeros((), jnp.int32), params, copy(), optimizer.init(params), frozen, profiles)
 
     @property
     def model_params(self) -> Params:
         """Parameters of the model as it is used: averages of what is trained, and what is fixed."""
         return {**self.ema_params, **self.frozen}
+
+
+def profile_name(index: int) -> str:
+    """Name of a further average, in a state and in a snapshot, by its place in `TrainingConfig.ema_profiles`."""
+    return f"profile_{index}"
 
 
 def update_average(
