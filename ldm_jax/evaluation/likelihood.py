@@ -212,7 +212,8 @@ class _Measure:
         options, terms = self._options, {}
         common = (self._model.schedule, self._experiment.diffusion.prediction_type, denoise_fn, z0)
         if options.kind != "flow":
-            bound = variational_bound(*common, self._keys("likelihood_noise", index))
+            keys, learned = self._keys("likelihood_noise", index), self._experiment.diffusion.variance == "learned"
+            bound = variational_bound(*common, keys, "learned" if learned else "large")
             terms |= {"prior": bound.prior, "kl": bound.kl.T, "decoder": bound.decoder}
         if options.kind != "bound":
             keys, probes = self._keys("likelihood_signs", index), options.flow_probes or None

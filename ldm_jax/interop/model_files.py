@@ -91,6 +91,10 @@ def save_model(session: Session, path: Path, form: Format, dtype: FloatType | No
             f"{path}: a model of prompts is written with its tokenizer, and this one came without; give the folder of "
             "the one that it was trained with: --tokenizer FOLDER"
         )
+    if form != "run" and session.experiment.diffusion.variance == "learned":
+        raise UserError(
+            f"{path}: its denoiser learns the variance too, which no other system here is told; write it as a run"
+        )
     match form:
         case "run":
             _write_run(session, path)

@@ -171,7 +171,9 @@ class Session:
         """The sampler that a configuration names; raises UserError where `make_sampler` does."""
         if config.sampler == "imported" and self.imported_sampler is not None:
             return self.imported_sampler.make(config)
-        return make_sampler(config, self.model.schedule, self.experiment.diffusion.prediction_type)
+        diffusion = self.experiment.diffusion
+        learned = diffusion.variance == "learned"
+        return make_sampler(config, self.model.schedule, diffusion.prediction_type, learned_variance=learned)
 
 
 def load_session(
