@@ -171,8 +171,8 @@ def _quick() -> dict[str, int] | None:
 def to_items(state: TrainState) -> dict[str, Any]:
     """A state as a checkpoint holds it: `model`, complete for sampling, and `training`, the rest."""
     training = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-    if state.profiles:
-        training["profiles"] = state.profiles
+    further = {"profiles": state.profiles, "kept": state.of_training}
+    training |= {name: tree for name, tree in further.items() if tree}
     return {"model": state.model_params, "training": training}
 
 
@@ -180,10 +180,11 @@ def from_items(items: dict[str, Any], abstract: TrainState) -> TrainState:
     """Inverse of `to_items`; `abstract` tells which of the model's parameters are trained."""
     model = items["model"]
     average = {name: model[name] for name in abstract.ema_params}
-    frozen = {name: model[name] for name in abstract.frozen}
-    structure = jax.tree.structure(abstract.opt_state)
-    opt_state = jax.tree.unflatten(structure, jax.tree.leaves(items["training"]["opt_state"]))
     training = items["training"]
+    kept = {**model, **training.get("kept", {})}
+    frozen = {name: kept[name] for name in abstract.frozen}
+    structure = jax.tree.structure(abstract.opt_state)
+    opt_state = jax.tree.unflatten(structure, jax.tree.leaves(training["opt_state"]))
     return TrainState(training["step"], training["params"], average, opt_state, frozen, training.get("profiles", {}))
 
 

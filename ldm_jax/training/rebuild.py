@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from orbax.checkpoint import v1 as ocp
 
 from ldm_jax.config import TrainingConfig
 from ldm_jax.errors import UserError
-from ldm_jax.files.places import Place
 from ldm_jax.model import Params
-from ldm_jax.training.checkpoint_contents import read_contents
+from ldm_jax.training.checkpoint_contents import ArrayInfo, read_contents
 from ldm_jax.training.checkpoints import Checkpoints
 from ldm_jax.training.power_average import gamma_of, profile_weights
 from ldm_jax.training.seals import DamagedCheckpoint
@@ -71,8 +71,8 @@ def _is_whole(snapshots: Checkpoints, step: int) -> bool:
 
 
 def _combine(snapshots: Checkpoints, steps: list[int], weights: np.ndarray, model: Params) -> Params:
-    names = [name for name in _trained(snapshots.folder(steps[-1])) if name in model]
-    wanted = {profile_name(i): {name: model[name] for name in names} for i in range(weights.shape[1])}
+    contents = read_contents(snapshots.folder(steps[-1]))
+    wanted, names = _wanted(contents, model), {info.path[2] for info in contents} & set(model)
 
     @jax.jit
     def add(total: Any, profile: Any, weight: Any) -> Any:
@@ -80,13 +80,21 @@ def _combine(snapshots: Checkpoints, steps: list[int], weights: np.ndarray, mode
 
     total: Any = None
     for step, row in zip(steps, weights, strict=True):
-        profiles = snapshots.restore(step, {"profiles": wanted})["profiles"]
+        profiles = snapshots.restore(step, wanted)["profiles"]
         for i, weight in enumerate(row):
-            profile, factor = profiles[profile_name(i)], np.float32(weight)
+            profile, factor = {name: profiles[profile_name(i)][name] for name in names}, np.float32(weight)
             total = jax.tree.map(lambda p, f=factor: f * p, profile) if total is None else add(total, profile, factor)
     return total
 
 
-def _trained(folder: Place) -> list[str]:
-    """Parts of the model in a snapshot."""
-    return sorted({info.path[2] for info in read_contents(folder)})
+def _wanted(contents: list[ArrayInfo], model: Params) -> dict[str, Any]:
+    """What is read of a snapshot: all that the model has, not what the first stage was trained against."""
+    tree: dict[str, Any] = {}
+    for info in contents:
+        branch, leaf = tree, model if info.path[2] in model else None
+        for key in info.path[:-1]:
+            branch = branch.setdefault(key, {})
+        for key in info.path[2:]:
+            leaf = None if leaf is None else leaf[key]
+        branch[info.path[-1]] = ocp.PLACEHOLDER if leaf is None else leaf
+    return tree

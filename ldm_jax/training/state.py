@@ -13,6 +13,9 @@ from jaxtyping import Array, Int
 
 from ldm_jax.model import Params
 
+OF_TRAINING = ("timestep_history",)
+"""What lies among the fixed parameters, is moved by training, and is not looked at by the model."""
+
 
 class TrainState(NamedTuple):
     """Optimizer steps done, trained parameters, their moving average, optimizer state, and parameters held fixed."""
@@ -40,7 +43,13 @@ class TrainState(NamedTuple):
     @property
     def model_params(self) -> Params:
         """Parameters of the model as it is used: averages of what is trained, and what is fixed."""
-        return {**self.ema_params, **self.frozen}
+        fixed = {name: value for name, value in self.frozen.items() if name not in OF_TRAINING}
+        return {**self.ema_params, **fixed}
+
+    @property
+    def of_training(self) -> Params:
+        """What has no gradient and is no part of the model."""
+        return {name: value for name, value in self.frozen.items() if name in OF_TRAINING}
 
 
 def profile_name(index: int) -> str:
