@@ -68,6 +68,8 @@ class ConvertCommand:
     """Weights of a single file to read: its moving averages, the others, or the averages where it has them."""
     tokenizer: str | None = None
     """Folder of the tokenizer, in the format of transformers, of a single file that takes prompts."""
+    ema_sigma_rel: float | None = None
+    """Write an average of this relative width, rebuilt from a run's snapshots (--training.ema-profiles)."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Numbers to write for another system."""
 
@@ -192,6 +194,7 @@ def convert(arguments: Sequence[str]) -> None:
         variant=command.variant,
         weights=command.weights,
         tokenizer=_path(command.tokenizer),
+        ema_sigma_rel=command.ema_sigma_rel,
     )
     dtype = None if command.dtype == "float32" else command.dtype
     save_model(session, Path(command.destination), command.to, dtype)

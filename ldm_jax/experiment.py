@@ -19,8 +19,9 @@ from ldm_jax.sampling.session import Session
 from ldm_jax.training import processes
 from ldm_jax.training.autoencoder_stage import make_autoencoder_stage
 from ldm_jax.training.diffusion_stage import make_diffusion_stage
+from ldm_jax.training.keep_policy import KeepPolicy
 from ldm_jax.training.latents import LatentReader
-from ldm_jax.training.loop import Stage, run_stage
+from ldm_jax.training.loop import Scoring, Stage, measures, run_stage
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.startup import Startup
 from ldm_jax.training.state import TrainState
@@ -50,7 +51,9 @@ def train_experiment(experiment: Experiment, run_dir: Place) -> None:
         return
     start = find_starting_point(experiment, run)
     work = open_workspace(experiment, run_dir, start.tokenizers)
-    state = run_stage(_diffusion_stage(work, start.params, startup), work.run, work.mesh, work.root, startup)
+    scoring = _scoring(work)  # what it lacks is said before anything is trained
+    stage = _diffusion_stage(work, start.params, startup, scoring)
+    state = run_stage(stage, work.run, work.mesh, work.root, startup)
     _draw_heldout(work, state)
     _record_results(work, state)
     logger.info("pictures are in %s", work.run.samples)
@@ -62,7 +65,32 @@ def _record_results(work: Workspace, state: TrainState) -> None:
         work.run.record_results(hash_params(state.model_params["autoencoder"]))
 
 
-def _diffusion_stage(work: Workspace, given: Params, startup: Startup) -> Stage:
+def _scoring(work: Workspace) -> Scoring | None:
+    """How samples are scored in training, if they are.
+
+    Raises:
+        UserError: what it needs is missing, or the best checkpoints are to be kept by a score that is not computed.
+    """
+    experiment, scoring = work.experiment, None
+    if experiment.scoring.every > 0:
+        from ldm_jax.evaluation.scorer import make_scorer  # feature networks, which only this needs
+
+        processes.note("looking at the reference of the scores")
+        scorer = make_scorer(work, _session(work, {}), experiment.scoring)
+
+        def score(state: TrainState, step: int) -> dict[str, float]:
+            try:
+                return scorer.score(_session(work, state.model_params))
+            except UserError as error:  # a model that does not draw yet may still learn to
+                logger.warning("there are no scores of step %d: %s", step, error)
+                return {}
+
+        scoring = Scoring(experiment.scoring.every, scorer.names, score)
+    KeepPolicy.of(experiment.training).check_measured(measures(scoring))
+    return scoring
+
+
+def _diffusion_stage(work: Workspace, given: Params, startup: Startup, scoring: Scoring | None) -> Stage:
     """The second stage, behind the first unless the autoencoder is `given`, from any other parts that are."""
     frozen = {"autoencoder": given["autoencoder"]} if "autoencoder" in given else _first_stage(work, startup)
     initial = {name: given[name] for name in ("conditioner", "denoiser") if name in given}
@@ -72,7 +100,11 @@ def _diffusion_stage(work: Workspace, given: Params, startup: Startup) -> Stage:
     latents = LatentReader(work, frozen)
     frozen |= {"latent": given["latent"]} if "latent" in given else latents.statistics()
     frozen = sharding.place(work.mesh, frozen)
-    return make_diffusion_stage(work, latents, frozen, lambda state, step: _try_to_draw(work, state, step), initial)
+
+    def draw(state: TrainState, step: int) -> None:
+        _try_to_draw(work, state, step)
+
+    return make_diffusion_stage(work, latents, frozen, draw, initial, scoring)
 
 
 def _first_stage(work: Workspace, startup: Startup) -> Params:
@@ -81,12 +113,12 @@ def _first_stage(work: Workspace, startup: Startup) -> Params:
     return {"autoencoder": params["autoencoder"]}  # without what it was trained against
 
 
-def _session(work: Workspace, state: TrainState) -> Session:
+def _session(work: Workspace, params: Params) -> Session:
     info = work.train.info
     return Session(
         work.experiment,
         work.model,
-        state.model_params,
+        params,
         work.encode_caption,
         info.class_names,
         info.credit,
@@ -104,7 +136,7 @@ def _try_to_draw(work: Workspace, state: TrainState, step: int) -> None:
 
 def _draw_samples(work: Workspace, state: TrainState, step: int) -> None:
     """A grid of the configured prompts, of every class, or of anything, drawn with the averaged parameters."""
-    session, config = _session(work, state), work.experiment.sampling
+    session, config = _session(work, state.model_params), work.experiment.sampling
     per_row = config.samples_per_prompt
     conditioning = work.experiment.conditioning
     if token_inputs(conditioning) and config.prompts:
@@ -127,7 +159,7 @@ def _draw_heldout(work: Workspace, state: TrainState) -> None:
     """Held-out captions, with their first keyword: the picture of each, never trained on, before what is drawn."""
     if not token_inputs(work.experiment.conditioning):
         return
-    session, config = _session(work, state), work.experiment.sampling
+    session, config = _session(work, state.model_params), work.experiment.sampling
     chosen = np.linspace(0, len(work.test) - 1, min(_HELDOUT_ROWS, len(work.test))).astype(int)
     captions = [", ".join([a["caption"], *a["tags"][:1]]) for a in map(work.test.annotation, chosen.tolist())]
     per_row = config.samples_per_prompt

@@ -122,8 +122,9 @@ class LatentDiffusion:
         *,
         train: bool = False,
         dropout_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "b *latent c"]:
-        """The denoiser's prediction for the noisy latents `zt` at times `t`."""
+    ) -> Float[Array, "b *latent o"]:
+        """The denoiser's prediction for the noisy latents `zt` at times `t`, and behind it what it has learned of the
+        variance, if it learns that."""
         return apply(self.denoiser, params["denoiser"], zt, t, key=dropout_key, train=train, **conditions._asdict())
 
     def decode(self, params: Params, z0: Float[Array, "b *latent z"]) -> Float[Array, "b *spatial c"]:
@@ -154,7 +155,13 @@ def make_model(experiment: Experiment, mesh: Mesh | None = None) -> LatentDiffus
             latent_size=latent,
             kernel=kernel,
         ),
-        denoiser=UNet(experiment.denoiser, config.latent_channels, jnp.dtype(dtype), kernel, experiment.training.remat),
+        denoiser=UNet(
+            experiment.denoiser,
+            config.latent_channels * (2 if experiment.diffusion.variance == "learned" else 1),
+            jnp.dtype(dtype),
+            kernel,
+            experiment.training.remat,
+        ),
         schedule=make_schedule(experiment.diffusion.schedule),
         image_shape=(*image, experiment.data.image_channels),
         latent_shape=(*latent, config.latent_channels),

@@ -177,7 +177,9 @@ def test_conditions_are_dealt_out_in_turn(data_cache: Path):
     dealt = drawing._inputs(session, np.arange(4, 4 + 2 * CLASSES.num_classes), [])["class_labels"]
     np.testing.assert_array_equal(np.bincount(dealt), 2)
     assert dealt[0] == 4 % CLASSES.num_classes
-    captions = drawing._captions(Session(tiny_experiment(data_cache), make_model(tiny_experiment(data_cache)), {}))
+    captions = drawing.held_out_captions(
+        Session(tiny_experiment(data_cache), make_model(tiny_experiment(data_cache)), {})
+    )
     assert len(captions) == 2 and all(captions)
 
 

@@ -36,6 +36,7 @@ from ldm_jax.config.saved import (
     save_experiment,
     to_dict,
 )
+from ldm_jax.config.scoring import InceptionProtocol, Metric, NetworkName, ScoringConfig
 from ldm_jax.config.shipped import describe_experiment, experiment_names, load_experiment
 from ldm_jax.config.training import OptimizerConfig, TrainingConfig
 
@@ -60,7 +61,10 @@ __all__ = [
     "FirstStageConfig",
     "GuidanceCalls",
     "ImageFolder",
+    "InceptionProtocol",
     "MeshConfig",
+    "Metric",
+    "NetworkName",
     "OpenMoji",
     "OptimizerConfig",
     "Place",
@@ -71,6 +75,7 @@ __all__ = [
     "SamplingConfig",
     "ScheduleConfig",
     "ScheduleKind",
+    "ScoringConfig",
     "SdxlConditioning",
     "Shapes",
     "SigmaSpacing",

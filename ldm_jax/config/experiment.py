@@ -20,6 +20,7 @@ from ldm_jax.config.diffusion import DiffusionConfig
 from ldm_jax.config.first_stage import FirstStageConfig
 from ldm_jax.config.mesh import MeshConfig
 from ldm_jax.config.sampling import SamplingConfig
+from ldm_jax.config.scoring import ScoringConfig
 from ldm_jax.config.training import OptimizerConfig, TrainingConfig
 
 
@@ -47,6 +48,7 @@ class Experiment:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig, metadata=HOW)
     mesh: MeshConfig = field(default_factory=MeshConfig, metadata=HOW)
 
     def __post_init__(self) -> None:

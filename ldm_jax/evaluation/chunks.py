@@ -92,7 +92,7 @@ def all_parts(
             if found is None:
                 raise UserError(
                     f"{chunks.file(start)} of another process is not there; name a folder that all processes see: "
-                    "--out DIR"
+                    "--out DIR, and $LDM_JAX_CACHE for references"
                 )
             parts[start] = found
     return {name: np.concatenate([parts[start][name] for start in starts]) for name in parts[0]}

@@ -5,9 +5,11 @@ held-out picture i mod N, or none.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from ldm_jax import sharding
@@ -36,19 +38,12 @@ def drawn_pictures(
     """
     session.require_denoiser()
     require_diffusion_of_pictures(session.experiment)
-    captions = _captions(session)
+    captions = held_out_captions(session)
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
-    params = sharding.within_reach(session.params)
-    drawer = BatchDrawer(make_model(session.experiment, mesh), params, session.sampler(config), config, mesh)
-    size = drawer.batch_size(batch_size, batch_size)
-
-    def read(start: int, stop: int) -> UInt8[np.ndarray, "b h w c"]:
-        index = np.arange(start, start + size)
-        inputs, null = _inputs(session, index, captions), session.model.conditioner.null_inputs(size)
-        method = Method(guided=config.guidance_scale != 1.0 and bool(inputs), calls=config.guidance_calls)
-        request = Request(inputs, null, guidance_numbers(config, [config.guidance_scale] * size))
-        return drawer.draw(request, method, np.full(size, seed), index)[: stop - start]
-
+    local = dataclasses.replace(
+        session, model=make_model(session.experiment, mesh), params=sharding.within_reach(session.params)
+    )
+    read = sample_reader(local, config, mesh, captions, seed=seed, batch_size=batch_size)
     weights, used = model_hash(session), _used(config)
     about = {"kind": "samples", "path": name, "seed": seed, "sampling": used, "weights_sha256": weights}
     about |= {"autoencoder_sha256": model_hash(session, "autoencoder")}
@@ -75,10 +70,38 @@ def dealt_captions(session: Session, count: int) -> list[str]:
     Raises:
         UserError: the model takes no captions, or its data set has none.
     """
-    captions = _captions(session)
+    captions = held_out_captions(session)
     if not captions:
         raise UserError(f"{session.experiment.name} takes no prompts, to which its pictures could belong")
     return [captions[i % len(captions)] for i in range(count)]
+
+
+def sample_reader(
+    session: Session,
+    config: SamplingConfig,
+    mesh: Mesh,
+    captions: Sequence[str],
+    *,
+    seed: int,
+    batch_size: int,
+) -> Callable[[int, int], UInt8[np.ndarray, "b h w c"]]:
+    """What draws the samples from an index up to another one, at most `batch_size` later, on the devices of a mesh for
+    which the model was made.
+
+    Raises:
+        UserError: the sampler does not fit the model; when it is called, the pictures are not finite numbers.
+    """
+    drawer = BatchDrawer(session.model, session.params, session.sampler(config), config, mesh)
+    size = drawer.batch_size(batch_size, batch_size)
+
+    def read(start: int, stop: int) -> UInt8[np.ndarray, "b h w c"]:
+        index = np.arange(start, start + size)
+        inputs, null = _inputs(session, index, captions), session.model.conditioner.null_inputs(size)
+        method = Method(guided=config.guidance_scale != 1.0 and bool(inputs), calls=config.guidance_calls)
+        request = Request(inputs, null, guidance_numbers(config, [config.guidance_scale] * size))
+        return drawer.draw(request, method, np.full(size, seed), index)[: stop - start]
+
+    return read
 
 
 def _used(config: SamplingConfig) -> dict:
@@ -94,7 +117,12 @@ def _kind(session: Session) -> str:
     return "classes in turn" if isinstance(conditioning, ClassConditioning) else "none"
 
 
-def _captions(session: Session) -> list[str]:
+def held_out_captions(session: Session) -> list[str]:
+    """The captions that samples are drawn for; none where the model takes no prompts.
+
+    Raises:
+        UserError: it does, and the data have none.
+    """
     if not token_inputs(session.experiment.conditioning):
         return []
     source = load_source(session.experiment.data, "test")
@@ -103,10 +131,10 @@ def _captions(session: Session) -> list[str]:
     return [source.annotation(i)["caption"] for i in range(len(source))]
 
 
-def _inputs(session: Session, index: np.ndarray, captions: list[str]) -> Inputs:
+def _inputs(session: Session, index: np.ndarray, captions: Sequence[str]) -> Inputs:
     conditioning = session.experiment.conditioning
     if captions:
-        return session.prompt_inputs([captions[i % len(captions)] for i in index])
+        return session.prompt_inputs([captions[int(i) % len(captions)] for i in index])
     if isinstance(conditioning, ClassConditioning):
         return session.class_inputs([str(i % conditioning.num_classes) for i in index])
     return session.null_inputs(len(index))

@@ -13,7 +13,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, UInt8
 from ldm_jax.autoencoder.perceptual import Trunk, standardize
 from ldm_jax.autoencoder.perceptual_weights import read_trunk
 from ldm_jax.conditioning.clip_vision import ClipVisionTransformer
+from ldm_jax.config import InceptionProtocol, NetworkName
 from ldm_jax.data.preparation import digest
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.dinov2 import Dinov2, read_dinov2
@@ -47,9 +48,6 @@ from ldm_jax.interop.transformers.vision import read_clip_vision, read_clip_visi
 from ldm_jax.model import Params
 from ldm_jax.model import apply as apply_module
 from ldm_jax.sampling.model_hash import hash_params
-
-NetworkName: TypeAlias = Literal["alexnet", "efficientnet_lite0", "inception", "dinov2", "clip"]
-InceptionProtocol: TypeAlias = Literal["adm", "pytorch-fid", "clean-fid", "torchvision"]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

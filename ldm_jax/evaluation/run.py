@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from ldm_jax.errors import UserError
 from ldm_jax.evaluation.command import EvaluateCommand
 from ldm_jax.evaluation.drawing import drawn_pictures, sampling_of
 from ldm_jax.evaluation.features import extract_features, kept_pictures
+from ldm_jax.evaluation.likelihood import LikelihoodOptions, likelihoods
+from ldm_jax.evaluation.likelihood_report import draw_terms, likelihood_scores, terms_record
 from ldm_jax.evaluation.moments import statistics_of
 from ldm_jax.evaluation.network import FeatureNetwork, load_network
 from ldm_jax.evaluation.npz_files import npz_samples, npz_statistics, read_npz, write_npz, write_statistics
@@ -38,8 +40,11 @@ SCORES = "scores.json"
 RECONSTRUCTION = "reconstruction.json"
 TEXT = "text.json"
 PAIRS = "reconstruction.png"
+LIKELIHOOD = "likelihood.json"
+TERMS = "likelihood.png"
 
 DEFAULT_SAMPLES = 2000
+DEFAULT_LIKELIHOODS = 256
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
 
@@ -65,11 +70,11 @@ def evaluate_target(command: EvaluateCommand, expected: Manifest | None = None) 
         UserError: bad input; no score is written, and the features that were computed stay for the next time.
     """
     _check_outputs(command)
-    networks = [] if command.text == ("clip",) else _networks(command)
+    needs_none = command.likelihood is not None or command.text == ("clip",)
+    networks = [] if needs_none else _networks(command)
     if expected is not None:
         require_same("networks", expected.get("networks"), [_about(network) for network in networks])
-    work = _reconstruction if command.reconstruction else _text if command.text else _distribution
-    scores, about, name = work(command, networks, expected)
+    scores, about, name = _kind_of_work(command)(command, networks, expected)
     record = as_record(scores, command, about | {"networks": [_about(network) for network in networks]})
     if jax.process_index() == 0:
         write_record(_out(command) / name, record)
@@ -91,6 +96,14 @@ def _check_outputs(command: EvaluateCommand) -> None:
             Path(name or ".").parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{flag} {name} cannot be written ({error}); choose another place") from error
+
+
+def _kind_of_work(command: EvaluateCommand) -> Callable[..., tuple[list[Score], dict[str, Any], str]]:
+    if command.likelihood is not None:
+        return _likelihood
+    if command.text:
+        return _text
+    return _reconstruction if command.reconstruction else _distribution
 
 
 def _networks(command: EvaluateCommand) -> list[FeatureNetwork]:
@@ -158,6 +171,9 @@ def _open_target(command: EvaluateCommand) -> _Opened:
     path = Path(command.target)
     if not path.exists():
         raise UserError(f"{path} does not exist; name a run, a folder of pictures or an .npz")
+    is_pictures = path.is_dir() and not any((path / name).is_file() for name in ("config.json", "model_index.json"))
+    if command.ema_sigma_rel is not None and (is_pictures or path.suffix == ".npz"):
+        raise UserError(f"--ema-sigma-rel={command.ema_sigma_rel} is for a run, and {path} is pictures; leave it out")
     if path.suffix == ".npz":
         pictures = npz_samples(path, read_npz(path))
         if pictures is None:
@@ -165,10 +181,10 @@ def _open_target(command: EvaluateCommand) -> _Opened:
         return _Opened(name=str(path), pictures=npz_pictures(path, pictures[: command.num_samples]))
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         raise UserError(f"{path} is one picture; name a folder of pictures, an .npz or a run")
-    if path.is_dir() and not (path / "config.json").is_file() and not (path / "model_index.json").is_file():
+    if is_pictures:
         pictures = folder_pictures(path, command.image_size)
         return _Opened(name=str(path), pictures=_first(pictures, command.num_samples))
-    session = open_model(path)
+    session = open_model(path, ema_sigma_rel=command.ema_sigma_rel)
     pictures = drawn_pictures(
         session,
         sampling_of(command, session.experiment.sampling),
@@ -316,6 +332,27 @@ def _text(
     if expected is not None:
         require_same("the judges", expected.get("judges"), judges)
     return scores, about | {"judges": judges}, TEXT
+
+
+def _likelihood(
+    command: EvaluateCommand, networks: Sequence[FeatureNetwork], expected: Manifest | None
+) -> tuple[list[Score], dict[str, Any], str]:
+    del networks  # nothing is looked at
+    assert command.likelihood is not None  # which is why this is called
+    path, out = Path(command.target), _out(command)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a run")
+    session = open_model(path, ema_sigma_rel=command.ema_sigma_rel)
+    options = LikelihoodOptions(command.likelihood, command.flow_steps, command.flow_probes, command.seed)
+    count = command.num_samples or DEFAULT_LIKELIHOODS
+    found = likelihoods(session, options, count=count, batch_size=command.batch_size, cache=out / "likelihood")
+    if jax.process_index() == 0 and "kl" in found.latent:
+        out.mkdir(parents=True, exist_ok=True)
+        draw_terms(found, out / TERMS, session.experiment.name)
+    pictures = {**found.pictures.about, "num_pictures": found.pictures.count}
+    _require_expected({"pictures": pictures}, expected)
+    about = {"pictures": pictures, "likelihood": {**options._asdict(), **terms_record(found)}}
+    return likelihood_scores(found, options, command.bootstrap), about, LIKELIHOOD
 
 
 def _open_first_stage(path: Path) -> Session:

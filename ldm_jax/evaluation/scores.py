@@ -11,11 +11,12 @@ many pictures would get.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from ldm_jax.config import Metric
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.class_score import class_probabilities, inception_score, weighted_score
 from ldm_jax.evaluation.frechet import frechet_distance, frechet_distance_from, square_root
@@ -23,7 +24,6 @@ from ldm_jax.evaluation.kernel_distance import kernel_distance, kernel_distance_
 from ldm_jax.evaluation.moments import Statistics, statistics_of
 from ldm_jax.evaluation.neighbours import membership
 
-Metric: TypeAlias = Literal["fd", "sfd", "kid", "is", "pr", "dc"]
 METRICS: tuple[Metric, ...] = ("fd", "sfd", "kid", "is", "pr", "dc")
 
 FID_SAMPLES = 50_000
@@ -122,6 +122,19 @@ def distance_name(label: str, num_samples: int, *, spatial: bool = False) -> str
         return f"{'sfid' if spatial else 'fid'}_{label.removeprefix('inception_')}"
     name = f"{'sfd' if spatial else 'fd'}_{label}"
     return f"{name}_n{num_samples}" if is_fid else name
+
+
+def score_names(metric: Metric, label: str, num_samples: int) -> tuple[str, ...]:
+    """What `compute_scores` calls the scores of a metric."""
+    names: dict[Metric, tuple[str, ...]] = {
+        "fd": (distance_name(label, num_samples),),
+        "sfd": (distance_name(label, num_samples, spatial=True),),
+        "kid": (f"kid_{label}",),
+        "is": (f"is_{label}",),
+        "pr": (f"precision_{label}", f"recall_{label}"),
+        "dc": (f"density_{label}", f"coverage_{label}"),
+    }
+    return names[metric]
 
 
 def resample_weights(count: int, resamples: int, seed: int) -> Float[np.ndarray, "n r"]:

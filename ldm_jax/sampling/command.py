@@ -44,7 +44,12 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
         num_samples=command.num_samples,
         seed=command.seed,
     )
-    origin = Origin(path=command.run or command.model or "", config=command.config, tokenizer=command.tokenizer)
+    origin = Origin(
+        path=command.run or command.model or "",
+        config=command.config,
+        tokenizer=command.tokenizer,
+        ema_sigma_rel=command.ema_sigma_rel,
+    )
     session, origin = open_origin(origin, open_model)
     session = session.on(command.mesh) if command.mesh != MeshConfig() else session
     weaker, weaker_origin = open_weaker(command.weaker, command.weaker_step)
@@ -146,13 +151,15 @@ def open_origin(origin: Origin, open_model: OpenModel) -> tuple[Session, Origin]
     """The model at a place, and the place with its checksum."""
     config, tokenizer = (None if p is None else Path(p).absolute() for p in (origin.config, origin.tokenizer))
     path = _absolute(origin.path)
-    session = open_model(path, config=config, tokenizer=tokenizer)
+    width = origin.ema_sigma_rel
+    session = open_model(path, config=config, tokenizer=tokenizer, ema_sigma_rel=width)
     session.require_denoiser()
     yaml, folder = (None if p is None else str(p) for p in (config, tokenizer))
     return session, Origin(
         path=str(path),
         config=yaml,
         tokenizer=folder,
+        ema_sigma_rel=width,
         sha256=model_hash(session),
         autoencoder=model_hash(session, "autoencoder"),
     )

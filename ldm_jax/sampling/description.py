@@ -27,6 +27,8 @@ class Origin:
     """Folder of the tokenizer of a single file."""
     step: int | None = None
     """Checkpoint, where it is not the newest."""
+    ema_sigma_rel: float | None = None
+    """Relative width of the average, where it was rebuilt from snapshots."""
     sha256: str = ""
     """Checksum of its parameters."""
     autoencoder: str = ""

@@ -37,6 +37,8 @@ class SampleCommand:
     """YAML of a single file (--model), where it does not lie beside it."""
     tokenizer: str | None = None
     """Folder of the tokenizer, in the format of transformers, of a single file (--model) that takes prompts."""
+    ema_sigma_rel: float | None = None
+    """Draw with an average of this relative width, rebuilt from the run's snapshots (--training.ema-profiles)."""
     prompt: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-p"])] = ()
     """What to draw; repeat the flag for several: --prompt "red apple" --prompt "angry cat". Words can be weighted:
     (word) by 1.1, [word] by 1 / 1.1, (word:1.3) by 1.3."""

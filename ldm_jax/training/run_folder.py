@@ -84,10 +84,15 @@ class RunFolder:
         """Checkpoints of a stage (`autoencoder` or `diffusion`)."""
         return Checkpoints(self.path / "checkpoints" / stage, keep or KeepPolicy())
 
+    def snapshots(self, stage: str) -> Checkpoints:
+        """Averages of a stage from which others are rebuilt, all of them kept."""
+        return self.checkpoints(f"{stage}_snapshots", KeepPolicy(every=1))
+
     def examples_at(self, stage: str, step: int) -> int:
         """Position of a stage in its data after a step: the examples that it has taken."""
         experiment = self.load_config()
-        training = experiment.training if stage == "diffusion" else experiment.first_stage.training
+        is_second = stage.startswith("diffusion")
+        training = experiment.training if is_second else experiment.first_stage.training
         return step * training.batch_size
 
     def load_config(self) -> configs.Experiment:
