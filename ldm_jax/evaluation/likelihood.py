@@ -30,9 +30,9 @@ from ldm_jax.data.sources import load_source
 from ldm_jax.diffusion.likelihood import flow_likelihood, variational_bound
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.chunks import Chunks, Part, all_parts
-from ldm_jax.evaluation.fingerprint import tree_fingerprint
 from ldm_jax.evaluation.pictures import PictureSet, local_batch, local_shards, source_pictures
 from ldm_jax.model import Params, make_model, require_diffusion_of_pictures
+from ldm_jax.sampling.model_hash import hash_params
 from ldm_jax.sampling.session import Session
 
 LikelihoodKind: TypeAlias = Literal["bound", "flow", "both"]
@@ -140,7 +140,7 @@ class _Measure:
         self._params = sharding.place(self._mesh, session.params)
         self._size = -(-batch_size // local_shards()) * local_shards()
         self._experiment, self._options, self._cache = session.experiment, options, cache
-        self._weights = tree_fingerprint(session.params)
+        self._weights = hash_params(session.params)
 
     def errors(self, pictures: PictureSet) -> Float[np.ndarray, " n"]:
         """Errors of draws of the posterior, decoded."""
