@@ -72,8 +72,9 @@ class Experiment:
             f"sampling.num_sample_steps={steps} is more than diffusion.schedule.num_train_timesteps={timesteps}; "
             f"use at most {timesteps}",
         )
-        if self.first_stage.discriminator is not None:
-            self.first_stage.discriminator.check_image_size(size)
+        self.first_stage.perceptual.check_picture(size, autoencoder.spatial_dims)
+        if self.first_stage.judge is not None:
+            self.first_stage.judge.check_image_size(size)
         self._check_conditioning()
 
     def _check_conditioning(self) -> None:

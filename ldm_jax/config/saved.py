@@ -20,6 +20,7 @@ from ldm_jax.config import (
     experiment,
     first_stage,
     mesh,
+    perceptual,
     sampling,
     training,
 )
@@ -28,7 +29,7 @@ from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
 
 _MODELS = (autoencoder, denoiser, conditioning, diffusion)
-_MODULES = (data, *_MODELS, training, adversarial, first_stage, sampling, mesh, distributed, experiment)
+_MODULES = (data, *_MODELS, training, adversarial, perceptual, first_stage, sampling, mesh, distributed, experiment)
 _KINDS = {name: kind for module in _MODULES for name, kind in vars(module).items() if dataclasses.is_dataclass(kind)}
 
 

@@ -15,19 +15,23 @@ from ldm_jax.model import Params
 
 
 class TrainState(NamedTuple):
-    """Optimizer steps done, trained parameters, their moving average, optimizer state, and parameters held fixed."""
+    """Optimizer steps done, trained parameters, their moving average, optimizer state, and parameters held fixed.
+
+    Beside these, which make a checkpoint, `constants` that a loss measures with: they are read anew at each start.
+    """
 
     step: Int[Array, ""]
     params: Params
     ema_params: Params
     opt_state: Any
     frozen: Params
+    constants: Params
 
     @classmethod
     def create(cls, params: Params, frozen: Params, optimizer: optax.GradientTransformation) -> "TrainState":
-        """The state before the first step."""
+        """The state before the first step, without constants."""
         average = jax.tree.map(jnp.copy, params)  # a buffer of its own: the step donates both
-        return cls(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), frozen)
+        return cls(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), frozen, {})
 
     @property
     def model_params(self) -> Params:
