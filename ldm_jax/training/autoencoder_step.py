@@ -60,13 +60,13 @@ def make_autoencoder_loss(model: LatentDiffusion, config: FirstStageConfig) -> L
             metrics["output_logvar"] = logvar
         if config.judge is None:
             return loss, metrics
+        judge, network = config.judge, Discriminator(config.judge, model.autoencoder.dtype)
 
         def weigh(of_verdict: Pictures) -> Scalar:
             pull_back = _pull_back_to_last_layer(reconstruct, jax.lax.stop_gradient(params["autoencoder"]))
             nearer = pull_back(of_error) / jnp.exp(jax.lax.stop_gradient(logvar))
             return adaptive_weight(nearer, pull_back(of_verdict), judge.max_adaptive_weight)
 
-        judge, network = config.judge, Discriminator(config.judge, model.autoencoder.dtype)
         verdict, heard = _generator_term(judge, network, params["discriminator"], reconstruction, step, weigh)
         own, learned = _discriminator_term(judge, network, params["discriminator"], fixed, image, reconstruction)
         return loss + verdict + discriminator_learns(judge, step) * own, {**metrics, **heard, **learned}
