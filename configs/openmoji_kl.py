@@ -48,15 +48,15 @@ def get_config() -> Experiment:
                 base_channels=16,
                 num_layers=2,
                 norm="group",
-                start_step=200,
+                start_step=300,
                 ramp_steps=100,
                 weight=0.5,
-                optimizer=OptimizerConfig(learning_rate=5e-4, beta1=0.5, beta2=0.9, weight_decay=0.0),
+                optimizer=OptimizerConfig(learning_rate=1e-4, beta1=0.5, beta2=0.9, weight_decay=0.0),
             ),
             training=TrainingConfig(
-                batch_size=16, num_steps=600, ema_decay=0.99, eval_every=100, sample_every=600, checkpoint_every=300
+                batch_size=16, num_steps=1000, ema_decay=0.99, eval_every=100, sample_every=500, checkpoint_every=500
             ),
-            optimizer=OptimizerConfig(learning_rate=1e-3, beta1=0.5, warmup_steps=50, decay="cosine"),
+            optimizer=OptimizerConfig(learning_rate=2e-3, beta1=0.5, warmup_steps=50, decay="cosine"),
         ),
         denoiser=UNetConfig(
             base_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(1,), attention="self"

@@ -76,6 +76,7 @@ def test_the_distance_of_each_picture(kind: str):
     np.testing.assert_allclose(found, error.mean(axis=(1, 2, 3)), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_with_lpips_loss_and_gradient_are_those_of_the_plain_sum(data_cache: Path):
     """Written down without the shortcut by which LPIPS is gone through once."""
     experiment = tiny_experiment(data_cache)
