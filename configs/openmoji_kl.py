@@ -4,11 +4,11 @@
     python train.py openmoji_kl
     ldm evaluate runs/openmoji_kl --reconstruction
 
-L1, LPIPS over AlexNet (VGG16 takes twenty times as long here) and a patch discriminator. Each is switched off by its
-weight: --first-stage.perceptual.weight 0, --first-stage.discriminator.weight 0; docs/first_stage.md has what each is
-good for. The second stage is a small unconditional denoiser for a look at the latents.
+L1, LPIPS over AlexNet (VGG16 takes some thirty times the operations) and a patch discriminator. Each is switched off by
+its weight: --first-stage.perceptual.weight 0, --first-stage.discriminator.weight 0; docs/first_stage.md has what they
+did in short runs. The second stage is a small unconditional denoiser for a look at the latents.
 
-Hardware: two CPU cores. Not measured.
+Hardware: two CPU cores. Time and result at this length: not measured.
 """
 
 from ldm_jax.config import (
