@@ -6,7 +6,9 @@ share of the work inside a layer). A parameter is placed by two rules:
 (1) a short table of layer names splits matched projections over `tensor`: outputs of the first, inputs of the second;
 (2) the largest other dimension that `fsdp` divides is split over it, if the parameter has MIN_FSDP_SIZE values or more.
 
-Optimizer moments and moving averages have their parameter's path as the tail of their own: the same rules place them.
+The `constants` of a state are whole on every device: nothing lies beside them, and gathering them in each step would
+cost more than they take. Optimizer moments and moving averages have their parameter's path as the tail of their own:
+the same rules place them.
 
 Where the devices lie in several slices (TPU slices, or GPU hosts, joined by a slower network), one axis crosses them,
 the one that `MeshConfig.across_slices` names, and the others stay inside.
@@ -132,7 +134,8 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     """A sharding for every leaf of a (possibly abstract) state or parameter tree."""
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, parameter_spec(path_names(path), leaf.shape, mesh))
+        names = path_names(path)
+        return NamedSharding(mesh, P() if names[:1] == ("constants",) else parameter_spec(names, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, state)
 
@@ -212,6 +215,11 @@ def place(mesh: Mesh, tree: Any) -> Any:
     """Parameters that every process has, from wherever they are to where the rules put them: each device its share."""
 
     return jax.tree.map(_put, tree, state_shardings(mesh, tree))
+
+
+def place_whole(mesh: Mesh, tree: Any) -> Any:
+    """Values that every process has, all of them on each device."""
+    return jax.tree.map(lambda leaf: _put(leaf, replicated(mesh)), tree)
 
 
 def place_batch(mesh: Mesh, tree: Any) -> Any:

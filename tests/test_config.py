@@ -99,6 +99,18 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "AutoencoderKLConfig.z_channels=8 differs from latent_channels=4, which needs both convolutions around "
         "the latent: quant_conv=True, post_quant_conv=None",
     ),
+    "a perceptual distance that sees nothing": (
+        lambda: c.Experiment(
+            data=c.DataConfig(image_size=16),
+            first_stage=c.FirstStageConfig(perceptual=c.PerceptualConfig(weight=1.0, net="alexnet")),
+        ),
+        "first_stage.perceptual.net=alexnet sees nothing in pictures of data.image_size=16; they need 31 at least, or "
+        "use vgg16",
+    ),
+    "a negative perceptual distance": (
+        lambda: c.PerceptualConfig(weight=-1.0),
+        "PerceptualConfig.weight=-1.0 must not be negative",
+    ),
     "short context": (
         lambda: c.TextConditioning(context_length=2),
         "TextConditioning.context_length=2 must be at least 3: begin, one token, end",

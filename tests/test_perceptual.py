@@ -10,8 +10,9 @@ import pytest
 from module_trials import apply, compiled, random_array, random_params
 
 from ldm_jax.autoencoder import perceptual_weights
-from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips, PerceptualNet, Trunk
+from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips, Trunk
 from ldm_jax.autoencoder.perceptual_weights import perceptual_package, read_perceptual, read_trunk
+from ldm_jax.config import SMALLEST_PICTURE, PerceptualNet
 from ldm_jax.errors import UserError
 from ldm_jax.files.numpy_pickle import read_arrays
 from ldm_jax.files.write_safetensors import write_safetensors
@@ -69,7 +70,7 @@ def test_a_picture_may_be_as_small_as_is_said(net: PerceptualNet):
         image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         return [y.shape for y in jax.eval_shape(Trunk(net).init_with_output, jax.random.key(0), image)[0]]
 
-    smallest = TRUNKS[net].smallest
+    smallest = SMALLEST_PICTURE[net]
     assert min(min(shape) for shape in maps(smallest)) == 1
     with pytest.raises(UserError, match=f"{net} sees nothing in pictures of {smallest - 1}x{smallest - 1} pixels"):
         maps(smallest - 1)

@@ -27,6 +27,7 @@ from ldm_jax.config.distributed import DistributedConfig
 from ldm_jax.config.experiment import Experiment
 from ldm_jax.config.first_stage import FirstStageConfig
 from ldm_jax.config.mesh import MeshConfig
+from ldm_jax.config.perceptual import SMALLEST_PICTURE, PerceptualConfig, PerceptualNet
 from ldm_jax.config.sampling import ClippingKind, GuidanceCalls, SamplerName, SamplingConfig, SigmaSpacing, Spacing
 from ldm_jax.config.saved import (
     differences,
@@ -42,6 +43,7 @@ from ldm_jax.config.training import OptimizerConfig, TrainingConfig
 
 __all__ = [
     "LARGEST",
+    "SMALLEST_PICTURE",
     "AttentionChoice",
     "AutoencoderConfig",
     "AutoencoderKLConfig",
@@ -67,6 +69,8 @@ __all__ = [
     "NetworkName",
     "OpenMoji",
     "OptimizerConfig",
+    "PerceptualConfig",
+    "PerceptualNet",
     "Place",
     "PredictionType",
     "PreparedTfds",

@@ -79,8 +79,9 @@ class Experiment:
             f"data.latents={self.data.latents} are of an autoencoder that is there already: name its run, "
             "first_stage.run=RUN, or the model that it belongs to, start=MODEL",
         )
-        if self.first_stage.discriminator is not None:
-            self.first_stage.discriminator.check_image_size(size)
+        self.first_stage.perceptual.check_picture(size, autoencoder.spatial_dims)
+        if self.first_stage.judge is not None:
+            self.first_stage.judge.check_image_size(size)
         self._check_conditioning()
 
     def _check_conditioning(self) -> None:

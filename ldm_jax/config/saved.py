@@ -20,6 +20,7 @@ from ldm_jax.config import (
     experiment,
     first_stage,
     mesh,
+    perceptual,
     sampling,
     scoring,
     training,
@@ -29,7 +30,8 @@ from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
 
 _MODELS = (autoencoder, denoiser, conditioning, diffusion)
-_MODULES = (data, *_MODELS, training, adversarial, first_stage, sampling, scoring, mesh, distributed, experiment)
+_STAGES = (training, adversarial, perceptual, first_stage, sampling, scoring)
+_MODULES = (data, *_MODELS, *_STAGES, mesh, distributed, experiment)
 _KINDS = {name: kind for module in _MODULES for name, kind in vars(module).items() if dataclasses.is_dataclass(kind)}
 
 

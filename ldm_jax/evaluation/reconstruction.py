@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from ldm_jax import sharding
-from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips, PerceptualNet
+from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips
 from ldm_jax.autoencoder.perceptual_weights import EXTRA, perceptual_package, read_perceptual
-from ldm_jax.config import MeshConfig
+from ldm_jax.config import SMALLEST_PICTURE, MeshConfig, PerceptualNet
 from ldm_jax.data.preparation import digest
 from ldm_jax.evaluation.image_quality import psnr, ssim
 from ldm_jax.evaluation.pictures import PictureSet, local_batch, local_shards
@@ -70,14 +70,14 @@ def reconstructions(model: LatentDiffusion, params: Params, pictures: PictureSet
 
 
 def pair_scores(pairs: Pairs, batch_size: int, *, bootstrap: int, seed: int) -> list[Score]:
-    """PSNR, SSIM and LPIPS with intervals over the pictures; without its weights LPIPS is left out, and that is said.
+    """PSNR, SSIM and LPIPS with intervals over the pictures.
+
+    Without its weights, or of pictures in which its network sees nothing, LPIPS is left out, and that is said.
 
     Raises:
-        UserError: the pictures are too small for one of them.
+        UserError: the pictures are too small for SSIM.
     """
-    lpips = {net: _lpips(net) for net in TRUNKS if _has_weights(net)}
-    if not lpips:
-        logger.warning("LPIPS is left out: %s brings its weights", EXTRA)
+    lpips = {net: _lpips(net) for net in _lpips_nets(min(pairs.originals.read(0, 1).shape[1:3]))}
     values: dict[str, list[np.ndarray]] = {}
     for start in range(0, pairs.originals.count, batch_size):
         stop = min(start + batch_size, pairs.originals.count)
@@ -102,6 +102,17 @@ def draw_pairs(pairs: Pairs, path: Path, credit: str) -> None:
         rows += [list(first[part]), list(second[part])]
         labels += ["held out", "reconstructed"]
     draw_grid(rows, labels, path, footer=credit)
+
+
+def _lpips_nets(side: int) -> list[PerceptualNet]:
+    """Those that can look at pictures whose shorter side is this."""
+    there: list[PerceptualNet] = [net for net in TRUNKS if _has_weights(net)]
+    if not there:
+        logger.warning("LPIPS is left out: %s brings its weights", EXTRA)
+    for net in there:
+        if side < SMALLEST_PICTURE[net]:
+            logger.warning("LPIPS over %s is left out: it needs %d pixels at least", net, SMALLEST_PICTURE[net])
+    return [net for net in there if side >= SMALLEST_PICTURE[net]]
 
 
 def _has_weights(net: PerceptualNet) -> bool:

@@ -79,6 +79,8 @@ class Stage:
     """Warns of what the metrics of a step say is wrong; how many things are."""
     scoring: Scoring | None = None
     """What else is measured, at a rhythm of its own."""
+    constants: Callable[[], Params] = dict
+    """Reads what the loss measures with (`TrainState.constants`), once there is a step to do."""
 
 
 def measures(scoring: Scoring | None) -> tuple[str, ...]:
@@ -119,6 +121,7 @@ def run_stage(
         "%s: step %d of %d, %.2f M parameters, batch %d",
         *(stage.name, start, stage.training.num_steps, num_parameters(state.params) / 1e6, stage.training.batch_size),
     )
+    state, shardings = _with_constants(stage, state, shardings, mesh)
     step = ObservedStep(stage.name, jit_step(stage.step, shardings, mesh), startup, _profile(stage, run))
     log = MetricsLog(run, stage.name, start)
     try:
@@ -163,13 +166,22 @@ def _start(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, root: Key[Array, 
     return from_items(restored[1], abstract), shardings
 
 
+def _with_constants(
+    stage: Stage, state: TrainState, shardings: TrainState, mesh: Mesh
+) -> tuple[TrainState, TrainState]:
+    """The state with what the loss measures with, and where that lies: whole on every device."""
+    constants = sharding.place_whole(mesh, stage.constants())
+    placed = jax.tree.map(lambda leaf: leaf.sharding, constants)
+    return state._replace(constants=constants), shardings._replace(constants=placed)
+
+
 def _quick() -> dict[str, int] | None:
     """Compiler options for what runs once: on a CPU, compiling an initialisation takes longer than any gain from it."""
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
-    """A state as a checkpoint holds it: `model`, complete for sampling, and `training`, the rest."""
+    """A state as a checkpoint holds it, without constants: `model`, complete for sampling, and `training`, the rest."""
     training = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
     further = {"profiles": state.profiles, "kept": state.of_training}
     training |= {name: tree for name, tree in further.items() if tree}
@@ -185,7 +197,8 @@ def from_items(items: dict[str, Any], abstract: TrainState) -> TrainState:
     frozen = {name: kept[name] for name in abstract.frozen}
     structure = jax.tree.structure(abstract.opt_state)
     opt_state = jax.tree.unflatten(structure, jax.tree.leaves(training["opt_state"]))
-    return TrainState(training["step"], training["params"], average, opt_state, frozen, training.get("profiles", {}))
+    profiles = training.get("profiles", {})
+    return TrainState(training["step"], training["params"], average, opt_state, frozen, profiles, {})
 
 
 @dataclass

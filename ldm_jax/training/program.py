@@ -10,7 +10,7 @@ from jaxtyping import Array, Key
 from ldm_jax import rng, sharding
 from ldm_jax.config import Experiment
 from ldm_jax.model import LatentDiffusion, Params
-from ldm_jax.training.autoencoder_state import init_averages, init_first_stage, make_follow
+from ldm_jax.training.autoencoder_state import abstract_constants, init_averages, init_first_stage, make_follow
 from ldm_jax.training.autoencoder_step import make_autoencoder_loss
 from ldm_jax.training.diffusion_step import init_history, make_diffusion_loss, make_history_follow
 from ldm_jax.training.optimizers import make_first_stage_optimizer, make_optimizer
@@ -24,6 +24,8 @@ class StageProgram(NamedTuple):
     init: Callable[[Key[Array, ""], Params, Params], TrainState]
     """Root key, frozen and initial parameters to the first state; what is not among them is drawn."""
     step: Step
+    constants: Params
+    """Shapes of what the step is given beside its state's own (`TrainState.constants`)."""
 
 
 def autoencoder_program(model: LatentDiffusion, experiment: Experiment) -> StageProgram:
@@ -37,7 +39,8 @@ def autoencoder_program(model: LatentDiffusion, experiment: Experiment) -> Stage
         return TrainState.create(params, frozen, optimizer, len(config.training.ema_profiles))
 
     loss_fn = make_autoencoder_loss(model, config)
-    return StageProgram(init, make_step(loss_fn, optimizer, config.training, make_follow(config)))
+    step = make_step(loss_fn, optimizer, config.training, make_follow(config))
+    return StageProgram(init, step, abstract_constants(config))
 
 
 def diffusion_program(model: LatentDiffusion, experiment: Experiment) -> StageProgram:
@@ -51,7 +54,7 @@ def diffusion_program(model: LatentDiffusion, experiment: Experiment) -> StagePr
         return TrainState.create(trained, frozen, optimizer, len(experiment.training.ema_profiles))
 
     loss_fn, follow = make_diffusion_loss(model, experiment.diffusion), make_history_follow(experiment.diffusion)
-    return StageProgram(init, make_step(loss_fn, optimizer, experiment.training, follow))
+    return StageProgram(init, make_step(loss_fn, optimizer, experiment.training, follow), {})
 
 
 def jit_step(step: Step, shardings: TrainState, mesh: Mesh) -> Any:

@@ -188,6 +188,19 @@ class RunFolder:
                     "--run-dir DIR"
                 )
 
+    def check_perceptual(self, fingerprint: str | None) -> None:
+        """Refuse to go on with another LPIPS than the run was started with.
+
+        Raises:
+            UserError: its weights have another fingerprint.
+        """
+        known = self.read_manifest().get("data", {}).get("perceptual")
+        if known not in (None, fingerprint):
+            raise UserError(
+                f"the weights of LPIPS are not those that {self.path} was started with; restore them, or train into "
+                "another folder: --run-dir DIR"
+            )
+
     def is_finished(self, experiment: configs.Experiment) -> bool:
         """Whether the checkpoint of the last step is there, and whole."""
         checkpoints, last = self.checkpoints("diffusion"), experiment.training.num_steps

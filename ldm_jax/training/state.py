@@ -18,7 +18,10 @@ OF_TRAINING = ("timestep_history",)
 
 
 class TrainState(NamedTuple):
-    """Optimizer steps done, trained parameters, their moving average, optimizer state, and parameters held fixed."""
+    """Optimizer steps done, trained parameters, their moving average, optimizer state, and parameters held fixed.
+
+    Beside these, which make a checkpoint, `constants` that a loss measures with: they are read anew at each start.
+    """
 
     step: Int[Array, ""]
     params: Params
@@ -27,18 +30,19 @@ class TrainState(NamedTuple):
     frozen: Params
     profiles: Params
     """Further averages, each by its name: what `TrainingConfig.ema_profiles` asks for."""
+    constants: Params
 
     @classmethod
     def create(
         cls, params: Params, frozen: Params, optimizer: optax.GradientTransformation, num_profiles: int = 0
     ) -> "TrainState":
-        """The state before the first step."""
+        """The state before the first step, without constants."""
 
         def copy() -> Params:  # a buffer of its own: the step donates all
             return jax.tree.map(jnp.copy, params)
 
         profiles = {profile_name(i): copy() for i in range(num_profiles)}
-        return cls(jnp.zeros((), jnp.int32), params, copy(), optimizer.init(params), frozen, profiles)
+        return cls(jnp.zeros((), jnp.int32), params, copy(), optimizer.init(params), frozen, profiles, {})
 
     @property
     def model_params(self) -> Params:

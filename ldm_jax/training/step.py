@@ -20,7 +20,7 @@ Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
 LossFn = Callable[[Params, Params, Batch, Key[Array, ""], Int[Array, ""]], tuple[Float[Array, ""], Metrics]]
-"""Trained and frozen parameters, batch, root key, step -> mean loss over the batch, metrics."""
+"""Trained and fixed parameters (frozen and constant), batch, root key, step -> mean loss over the batch, metrics."""
 
 Step = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
@@ -46,7 +46,7 @@ def make_step(
 
     def step(state: TrainState, batch: Batch, root: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         def loss_of(params: Params, micro: Batch) -> tuple[Float[Array, ""], Metrics]:
-            return loss_fn(params, state.frozen, micro, root, state.step)
+            return loss_fn(params, {**state.frozen, **state.constants}, micro, root, state.step)
 
         gradients, metrics = accumulate_gradients(loss_of, state.params, batch, config.gradient_accumulation)
         leaf_norms = jnp.stack([jnp.linalg.norm(g.reshape(-1)) for g in jax.tree.leaves(gradients)])
@@ -60,7 +60,7 @@ def make_step(
             for i, gamma in enumerate(gammas)
         }
         metrics = {**metrics, "grad_norm": norm, "leaf_norms": leaf_norms}
-        return TrainState(state.step + 1, params, average, opt_state, frozen, profiles), metrics
+        return TrainState(state.step + 1, params, average, opt_state, frozen, profiles, state.constants), metrics
 
     return step
 

@@ -30,6 +30,7 @@ from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
 from ldm_jax.model import LatentDiffusion, make_model, require_diffusion_of_pictures
 from ldm_jax.training import processes
+from ldm_jax.training.perceptual import fingerprint_constants, read_constants
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.step import Batch
 
@@ -114,8 +115,10 @@ def _open(experiment: Experiment, run_dir: Place, given: Mapping[str, Tokenizer]
     model, tokenizers = make_model(experiment, mesh), _tokenizers(experiment, run, train, given)
     sharding.check_tensor_axis(mesh, jax.eval_shape(model.init, rng.root_key(0)))
     make_sampler(experiment.sampling, model.schedule, experiment.diffusion.prediction_type)  # it is needed much later
-    data = {split.info.split: _describe(split) for split in (train, test)}
+    data: dict[str, object] = {split.info.split: _describe(split) for split in (train, test)}
     run.check_data(data)
+    if "first_stage.training" in trainings and not run.config_file.exists():
+        data |= {"perceptual": fingerprint_constants(read_constants(experiment.first_stage))}
     if processes.is_first():
         run.open(experiment)  # nothing is written before all of this has been found to fit
         run.save_tokenizers(tokenizers)
