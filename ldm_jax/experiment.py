@@ -2,12 +2,13 @@
 
 import logging
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import sharding
 from ldm_jax.conditioning.tokenizer import token_inputs
 from ldm_jax.config import ClassConditioning, Experiment
-from ldm_jax.data.transforms import evaluation_transforms
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
 from ldm_jax.interop.starting_point import find_starting_point
@@ -16,6 +17,7 @@ from ldm_jax.pictures import draw_grid, to_uint8
 from ldm_jax.sampling.session import Session
 from ldm_jax.training import processes
 from ldm_jax.training.autoencoder_stage import make_autoencoder_stage
+from ldm_jax.training.classifier_stage import make_classifier_stage
 from ldm_jax.training.diffusion_stage import make_diffusion_stage
 from ldm_jax.training.latents import LatentReader
 from ldm_jax.training.loop import Stage, run_stage
@@ -40,7 +42,7 @@ def train_experiment(experiment: Experiment, run_dir: Place) -> None:
     startup.lap("import")
     run = RunFolder(run_dir)
     run.check(experiment)
-    wanted = [HELDOUT_GRID] if token_inputs(experiment.conditioning) else []
+    wanted = [HELDOUT_GRID] if _has_heldout_grid(experiment) else []
     if run.is_finished(experiment) and all((run.samples / name).exists() for name in wanted):
         logger.info(
             "%s is finished: trained for %d steps, pictures in %s", run_dir, experiment.training.num_steps, run.samples
@@ -48,6 +50,9 @@ def train_experiment(experiment: Experiment, run_dir: Place) -> None:
         return
     start = find_starting_point(experiment, run)
     work = open_workspace(experiment, run_dir, start.tokenizers)
+    if experiment.classifier is not None:
+        run_stage(_classifier_stage(work, start.params), work.run, work.mesh, work.root, startup)
+        return
     state = run_stage(_diffusion_stage(work, start.params, startup), work.run, work.mesh, work.root, startup)
     _draw_heldout(work, state)
     logger.info("pictures are in %s", work.run.samples)
@@ -66,6 +71,13 @@ def _diffusion_stage(work: Workspace, given: Params, startup: Startup) -> Stage:
     return make_diffusion_stage(work, latents, frozen, lambda state, step: _try_to_draw(work, state, step), initial)
 
 
+def _classifier_stage(work: Workspace, given: Params) -> Stage:
+    """The stage of a classifier, on the first stage of another run."""
+    frozen = sharding.place(work.mesh, {"autoencoder": given["autoencoder"]})
+    latents = LatentReader(work, frozen)
+    return make_classifier_stage(work, latents, sharding.place(work.mesh, frozen | latents.statistics()))
+
+
 def _first_stage(work: Workspace, startup: Startup) -> Params:
     """The averaged autoencoder of this run, trained now or earlier."""
     params = run_stage(make_autoencoder_stage(work), work.run, work.mesh, work.root, startup).model_params
@@ -82,6 +94,7 @@ def _session(work: Workspace, state: TrainState) -> Session:
         info.class_names,
         info.credit,
         mesh=work.experiment.mesh,
+        shelf=work.shelf,
     )
 
 
@@ -95,6 +108,9 @@ def _try_to_draw(work: Workspace, state: TrainState, step: int) -> None:
 
 def _draw_samples(work: Workspace, state: TrainState, step: int) -> None:
     """A grid of the configured prompts, of every class, or of anything, drawn with the averaged parameters."""
+    if work.experiment.given is not None:
+        _draw_heldout(work, state, f"samples_{step:06d}.png")
+        return
     session, config = _session(work, state), work.experiment.sampling
     per_row = config.samples_per_prompt
     conditioning = work.experiment.conditioning
@@ -114,29 +130,32 @@ def _draw_samples(work: Workspace, state: TrainState, step: int) -> None:
         draw_grid(rows, labels, work.run.samples / f"samples_{step:06d}.png", footer=session.credit)
 
 
-def _draw_heldout(work: Workspace, state: TrainState) -> None:
-    """Held-out captions, with their first keyword: the picture of each, never trained on, before what is drawn."""
-    if not token_inputs(work.experiment.conditioning):
+def _has_heldout_grid(experiment: Experiment) -> bool:
+    return experiment.classifier is None and bool(token_inputs(experiment.conditioning) or experiment.given)
+
+
+def _draw_heldout(work: Workspace, state: TrainState, name: str = HELDOUT_GRID) -> None:
+    """Held-out captions, with their first keyword, and what else the model is given: the picture of each, never trained
+    on, and how what is given looks, before what is drawn."""
+    if not _has_heldout_grid(work.experiment):
         return
-    session, config = _session(work, state), work.experiment.sampling
-    chosen = np.linspace(0, len(work.test) - 1, min(_HELDOUT_ROWS, len(work.test))).astype(int)
-    captions = [", ".join([a["caption"], *a["tags"][:1]]) for a in map(work.test.annotation, chosen.tolist())]
+    session, config, shelf = _session(work, state), work.experiment.sampling, work.shelf
+    chosen = np.linspace(0, len(work.test) - 1, min(_HELDOUT_ROWS, len(work.test))).astype(int).tolist()
+    captions = [", ".join([a["caption"], *a["tags"][:1]]) for a in map(work.test.annotation, chosen)]
     per_row = config.samples_per_prompt
-    inputs = session.prompt_inputs([caption for caption in captions for _ in range(per_row)])
-    drawn = list(session.draw(inputs, len(captions) * per_row, config, seed=work.experiment.seed))
+    repeated = [i for i in range(len(chosen)) for _ in range(per_row)]
+    given = [] if shelf.is_empty else [shelf.of_heldout(i) for i in chosen]
+    inputs = session.null_inputs(len(repeated))
+    if token_inputs(work.experiment.conditioning):
+        inputs |= session.prompt_inputs([captions[i] for i in repeated])
+    if given:
+        inputs |= jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *(given[i] for i in repeated))
+    drawn = list(session.draw(inputs, len(repeated), config, seed=work.experiment.seed))
     if not processes.is_first():
         return
-    pictures = _test_pictures(work, chosen)
-    rows = [[pictures[i], *drawn[i * per_row : (i + 1) * per_row]] for i in range(len(captions))]
+    rows = [[to_uint8(shelf.picture(i)), *drawn[n * per_row : (n + 1) * per_row]] for n, i in enumerate(chosen)]
     footer = "first column: the held-out picture. " + session.credit
-    draw_grid(rows, captions, work.run.samples / HELDOUT_GRID, footer=footer)
-
-
-def _test_pictures(work: Workspace, chosen: np.ndarray) -> list[np.ndarray]:
-    pictures = []
-    for i in chosen:
-        example = work.test[int(i)]
-        for transform in evaluation_transforms(work.experiment.data):
-            example = transform(example, int(i))
-        pictures.append(to_uint8(example["image"]))
-    return pictures
+    if given:
+        rows = [[row[0], shelf.given.shown(arrays), *row[1:]] for row, arrays in zip(rows, given, strict=True)]
+        footer = "first columns: the held-out picture, and what of it is given. " + session.credit
+    draw_grid(rows, captions, work.run.samples / name, footer=footer)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ldm_jax.config import (
     adversarial,
     autoencoder,
+    classifier,
     conditioning,
     data,
     denoiser,
@@ -19,6 +20,7 @@ from ldm_jax.config import (
     distributed,
     experiment,
     first_stage,
+    given,
     mesh,
     sampling,
     training,
@@ -28,7 +30,19 @@ from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
 
 _MODELS = (autoencoder, denoiser, conditioning, diffusion)
-_MODULES = (data, *_MODELS, training, adversarial, first_stage, sampling, mesh, distributed, experiment)
+_MODULES = (
+    data,
+    *_MODELS,
+    training,
+    adversarial,
+    first_stage,
+    given,
+    classifier,
+    sampling,
+    mesh,
+    distributed,
+    experiment,
+)
 _KINDS = {name: kind for module in _MODULES for name, kind in vars(module).items() if dataclasses.is_dataclass(kind)}
 
 

@@ -37,6 +37,8 @@ class LatentSource:
     moments: Float32[np.ndarray, "n flips h w c"]
     """As they are, and, if there are two, mirrored; `Mirror` chooses."""
     annotations: tuple[Example, ...]
+    pictures: Source | None = None
+    """Where examples have their pictures from as well, for models that are given something of them."""
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -44,10 +46,11 @@ class LatentSource:
 
     def __getitem__(self, index: int) -> Example:
         """The example at an index."""
-        return {"moments": self.moments[index], **self.annotations[index]}
+        example = self.annotations[index] if self.pictures is None else self.pictures[index]
+        return {"moments": self.moments[index], **example}
 
     def annotation(self, index: int) -> Example:
-        """The example without its moments."""
+        """The example without its moments and pictures."""
         return self.annotations[index]
 
 
@@ -62,6 +65,7 @@ def cached_latents(
     rows: Sequence[int] | np.ndarray | None = None,
     have_all: Callable[[bool], bool] = bool,
     writes: bool = True,
+    with_pictures: bool = False,
 ) -> LatentSource:
     """The latents of a source, from the file if it fits, else encoded now and saved there.
 
@@ -75,6 +79,7 @@ def cached_latents(
         rows: rows of each batch that this process reads, where several encode together; None reads all.
         have_all: whether every process says yes; all encode if the file of one does not fit.
         writes: whether this is the process that saves the file.
+        with_pictures: whether examples carry their pictures as well.
 
     Raises:
         UserError: the file cannot be written.
@@ -87,7 +92,7 @@ def cached_latents(
             save_latents(path, moments, fingerprint)
     assert moments is not None  # every process has loaded them, or has encoded them with the others
     annotations = tuple(source.annotation(index) for index in range(len(source)))
-    return LatentSource(source.info, moments, annotations)
+    return LatentSource(source.info, moments, annotations, source if with_pictures else None)
 
 
 def latent_fingerprint(info: SourceInfo, config: DataConfig, autoencoder: str) -> str:

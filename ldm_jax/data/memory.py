@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ldm_jax.data.source import Example, Source, SourceInfo
+from ldm_jax.data.source import PICTURES, Example, Source, SourceInfo
 
 MAX_BYTES = 256 * 2**20
 """Pictures are remembered until they take this much memory; later ones are read every time."""
@@ -32,13 +32,13 @@ class MemorySource:
         if example is None:
             example = self.source[index]
             if self._used[0] < self.max_bytes:  # threads may overshoot by a picture each
-                self._used[0] += example["image"].nbytes
+                self._used[0] += sum(example[key].nbytes for key in PICTURES & example.keys())
                 self._examples[index] = example
         return example
 
     def annotation(self, index: int) -> Example:
-        """The example without its picture."""
+        """The example without its pictures."""
         example = self._examples.get(index)
         if example is None:
             return self.source.annotation(index)
-        return {key: value for key, value in example.items() if key != "image"}
+        return {key: value for key, value in example.items() if key not in PICTURES}

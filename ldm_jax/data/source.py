@@ -7,7 +7,13 @@ Split: TypeAlias = Literal["train", "test"]
 
 Example: TypeAlias = dict[str, Any]
 """One example: `image` uint8 [h, w, c] (or `moments` float32 [flips, h, w, c]), `caption` str, `tags` tuple of str,
-`label` int, `id` str. Without captions `caption` is empty, without classes `label` is -1."""
+`label` int, `id` str. Without captions `caption` is empty, without classes `label` is -1. Where the source knows the
+objects in its pictures: `boxes` float32 [objects, 4] (left, top, right, bottom as fractions of the picture) with
+`box_labels` int64 [objects], and where it has a map of them `label_map` uint8 [h, w, 1] (0 background, 1 + label)."""
+
+
+PICTURES = frozenset({"image", "label_map"})
+"""The parts of an example that are pictures, which its annotation lacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +28,8 @@ class SourceInfo:
     """SHA-256 (hex) of what the examples are; another prepared set, split or choice of examples has another one."""
     class_names: tuple[str, ...] = ()
     """Names of the classes; `label` indexes them. Empty: there are none."""
+    object_names: tuple[str, ...] = ()
+    """Names of the labels of objects in pictures; `box_labels` index them. Empty: objects are not known."""
     has_captions: bool = False
     """Whether examples carry captions."""
     max_tags: int = 0
@@ -53,7 +61,7 @@ class Source(Protocol):
         ...
 
     def annotation(self, index: int) -> Example:
-        """The example without its picture: caption, tags, label and id (much quicker)."""
+        """The example without its picture and label map: all that is quick to read."""
         ...
 
 

@@ -67,6 +67,8 @@ def _used(config: SamplingConfig) -> dict:
 
 def _kind(session: Session) -> str:
     conditioning = session.experiment.conditioning
+    if not session.given.is_empty:
+        return f"{type(session.experiment.given).__name__} of held-out pictures in turn"
     if token_inputs(conditioning):
         return "held-out captions in turn"
     return "classes in turn" if isinstance(conditioning, ClassConditioning) else "none"
@@ -82,6 +84,17 @@ def _captions(session: Session) -> list[str]:
 
 
 def _inputs(session: Session, index: np.ndarray, captions: list[str]) -> Inputs:
+    return _told(session, index, captions) | _given(session, index)
+
+
+def _given(session: Session, index: np.ndarray) -> Inputs:
+    """What held-out pictures in turn give to a model that is given something."""
+    shelf = session.given
+    rows = [] if shelf.is_empty else [shelf.of_heldout(int(i) % len(shelf.heldout)) for i in index]
+    return jax.tree.map(lambda *x: np.stack(x), *rows) if rows else {}
+
+
+def _told(session: Session, index: np.ndarray, captions: list[str]) -> Inputs:
     conditioning = session.experiment.conditioning
     if captions:
         return session.prompt_inputs([captions[i % len(captions)] for i in index])

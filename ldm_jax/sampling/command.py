@@ -10,11 +10,12 @@ from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, is_local, to_place
 from ldm_jax.pictures import draw_grid, save_picture
 from ldm_jax.sampling.asked import Asked, ask
+from ldm_jax.sampling.classifier import guided_by, load_classifier
 from ldm_jax.sampling.description import Described, Origin, Origins, describe, read_description
 from ldm_jax.sampling.draw import Drawn, Easel, can_guide
 from ldm_jax.sampling.files import draw_to_files, folder_for
 from ldm_jax.sampling.flags import GridCommand, SampleCommand, sampling_config
-from ldm_jax.sampling.model_hash import model_hash
+from ldm_jax.sampling.model_hash import hash_params, model_hash
 from ldm_jax.sampling.prompt_files import read_prompts
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session, load_session
@@ -37,6 +38,8 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
         negative_prompts=command.negative_prompt,
         prompts_to=command.prompt_to,
         num_frames=command.frames,
+        given=command.given,
+        heldout=command.heldout,
         guidance_scales=command.guidance_scale,
         num_samples=command.num_samples,
         seed=command.seed,
@@ -52,8 +55,11 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
         prompt_syntax=command.prompt_syntax,
         long_prompts=command.long_prompts,
         interpolation=command.interpolation,
+        classifier_scale=command.classifier_scale,
     )
-    easel, origins = Easel(session, request, weaker), Origins(model=origin, weaker=weaker_origin)
+    session, classifier_origin = _with_classifier(session, command.classifier)
+    easel = Easel(session, request, weaker)
+    origins = Origins(model=origin, weaker=weaker_origin, classifier=classifier_origin)
     base = to_place(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
     out = folder_for(base, request, origins) if command.out is None else to_place(command.out)
     return draw_to_files(easel, origins, out=out, batch_size=command.batch_size, credit=session.credit)
@@ -76,7 +82,10 @@ def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     weaker, weaker_origin = None, found.origins.weaker
     if weaker_origin is not None:
         weaker, weaker_origin = _open_weaker(weaker_origin.path, weaker_origin.step)
-    origins = Origins(model=model, weaker=weaker_origin)
+    classifier_origin = found.origins.classifier
+    if classifier_origin is not None:
+        session, classifier_origin = _with_classifier(session, classifier_origin.path)
+    origins = Origins(model=model, weaker=weaker_origin, classifier=classifier_origin)
     _require_same(source, found, origins)
     image = Easel(session, found.request, weaker).draw_at(0, found.place)
     try:
@@ -152,6 +161,15 @@ def _open_weaker(run: str | None, step: int | None) -> tuple[Session | None, Ori
     path = _absolute(run)
     session = load_session(path, step=step)
     return session, Origin(path=str(path), step=step, sha256=model_hash(session))
+
+
+def _with_classifier(session: Session, run: str | None) -> tuple[Session, Origin | None]:
+    if run is None:
+        return session, None
+    path = _absolute(run)
+    classifier = load_classifier(path)
+    guided = guided_by(session, classifier)
+    return guided, Origin(path=str(path), sha256=hash_params(classifier.params["classifier"]))
 
 
 def _given(command: SampleCommand) -> dict[str, str]:

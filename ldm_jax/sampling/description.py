@@ -37,14 +37,17 @@ class Origins:
 
     model: Origin
     weaker: Origin | None = None
+    classifier: Origin | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"model": vars(self.model), "weaker": None if self.weaker is None else vars(self.weaker)}
+        others = {name: getattr(self, name) for name in ("weaker", "classifier")}
+        return {"model": vars(self.model)} | {name: None if one is None else vars(one) for name, one in others.items()}
 
     def checksums(self) -> dict[str, str | None]:
         """What decides the pictures: where a model lies does not."""
-        return {"model": self.model.sha256, "weaker": None if self.weaker is None else self.weaker.sha256}
+        others = {name: getattr(self, name) for name in ("weaker", "classifier")}
+        return {"model": self.model.sha256} | {name: one and one.sha256 for name, one in others.items()}
 
 
 class Described(NamedTuple):
@@ -87,14 +90,14 @@ def read_description(path: Place) -> Described:
         raise UserError(f"{path} does not say how it was drawn: it is no picture of `ldm sample`, or of an older one")
     try:
         values = json.loads(texts[_KEY])
-        origins = {name: _origin(values[name]) for name in ("model", "weaker")}
+        origins = {name: _origin(values.get(name)) for name in ("model", "weaker", "classifier")}
         model, weaker = origins["model"], origins["weaker"]
         if model is None:
             raise ValueError("no model")
         request, place = DrawRequest.from_json(values["request"]), BatchRow(**values["place"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: its description cannot be read by this version ({error})") from None
-    return Described(request, place, Origins(model=model, weaker=weaker))
+    return Described(request, place, Origins(model=model, weaker=weaker, classifier=origins["classifier"]))
 
 
 def _origin(values: Mapping[str, Any] | None) -> Origin | None:

@@ -16,6 +16,7 @@ from ldm_jax import rng, sharding
 from ldm_jax.conditioning.conditions import Inputs
 from ldm_jax.conditioning.tokenizer import PromptEncoder, token_inputs
 from ldm_jax.config import ClassConditioning, Experiment, MeshConfig, SamplingConfig
+from ldm_jax.data.given.shelf import GivenShelf
 from ldm_jax.diffusion.samplers import Sampler, make_sampler
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
@@ -52,6 +53,10 @@ class Session:
     """The sampler that came with a model of another system: `imported` in a configuration."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """How the devices are arranged to draw; pictures are the same up to rounding."""
+    shelf: GivenShelf | None = None
+    """What it can be given beside prompt and class, where its data are known."""
+    classifier: Callable[[Sequence[str | None]], np.ndarray] | None = None
+    """Class numbers of the classifier that guides the model, where there is one."""
     seal: Place | None = None
     """Seal of the checkpoint that its parameters come from, if they do."""
 
@@ -139,6 +144,11 @@ class Session:
             return "use --prompt TEXT"
         return "use --class-label N" if isinstance(conditioning, ClassConditioning) else "use --num-samples N alone"
 
+    @property
+    def given(self) -> GivenShelf:
+        """What the model can be given; empty where its data are not known."""
+        return GivenShelf(self.experiment) if self.shelf is None else self.shelf
+
     def null_inputs(self, count: int) -> Inputs:
         """The conditioner's inputs for nothing in particular."""
         return self.model.null_inputs(count)
@@ -201,7 +211,8 @@ def load_session(
     names, credit = tuple(data.get("class_names", ())), data.get("credit", "")
     encoder = PromptEncoder(tokenizers, warn=True) if tokenizers else None
     seal = checkpoints.directory / f"{restored[0]:08d}.json"
-    return Session(experiment, model, restored[1]["model"], encoder, names, credit, seal=seal)
+    shelf = GivenShelf(experiment, tuple(data.get("object_names", ())))
+    return Session(experiment, model, restored[1]["model"], encoder, names, credit, shelf=shelf, seal=seal)
 
 
 def _restore(checkpoints: Checkpoints, step: int, wanted: dict[str, Any]) -> tuple[int, dict[str, Any]]:

@@ -86,6 +86,7 @@ class LatentReader:
             rows=sharding.local_rows(self.work.mesh, self.batch_size),
             have_all=lambda mine: bool(sharding.to_all(np.asarray(mine)).all()),
             writes=processes.is_first(),
+            with_pictures=not self.work.shelf.is_empty,
         )
 
     def statistics(self) -> Params:
@@ -106,7 +107,10 @@ class LatentReader:
 
     def heldout_batches(self, batch_size: int) -> Iterator[Batch]:
         """One pass over the test split, with `moments`."""
-        return map(self._with_moments, self.work.epoch(self._cached.get("test", self.work.test), batch_size))
+        return map(self._with_moments, self._epoch_of_test(batch_size))
+
+    def _epoch_of_test(self, batch_size: int) -> Iterator[Batch]:
+        return self.work.epoch(self._cached.get("test", self.work.test), batch_size, for_denoiser=True)
 
     def _with_moments(self, batch: Batch) -> Batch:
         if "moments" in batch:

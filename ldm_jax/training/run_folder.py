@@ -91,7 +91,7 @@ class RunFolder:
     def examples_at(self, stage: str, step: int) -> int:
         """Position of a stage in its data after a step: the examples that it has taken."""
         experiment = self.load_config()
-        training = experiment.training if stage == "diffusion" else experiment.first_stage.training
+        training = experiment.first_stage.training if stage == "autoencoder" else experiment.training
         return step * training.batch_size
 
     def load_config(self) -> configs.Experiment:
@@ -167,7 +167,7 @@ class RunFolder:
 
     def is_finished(self, experiment: configs.Experiment) -> bool:
         """Whether the checkpoint of the last step is there, and whole."""
-        checkpoints, last = self.checkpoints("diffusion"), experiment.training.num_steps
+        checkpoints, last = self.checkpoints(experiment.second_stage), experiment.training.num_steps
         if last not in checkpoints.steps():
             return False
         try:
