@@ -30,10 +30,10 @@ def get_config() -> Experiment:
         data=DataConfig(source=OpenMojiScenes(), image_size=64, horizontal_flip=True),
         first_stage=FirstStageConfig(
             autoencoder=AutoencoderKLConfig(
-                base_channels=96, channel_mult=(1,), num_res_blocks=1, patch_size=4, latent_channels=8, kl_weight=1e-2
+                base_channels=96, channel_mult=(1,), num_res_blocks=1, patch_size=4, latent_channels=8, kl_weight=1e-3
             ),
             training=TrainingConfig(
-                batch_size=16, num_steps=1500, ema_decay=0.99, eval_every=500, sample_every=500, checkpoint_every=500
+                batch_size=16, num_steps=3000, ema_decay=0.99, eval_every=500, sample_every=500, checkpoint_every=500
             ),
             optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, decay="cosine"),
         ),

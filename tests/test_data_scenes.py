@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ldm_jax.config import DataConfig, OpenMojiScenes
+from ldm_jax.config import DataConfig, OpenMojiScenes, PreparedTfds
 from ldm_jax.data.openmoji import GROUPS, entries
 from ldm_jax.data.scenes import MAX_COVERED, _covered
 from ldm_jax.data.source import Source
@@ -108,3 +108,17 @@ def test_a_label_map_is_cut_like_its_picture():
     image = np.repeat(10 * labels, 3, axis=-1)
     fitted = evaluation_transforms(DataConfig(image_size=4))[0]({"image": image, "label_map": labels}, 0)
     np.testing.assert_array_equal(fitted["label_map"][..., 0], np.tile([2, 2, 3, 3], (4, 1)))
+
+
+def test_any_prepared_set_with_objects_has_them(scenes: Source, data_cache: Path):
+    (folder,) = data_cache.glob(f"openmoji_scenes-*-{FOOD.num_examples}-{SIZE}px")
+    found = load_source(DataConfig(source=PreparedTfds(name=str(folder)), image_size=SIZE), "train")
+    assert found.info.object_names == GROUPS
+    np.testing.assert_array_equal(found[3]["boxes"], scenes[3]["boxes"])
+    assert found.annotation(3).keys() == {"caption", "tags", "label", "id", "boxes", "box_labels"}
+    for key, message in {
+        "things": "PreparedTfds.objects_key='things': the data set .* has no such feature; it has .*objects",
+        "caption": "PreparedTfds.objects_key='caption' has to be a feature of type Sequence",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            load_source(DataConfig(source=PreparedTfds(name=str(folder), objects_key=key)), "train")

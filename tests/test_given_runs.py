@@ -14,6 +14,7 @@ from PIL import Image
 from tiny import random_params, shrink
 
 from ldm_jax.config import (
+    AutoencoderKLConfig,
     Experiment,
     LabelMap,
     Layout,
@@ -21,12 +22,17 @@ from ldm_jax.config import (
     MaskedPicture,
     Neighbours,
     SpatialConditioning,
+    TextConditioning,
+    Unconditional,
+    UNetConfig,
     experiment_names,
     load_experiment,
 )
-from ldm_jax.data.given.shelf import GivenShelf, checksum
+from ldm_jax.data.given.shelf import GivenShelf, inputs_checksum
 from ldm_jax.errors import UserError
+from ldm_jax.evaluation import drawing
 from ldm_jax.experiment import train_experiment
+from ldm_jax.interop.given import imported_given
 from ldm_jax.model import make_model
 from ldm_jax.sampling import command
 from ldm_jax.sampling.asked import Asked, ask
@@ -188,7 +194,7 @@ def test_held_out_examples_come_with_their_captions(inpainting: Session):
     pictures = ask(Asked(num_samples=2, heldout=(1, 0)), inpainting, 1.0)
     assert [p.given for p in pictures] == [("heldout=1",)] * 2 + [("heldout=0",)] * 2
     assert [p.prompt for p in pictures[::2]] == [inpainting.given.heldout.annotation(i)["caption"] for i in (1, 0)]
-    assert pictures[0].given_sha256 == checksum(inpainting.given.of_heldout(1)) != pictures[2].given_sha256
+    assert pictures[0].given_sha256 == inputs_checksum(inpainting.given.of_heldout(1)) != pictures[2].given_sha256
     both = ask(Asked(num_samples=1, prompts=("a", "b")), inpainting, 1.0)
     assert [p.given for p in both] == [("heldout=0",), ("heldout=1",)]
 
@@ -233,11 +239,46 @@ def test_a_file_that_has_changed_since_is_refused(inpainting: Session, tmp_path:
         Easel(inpainting, request)
 
 
+def test_evaluation_takes_held_out_examples_in_turn(inpainting: Session):
+    inputs = drawing._inputs(inpainting, np.arange(3), ["a", "b"])
+    for i in range(3):
+        np.testing.assert_array_equal(inputs["masked"][i], inpainting.given.of_heldout(i % 2)["masked"])
+    assert inputs["tokens"].shape[0] == 3
+    assert drawing._kind(inpainting) == "MaskedPicture of held-out pictures in turn"
+
+
+def test_too_many_pictures_of_given_things(inpainting: Session):
+    with pytest.raises(UserError, match="120000 pictures are too many for one call; draw at most 100000"):
+        ask(Asked(num_samples=60_000, heldout=(0, 1)), inpainting, 1.0)
+
+
 def test_a_model_that_is_given_nothing(data_cache: Path):
     experiment = shrink(load_experiment("smoke"), data_cache)
     session = Session(experiment, make_model(experiment), {"denoiser": {}})
     with pytest.raises(UserError, match=r"this model \(TextConditioning\) is given nothing beside it; leave --given"):
         ask(Asked(given=("small.png",)), session, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "concat", "order"),
+    [
+        (Unconditional(), 4, "ldm"),
+        (TextConditioning(), 4, "sd"),
+        (Unconditional(), 3, None),
+        (SpatialConditioning(), 4, None),
+    ],
+)
+def test_an_imported_model_with_room_for_a_masked_picture(conditioning: Any, concat: int, order: str | None):
+    denoiser = UNetConfig(concat_channels=concat)
+    found = imported_given(conditioning, denoiser, AutoencoderKLConfig(latent_channels=3))
+    assert found == (None if order is None else MaskedPicture(order=order))
+    with_classes = dataclasses.replace(denoiser, num_classes=4)
+    assert imported_given(conditioning, with_classes, AutoencoderKLConfig(latent_channels=3)) is None
+
+
+def test_a_model_without_data_is_given_files_alone(inpainting: Session):
+    with pytest.raises(UserError, match="this model came without data, from whose test split it could be given some"):
+        ask(Asked(), dataclasses.replace(inpainting, shelf=None), 1.0)
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------

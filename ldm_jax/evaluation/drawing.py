@@ -7,6 +7,7 @@ held-out picture i mod N, or none.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
@@ -48,10 +49,12 @@ def drawn_pictures(
         return drawer.draw(request, method, np.full(size, seed), index)[: stop - start]
 
     weights, used = tree_fingerprint(session.params), _used(config)
+    experiment = to_dict(session.experiment)
+    told = [captions, experiment["diffusion"]] + ([] if session.given.is_empty else [experiment["given"]])
     about = {"kind": "samples", "path": name, "seed": seed, "sampling": used, "weights_sha256": weights}
     return PictureSet(
         name=name,
-        fingerprint=digest(["samples", weights, used, seed, captions, to_dict(session.experiment)["diffusion"]]),
+        fingerprint=digest(["samples", weights, used, seed, *told]),
         count=count,
         read=read,
         about={**about, "conditions": _kind(session)},
@@ -91,7 +94,7 @@ def _given(session: Session, index: np.ndarray) -> Inputs:
     """What held-out pictures in turn give to a model that is given something."""
     shelf = session.given
     rows = [] if shelf.is_empty else [shelf.of_heldout(int(i) % len(shelf.heldout)) for i in index]
-    return jax.tree.map(lambda *x: np.stack(x), *rows) if rows else {}
+    return jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows) if rows else {}
 
 
 def _told(session: Session, index: np.ndarray, captions: list[str]) -> Inputs:

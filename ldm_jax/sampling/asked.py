@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
-from ldm_jax.data.given.shelf import Spec, checksum
+from ldm_jax.data.given.shelf import Spec, inputs_checksum
 from ldm_jax.errors import UserError
 from ldm_jax.sampling.draw import can_guide
 from ldm_jax.sampling.prompt_files import PromptLine
@@ -44,7 +44,11 @@ class Asked:
             raise UserError("give --prompt or --class-label, not both")
         if self.prompts_to and self.num_frames < 2:
             raise UserError(f"--frames={self.num_frames} must be at least 2: both ends are frames")
-        count = self.num_samples * len(self.labels) * (self.num_frames if self.prompts_to else 1)
+        self.check_count(len(self.labels))
+
+    def check_count(self, rows: int) -> None:
+        """Refuse more pictures than a folder should hold, for so many prompts, classes or given things."""
+        count = self.num_samples * rows * (self.num_frames if self.prompts_to else 1)
         if count > MAX_PICTURES:
             raise UserError(
                 f"{count} pictures are too many for one call; draw at most {MAX_PICTURES}, with several --seed"
@@ -76,9 +80,10 @@ def ask(
     default = len(asked.labels) if asked.prompts or asked.lines or asked.class_labels else _HELDOUT_EXAMPLES
     specs = session.given.ask(asked.given, asked.heldout, default)
     count = max(len(asked.labels), len(specs))
+    asked.check_count(count)
     labels = share_out("prompts or classes", asked.labels, count, PromptLine(prompt=""))
     givens = share_out("--given or --heldout", specs, count, ())
-    sums = {spec: checksum(session.given.read(spec)) for spec in dict.fromkeys(specs)}
+    sums = {spec: inputs_checksum(session.given.read(spec)) for spec in dict.fromkeys(specs)}
     is_guided = has_weaker or can_guide(session)
     scales = share_out("--guidance-scale", asked.guidance_scales, count, default_scale if is_guided else 1.0)
     negatives = share_out("--negative-prompt", asked.negative_prompts, count, None)

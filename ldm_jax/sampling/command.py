@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ldm_jax.config import MeshConfig
+from ldm_jax.data.given.shelf import inputs_checksum
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, is_local, to_place
 from ldm_jax.pictures import draw_grid, save_picture
@@ -106,6 +107,7 @@ def draw_grid_of(command: GridCommand, open_model: OpenModel) -> Place:
     config = sampling_config(command, session.experiment.sampling)
     scales = command.guidance_scale or (config.guidance_scale if can_guide(session) else 1.0,)
     pictures, rows = grid_pictures(command, scales)
+    pictures = tuple(_given_first(session, picture) for picture in pictures)
     request = DrawRequest(pictures=pictures, config=config, prompt_syntax=command.prompt_syntax)
     found = {drawn.position: drawn.image for drawn in Easel(session, request).draw(command.batch_size)}
     width = len(command.seed)
@@ -117,6 +119,14 @@ def draw_grid_of(command: GridCommand, open_model: OpenModel) -> Place:
     except OSError as error:
         raise UserError(f"cannot write {out} ({error}); choose another file: --out FILE") from error
     return out
+
+
+def _given_first(session: Session, picture: PictureRequest) -> PictureRequest:
+    """The picture with what the first held-out example gives, where the model is given something."""
+    if session.given.is_empty:
+        return picture
+    (spec,) = session.given.ask((), (), 1)
+    return dataclasses.replace(picture, given=spec, given_sha256=inputs_checksum(session.given.read(spec)))
 
 
 def grid_pictures(command: GridCommand, scales: Sequence[float]) -> tuple[tuple[PictureRequest, ...], list[str]]:

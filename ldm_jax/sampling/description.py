@@ -66,6 +66,7 @@ def describe(request: DrawRequest, drawn: Drawn, origins: Origins, credit: str) 
         "prompt": picture.prompt,
         "negative": picture.negative,
         "class": picture.class_label,
+        "given": ", ".join(picture.given) or None,
         "seed": picture.seed,
         "index": picture.index,
         "sampler": f"{config.sampler}, {config.num_sample_steps} steps, guidance scale {picture.guidance_scale}",

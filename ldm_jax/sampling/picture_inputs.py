@@ -12,7 +12,7 @@ from ldm_jax.conditioning.prompt_chunks import Chunks, chunk_inputs, context_wid
 from ldm_jax.conditioning.prompt_syntax import WeightedText, parse_weights
 from ldm_jax.conditioning.tokenizer import PromptEncoder
 from ldm_jax.config import ClassConditioning
-from ldm_jax.data.given.shelf import checksum, spec_label
+from ldm_jax.data.given.shelf import inputs_checksum, spec_label
 from ldm_jax.errors import UserError
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session
@@ -92,7 +92,7 @@ def _encode(encoder: PromptEncoder, text: str, request: DrawRequest) -> dict[str
 
 def _read_given(session: Session, picture: PictureRequest) -> dict[str, np.ndarray]:
     arrays = session.given.read(picture.given)
-    if checksum(arrays) != picture.given_sha256:
+    if inputs_checksum(arrays) != picture.given_sha256:
         raise UserError(f"{spec_label(picture.given)} has changed since the picture was asked for; restore it")
     return arrays
 

@@ -17,6 +17,7 @@ from ldm_jax.conditioning.conditions import Inputs
 from ldm_jax.conditioning.tokenizer import PromptEncoder, token_inputs
 from ldm_jax.config import ClassConditioning, Experiment, MeshConfig, SamplingConfig
 from ldm_jax.data.given.shelf import GivenShelf
+from ldm_jax.data.source import Source, Split
 from ldm_jax.diffusion.samplers import Sampler, make_sampler
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
@@ -146,8 +147,8 @@ class Session:
 
     @property
     def given(self) -> GivenShelf:
-        """What the model can be given; empty where its data are not known."""
-        return GivenShelf(self.experiment) if self.shelf is None else self.shelf
+        """What the model can be given: of files alone where its data are not known."""
+        return GivenShelf(self.experiment, load=_no_data) if self.shelf is None else self.shelf
 
     def null_inputs(self, count: int) -> Inputs:
         """The conditioner's inputs for nothing in particular."""
@@ -183,6 +184,10 @@ class Session:
         return make_sampler(config, self.model.schedule, self.experiment.diffusion.prediction_type)
 
 
+def _no_data(split: Split) -> Source:
+    raise UserError(f"this model came without data, from whose {split} split it could be given something; use --given")
+
+
 def load_session(
     run_dir: Place, stage: Literal["autoencoder", "diffusion"] = "diffusion", step: int | None = None
 ) -> Session:
@@ -195,6 +200,10 @@ def load_session(
     """
     run = RunFolder(run_dir)
     experiment = run.load_config()
+    if experiment.classifier is not None:
+        raise UserError(
+            f"{run_dir} is the run of a classifier, which draws nothing itself: ldm sample RUN --classifier it"
+        )
     mesh = sharding.make_mesh(MeshConfig())
     model = make_model(experiment, mesh)
     init = model.init if stage == "diffusion" else model.init_autoencoder

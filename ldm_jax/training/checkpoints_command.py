@@ -16,7 +16,7 @@ from ldm_jax.training.checkpoints import Checkpoints
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.seals import DamagedCheckpoint
 
-STAGES = ("autoencoder", "diffusion")
+STAGES = ("autoencoder", "diffusion", "classifier")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -33,7 +33,7 @@ class CheckpointsCommand:
     """What to do."""
     run: tyro.conf.Positional[str]
     """Folder of the run, or its gs:// or s3:// prefix."""
-    stage: Literal["autoencoder", "diffusion"] | None = None
+    stage: Literal["autoencoder", "diffusion", "classifier"] | None = None
     """Stage to look at; default: both."""
     step: int | None = None
     """Step to look at; default: all (list, verify), or the newest of each stage (show, digest)."""

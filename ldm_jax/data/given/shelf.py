@@ -128,7 +128,7 @@ class GivenShelf:
         return tuple(zip(*named, strict=True))
 
 
-def checksum(arrays: Mapping[str, np.ndarray]) -> str:
+def inputs_checksum(arrays: Mapping[str, np.ndarray]) -> str:
     """SHA-256 of inputs."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
