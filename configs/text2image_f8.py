@@ -5,9 +5,9 @@
 PICTURES is a folder of images with captions (a .txt beside each, or metadata.jsonl). Models, schedule and loss are
 those of the original: a U-Net of 872.3 M parameters and a text transformer of 542.9 M trained with it
 (txt2img-1p4B-eval.yaml of CompVis/latent-diffusion, trained on LAION-400M; its README has no numbers). Ours are a
-vocabulary of the same size learned from the captions, bfloat16, warm-up, clipping, and a first stage of larger batches,
-without the perceptual and adversarial terms that the original has. Planned for 64 accelerators at a global batch of
-1024.
+vocabulary of the same size learned from the captions, bfloat16, warm-up, clipping, and a first stage of larger batches
+(that of zoo/kl-f8, LPIPS and discriminator included: the extra `perceptual`). Planned for 64 accelerators at a global
+batch of 1024.
 
 Time and result: not measured.
 """
@@ -23,15 +23,18 @@ def get_config() -> Experiment:
     training = TrainingConfig(
         batch_size=1024, num_steps=400_000, log_every=100, eval_every=5000, sample_every=10_000, checkpoint_every=5000
     )
+    first = original.first_stage
+    optimizer = OptimizerConfig(learning_rate=1e-4, beta1=0.5, beta2=0.9, weight_decay=0.0, warmup_steps=5000)
     return dataclasses.replace(
         original,
         name="text2image_f8",
         compute_dtype="bfloat16",
         data=dataclasses.replace(original.data, source=ImageFolder(), num_threads=32),
         first_stage=dataclasses.replace(
-            original.first_stage,
+            first,
             training=dataclasses.replace(training, batch_size=256, num_steps=250_000),
-            optimizer=OptimizerConfig(learning_rate=1e-4, beta1=0.5, beta2=0.9, weight_decay=0.0, warmup_steps=5000),
+            optimizer=optimizer,
+            discriminator=first.discriminator and dataclasses.replace(first.discriminator, optimizer=optimizer),
         ),
         training=training,
         optimizer=OptimizerConfig(learning_rate=5e-5, warmup_steps=10_000),

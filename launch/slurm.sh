@@ -14,6 +14,7 @@
 #SBATCH --output=ldm-%j.log
 set -uo pipefail
 
+[[ $# -gt 0 ]] || { echo "say what to train: sbatch launch/slurm.sh NAME --run-dir /shared/RUN" >&2; exit 2; }
 RESTARTS="${RESTARTS:-10}"
 
 # --kill-on-bad-exit=0: whoever is left ends by itself, and says why; srun gives the largest status of all tasks.

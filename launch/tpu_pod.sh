@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Train on every worker of one TPU slice: ./launch/tpu_pod.sh openmoji --run-dir gs://BUCKET/runs/openmoji
 #
-# Set TPU (name), ZONE and, unless gcloud has one, PROJECT. The slice exists already, for example by
+# Set TPU (name), ZONE, SOURCE (what pip installs on the workers: a git+https:// address or a wheel of this project that
+# they reach) and, unless gcloud has one, PROJECT. The slice exists already, for example by
 #   gcloud compute tpus tpu-vm create $TPU --zone $ZONE --accelerator-type v5litepod-16 --version v2-alpha-tpuv5-lite
 # The run folder has to be one that all workers see. jax finds the other workers by itself on a TPU VM.
 set -euo pipefail
 
-: "${TPU:?name of the TPU slice}" "${ZONE:?its zone}"
-SOURCE="${SOURCE:-git+https://github.com/OWNER/ldm_jax}" # what pip installs on the workers
+: "${TPU:?name of the TPU slice}" "${ZONE:?its zone}" "${SOURCE:?what pip installs on the workers, such as git+https://HOST/PATH}"
+[[ $# -gt 0 ]] || { echo "say what to train: launch/tpu_pod.sh NAME --run-dir gs://BUCKET/RUN" >&2; exit 2; }
 RESTARTS="${RESTARTS:-10}"
 
 on_all_workers() {

@@ -22,10 +22,11 @@ from ldm_jax.config import (
     describe_experiment,
     experiment_names,
     load_experiment,
-    read_manifest,
 )
 from ldm_jax.errors import UserError
-from ldm_jax.files.places import Place, to_place
+from ldm_jax.files.places import Place, require_checkpoints, to_place
+from ldm_jax.huge_pages import use_huge_pages
+from ldm_jax.manifest import NAME, known_manifest
 
 DEFAULT_EXPERIMENT = "openmoji"
 
@@ -67,6 +68,8 @@ class ConvertCommand:
     """Weights of a single file to read: its moving averages, the others, or the averages where it has them."""
     tokenizer: str | None = None
     """Folder of the tokenizer, in the format of transformers, of a single file that takes prompts."""
+    ema_sigma_rel: float | None = None
+    """Write an average of this relative width, rebuilt from a run's snapshots (--training.ema-profiles)."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Numbers to write for another system."""
 
@@ -111,11 +114,11 @@ def train(arguments: Sequence[str]) -> None:
         args=flags,
         config=(tyro.conf.AvoidSubcommands,),
     )
-    batches = [command.experiment.first_stage.training, command.experiment.training]
-    sizes = [training.batch_size // training.gradient_accumulation for training in batches]
+    sizes = batch_sizes_of(command.experiment)
     run_dir = to_place(command.run_dir or f"runs/{command.experiment.name}")
+    require_checkpoints(run_dir)
     processes = num_processes_of(command.distributed)
-    start_jax(_cpu_devices_of(run_dir, processes) or cpu_devices_for(command.experiment.mesh, sizes, processes))
+    start_jax(_cpu_devices_of(run_dir / NAME, processes) or cpu_devices_for(command.experiment.mesh, sizes, processes))
     from ldm_jax.training.processes import joined
 
     with joined(command.distributed):
@@ -150,11 +153,16 @@ def sample(arguments: Sequence[str]) -> None:
 
     asked = parse_sample(arguments)
     devices = devices_of(to_place(asked.again)) if asked.again else None
-    start_jax(devices or cpu_devices_for(asked.mesh, [asked.batch_size]))
-    from ldm_jax.interop.model_files import open_model
-    from ldm_jax.sampling import command
+    processes = num_processes_of(asked.distributed)
+    start_jax(devices or cpu_devices_for(asked.mesh, [asked.batch_size], processes))
+    from ldm_jax.training.processes import joined
 
-    _tell_files((command.draw_again if asked.again else command.draw)(asked, open_model), asked.json)
+    with joined(asked.distributed):
+        from ldm_jax.interop.model_files import open_model
+        from ldm_jax.sampling import command
+
+        files = (command.draw_again if asked.again else command.draw)(asked, open_model)
+    _tell_files(files, asked.json)
 
 
 def grid(arguments: Sequence[str]) -> None:
@@ -170,7 +178,7 @@ def grid(arguments: Sequence[str]) -> None:
 
 
 def _tell_files(files: Sequence[Place], as_json: bool) -> None:
-    if as_json:
+    if as_json and files:  # of several processes the first one has them
         sys.stdout.write(json.dumps({"files": [str(file) for file in files]}) + "\n")
 
 
@@ -186,6 +194,7 @@ def convert(arguments: Sequence[str]) -> None:
         variant=command.variant,
         weights=command.weights,
         tokenizer=_path(command.tokenizer),
+        ema_sigma_rel=command.ema_sigma_rel,
     )
     dtype = None if command.dtype == "float32" else command.dtype
     save_model(session, Path(command.destination), command.to, dtype)
@@ -244,14 +253,46 @@ def evaluate(arguments: Sequence[str]) -> None:
     """`ldm evaluate TARGET [flags]`."""
     from ldm_jax.evaluation.command import evaluate as run_command
 
-    run_command(arguments, lambda batch_size: start_jax(cpu_devices_for(MeshConfig(), [batch_size])))
+    def start(batch_size: int, distributed: DistributedConfig) -> None:
+        start_jax(cpu_devices_for(MeshConfig(), [batch_size], num_processes_of(distributed)))
+
+    run_command(arguments, start)
+
+
+def reproduce(arguments: Sequence[str]) -> int:
+    """`ldm reproduce MANIFEST [flags]`; 1 if the results are not the same."""
+    from ldm_jax.reproduction.command import reproduce as run_command
+
+    return run_command(arguments, lambda manifest: start_jax(_cpu_devices_of(manifest) or 1))
+
+
+def report(arguments: Sequence[str]) -> None:
+    """`ldm report RUN [RUN ...] [flags]`."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # a training that owns the accelerator may be going on
+    start_jax(1)
+    from ldm_jax.report.command import report as run_command
+
+    run_command(arguments)
 
 
 def benchmark(arguments: Sequence[str]) -> int:
     """`ldm benchmark [flags]`; 1 if the numbers are not PyTorch's."""
     from ldm_jax.benchmark.command import run as run_benchmark
 
-    return run_benchmark(arguments)
+    def start(experiment: Experiment) -> None:
+        start_jax(cpu_devices_for(experiment.mesh, batch_sizes_of(experiment)))
+
+    return run_benchmark(arguments, start)
+
+
+def latents(arguments: Sequence[str]) -> int:
+    """`ldm latents encode|show|verify ...`; 1 if `verify` finds damage."""
+    from ldm_jax.latents.command import run_latents
+
+    def start(batch_size: int, distributed: DistributedConfig) -> None:
+        start_jax(cpu_devices_for(MeshConfig(), [batch_size], num_processes_of(distributed)))
+
+    return run_latents(arguments, start)
 
 
 def plan(arguments: Sequence[str]) -> None:
@@ -274,9 +315,12 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
+    "reproduce": reproduce,
+    "report": report,
     "grid": grid,
     "convert": convert,
     "parity": parity,
+    "latents": latents,
     "benchmark": benchmark,
     "plan": plan,
     "checkpoints": checkpoints,
@@ -297,6 +341,12 @@ def start_jax(cpu_devices: int) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(default_cache_dir() / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def batch_sizes_of(experiment: Experiment) -> list[int]:
+    """Pictures in a micro-batch of each stage, which devices have to divide among them."""
+    trainings = (experiment.first_stage.training, experiment.training)
+    return [training.batch_size // training.gradient_accumulation for training in trainings]
 
 
 def num_processes_of(distributed: DistributedConfig) -> int:
@@ -320,9 +370,9 @@ def cpu_devices_for(mesh: MeshConfig, batch_sizes: Sequence[int], processes: int
     return max(usable, default=least) // processes
 
 
-def _cpu_devices_of(run_dir: Place, processes: int = 1) -> int | None:
-    """Devices of a run that was started on a CPU, divided by processes: with as many, it goes on to the same bits."""
-    devices: list[str] = read_manifest(run_dir / "manifest.json").get("devices", [])
+def _cpu_devices_of(manifest: Place, processes: int = 1) -> int | None:
+    """Devices of what was made on a CPU, divided by processes: with as many, it comes to the same bits."""
+    devices: list[str] = known_manifest(manifest).get("devices", [])
     if not devices or len(devices) % processes or not all(device.startswith("cpu:") for device in devices):
         return None
     return len(devices) // processes
@@ -352,6 +402,7 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
 
 def main() -> None:
     """Entry point of `ldm`."""
+    use_huge_pages()
     arguments = sys.argv[1:]
     known = ", ".join(COMMANDS)
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -1,6 +1,7 @@
 """One experiment from data to pictures: autoencoder, latents, denoiser, and the grids that show what they can do."""
 
 import logging
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +10,21 @@ import numpy as np
 from ldm_jax import sharding
 from ldm_jax.conditioning.tokenizer import token_inputs
 from ldm_jax.config import ClassConditioning, Experiment
+from ldm_jax.data.given.heldout import heldout_example
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
 from ldm_jax.interop.starting_point import find_starting_point
 from ldm_jax.model import Params
 from ldm_jax.pictures import draw_grid, to_uint8
+from ldm_jax.sampling.model_hash import hash_params
 from ldm_jax.sampling.session import Session
 from ldm_jax.training import processes
 from ldm_jax.training.autoencoder_stage import make_autoencoder_stage
 from ldm_jax.training.classifier_stage import make_classifier_stage
 from ldm_jax.training.diffusion_stage import make_diffusion_stage
+from ldm_jax.training.keep_policy import KeepPolicy
 from ldm_jax.training.latents import LatentReader
-from ldm_jax.training.loop import Stage, run_stage
+from ldm_jax.training.loop import Scoring, Stage, measures, run_stage
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.startup import Startup
 from ldm_jax.training.state import TrainState
@@ -53,22 +57,60 @@ def train_experiment(experiment: Experiment, run_dir: Place) -> None:
     if experiment.classifier is not None:
         run_stage(_classifier_stage(work, start.params), work.run, work.mesh, work.root, startup)
         return
-    state = run_stage(_diffusion_stage(work, start.params, startup), work.run, work.mesh, work.root, startup)
+    scoring = _scoring(work)  # what it lacks is said before anything is trained
+    stage = _diffusion_stage(work, start.params, startup, scoring)
+    state = run_stage(stage, work.run, work.mesh, work.root, startup)
     _draw_heldout(work, state)
+    _record_results(work, state)
     logger.info("pictures are in %s", work.run.samples)
 
 
-def _diffusion_stage(work: Workspace, given: Params, startup: Startup) -> Stage:
+def _record_results(work: Workspace, state: TrainState) -> None:
+    """Checksums of what was learned, by which `ldm reproduce` compares; of several processes none holds all of it."""
+    if jax.process_count() == 1:
+        work.run.record_results(hash_params(state.model_params["autoencoder"]))
+
+
+def _scoring(work: Workspace) -> Scoring | None:
+    """How samples are scored in training, if they are.
+
+    Raises:
+        UserError: what it needs is missing, or the best checkpoints are to be kept by a score that is not computed.
+    """
+    experiment, scoring = work.experiment, None
+    if experiment.scoring.every > 0:
+        from ldm_jax.evaluation.scorer import make_scorer  # feature networks, which only this needs
+
+        processes.note("looking at the reference of the scores")
+        scorer = make_scorer(work, _session(work, {}), experiment.scoring)
+
+        def score(state: TrainState, step: int) -> dict[str, float]:
+            try:
+                return scorer.score(_session(work, state.model_params))
+            except UserError as error:  # a model that does not draw yet may still learn to
+                logger.warning("there are no scores of step %d: %s", step, error)
+                return {}
+
+        scoring = Scoring(experiment.scoring.every, scorer.names, score)
+    KeepPolicy.of(experiment.training).check_measured(measures(scoring))
+    return scoring
+
+
+def _diffusion_stage(work: Workspace, given: Params, startup: Startup, scoring: Scoring | None) -> Stage:
     """The second stage, behind the first unless the autoencoder is `given`, from any other parts that are."""
     frozen = {"autoencoder": given["autoencoder"]} if "autoencoder" in given else _first_stage(work, startup)
-    frozen = sharding.place(work.mesh, frozen)  # once, not for every batch that is encoded
-    latents = LatentReader(work, frozen)
-    frozen |= {"latent": given["latent"]} if "latent" in given else latents.statistics()
     initial = {name: given[name] for name in ("conditioner", "denoiser") if name in given}
     if not getattr(work.experiment.conditioning, "trainable", True):
         frozen["conditioner"] = initial.pop("conditioner")
+    frozen = sharding.place(work.mesh, frozen)  # once, not for every batch that is encoded
+    latents = LatentReader(work, frozen)
+    frozen |= {"latent": given["latent"]} if "latent" in given else latents.statistics()
     frozen = sharding.place(work.mesh, frozen)
-    return make_diffusion_stage(work, latents, frozen, lambda state, step: _try_to_draw(work, state, step), initial)
+
+    def draw(state: TrainState, step: int) -> None:
+        _try_to_draw(work, state, step)
+
+    return make_diffusion_stage(work, latents, frozen, draw, initial, scoring)
 
 
 def _classifier_stage(work: Workspace, given: Params) -> Stage:
@@ -84,12 +126,12 @@ def _first_stage(work: Workspace, startup: Startup) -> Params:
     return {"autoencoder": params["autoencoder"]}  # without what it was trained against
 
 
-def _session(work: Workspace, state: TrainState) -> Session:
+def _session(work: Workspace, params: Params) -> Session:
     info = work.train.info
     return Session(
         work.experiment,
         work.model,
-        state.model_params,
+        params,
         work.encode_caption,
         info.class_names,
         info.credit,
@@ -111,7 +153,7 @@ def _draw_samples(work: Workspace, state: TrainState, step: int) -> None:
     if work.experiment.given is not None:
         _draw_heldout(work, state, f"samples_{step:06d}.png")
         return
-    session, config = _session(work, state), work.experiment.sampling
+    session, config = _session(work, state.model_params), work.experiment.sampling
     per_row = config.samples_per_prompt
     conditioning = work.experiment.conditioning
     if token_inputs(conditioning) and config.prompts:
@@ -139,7 +181,7 @@ def _draw_heldout(work: Workspace, state: TrainState, name: str = HELDOUT_GRID) 
     on, and how what is given looks, before what is drawn."""
     if not _has_heldout_grid(work.experiment):
         return
-    session, config, shelf = _session(work, state), work.experiment.sampling, work.shelf
+    session, config, shelf = _session(work, state.model_params), work.experiment.sampling, work.shelf
     chosen = np.linspace(0, len(work.test) - 1, min(_HELDOUT_ROWS, len(work.test))).astype(int).tolist()
     captions = [", ".join([a["caption"], *a["tags"][:1]]) for a in map(work.test.annotation, chosen)]
     per_row = config.samples_per_prompt
@@ -151,11 +193,23 @@ def _draw_heldout(work: Workspace, state: TrainState, name: str = HELDOUT_GRID) 
     if given:
         inputs |= jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *(given[i] for i in repeated))
     drawn = list(session.draw(inputs, len(repeated), config, seed=work.experiment.seed))
+    pictures = _test_pictures(work, state, chosen)
     if not processes.is_first():
         return
-    rows = [[to_uint8(shelf.picture(i)), *drawn[n * per_row : (n + 1) * per_row]] for n, i in enumerate(chosen)]
+    rows = [[pictures[i], *drawn[i * per_row : (i + 1) * per_row]] for i in range(len(captions))]
     footer = "first column: the held-out picture. " + session.credit
     if given:
         rows = [[row[0], shelf.given.shown(arrays), *row[1:]] for row, arrays in zip(rows, given, strict=True)]
         footer = "first columns: the held-out picture, and what of it is given. " + session.credit
     draw_grid(rows, captions, work.run.samples / name, footer=footer)
+
+
+def _test_pictures(work: Workspace, state: TrainState, chosen: Sequence[int]) -> list[np.ndarray]:
+    """Held-out pictures, or where only their latents are there, what these are decoded to."""
+    examples = [heldout_example(work.test, work.experiment.data, i) for i in chosen]
+    if "image" in examples[0]:
+        return [to_uint8(example["image"]) for example in examples]
+    means = np.stack([np.split(example["moments"], 2, axis=-1)[0] for example in examples])
+    params = state.model_params
+    decoded = jax.jit(lambda params, z: work.model.decode(params, work.model.normalize(params, z)))(params, means)
+    return list(map(to_uint8, sharding.to_host(decoded)))

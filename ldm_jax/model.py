@@ -98,8 +98,12 @@ class LatentDiffusion:
         self, params: Params, inputs: Inputs, *, train: bool = False, dropout_key: Key[Array, ""] | None = None
     ) -> Conditions:
         """What the denoiser is told about `inputs`: the conditioner's (tokens, labels), and `concat` and `class_labels`
-        as they are where the conditioner makes none; `masked` and `mask` become `concat`."""
-        conditions: Conditions = apply(self.conditioner, params["conditioner"], inputs, key=dropout_key, train=train)
+        as they are where the conditioner makes none; `masked` and `mask` become `concat`. A `context` is what the
+        conditioner has made before."""
+        if "context" in inputs:
+            conditions = Conditions(context=inputs["context"])
+        else:
+            conditions = apply(self.conditioner, params["conditioner"], inputs, key=dropout_key, train=train)
         given = {name: inputs[name] for name in self._plain_inputs(1) if name in inputs}
         if self.masked is not None and "masked" in inputs:
             latents = self.normalize(params, self.encode(params, inputs["masked"]).mode())
@@ -133,8 +137,9 @@ class LatentDiffusion:
         *,
         train: bool = False,
         dropout_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "b *latent c"]:
-        """The denoiser's prediction for the noisy latents `zt` at times `t`."""
+    ) -> Float[Array, "b *latent o"]:
+        """The denoiser's prediction for the noisy latents `zt` at times `t`, and behind it what it has learned of the
+        variance, if it learns that."""
         return apply(self.denoiser, params["denoiser"], zt, t, key=dropout_key, train=train, **conditions._asdict())
 
     def decode(self, params: Params, z0: Float[Array, "b *latent z"]) -> Float[Array, "b *spatial c"]:
@@ -176,7 +181,13 @@ def make_model(experiment: Experiment, mesh: Mesh | None = None) -> LatentDiffus
             latent_size=latent,
             kernel=kernel,
         ),
-        denoiser=UNet(experiment.denoiser, config.latent_channels, jnp.dtype(dtype), kernel, experiment.training.remat),
+        denoiser=UNet(
+            experiment.denoiser,
+            config.latent_channels * (2 if experiment.diffusion.variance == "learned" else 1),
+            jnp.dtype(dtype),
+            kernel,
+            experiment.training.remat,
+        ),
         schedule=make_schedule(experiment.diffusion.schedule),
         image_shape=(*image, experiment.data.image_channels),
         latent_shape=(*latent, config.latent_channels),

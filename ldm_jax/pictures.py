@@ -1,5 +1,6 @@
 """Pictures for people: arrays to 8-bit images, and labelled grids as PNG."""
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 
@@ -21,6 +22,11 @@ _INK = (60, 60, 60)
 def to_uint8(image: Float[np.ndarray, "*batch h w c"]) -> UInt8[np.ndarray, "*batch h w c"]:
     """Pictures in [-1, 1] as 8-bit values; what lies outside is cut."""
     return np.clip(np.rint((np.asarray(image, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+
+
+def pixels_digest(image: UInt8[np.ndarray, "h w c"]) -> str:
+    """SHA-256 of the shape and the values of an 8-bit picture."""
+    return hashlib.sha256(f"{image.shape};".encode() + image.tobytes()).hexdigest()
 
 
 def to_pil(image: UInt8[np.ndarray, "h w c"]) -> Image.Image:

@@ -6,7 +6,9 @@ share of the work inside a layer). A parameter is placed by two rules:
 (1) a short table of layer names splits matched projections over `tensor`: outputs of the first, inputs of the second;
 (2) the largest other dimension that `fsdp` divides is split over it, if the parameter has MIN_FSDP_SIZE values or more.
 
-Optimizer moments and moving averages have their parameter's path as the tail of their own: the same rules place them.
+The `constants` of a state are whole on every device: nothing lies beside them, and gathering them in each step would
+cost more than they take. Optimizer moments and moving averages have their parameter's path as the tail of their own:
+the same rules place them.
 
 Where the devices lie in several slices (TPU slices, or GPU hosts, joined by a slower network), one axis crosses them,
 the one that `MeshConfig.across_slices` names, and the others stay inside.
@@ -59,6 +61,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         arranged = mesh_utils.create_device_mesh(tuple(shape.values()), devices, allow_split_physical_axes=True)
         return Mesh(arranged, AXES, axis_types=types)
     return Mesh(_across_slices(shape, config.across_slices, slices, devices), AXES, axis_types=types)
+
+
+def own_mesh(mesh: Mesh) -> Mesh:
+    """The devices of this process alone, each for other samples; `mesh` itself where there is no other process."""
+    if jax.process_count() == 1:
+        return mesh
+    return make_mesh(MeshConfig(), mesh.local_devices)
 
 
 def _across_slices(shape: dict[str, int], axis: str, slices: int, devices: Sequence[Any]) -> np.ndarray:
@@ -125,7 +134,8 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     """A sharding for every leaf of a (possibly abstract) state or parameter tree."""
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, parameter_spec(path_names(path), leaf.shape, mesh))
+        names = path_names(path)
+        return NamedSharding(mesh, P() if names[:1] == ("constants",) else parameter_spec(names, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, state)
 
@@ -207,6 +217,11 @@ def place(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(_put, tree, state_shardings(mesh, tree))
 
 
+def place_whole(mesh: Mesh, tree: Any) -> Any:
+    """Values that every process has, all of them on each device."""
+    return jax.tree.map(lambda leaf: _put(leaf, replicated(mesh)), tree)
+
+
 def place_batch(mesh: Mesh, tree: Any) -> Any:
     """Rows that every process has all of, split over the devices that hold different samples."""
     return jax.tree.map(lambda leaf: _put(leaf, batch_sharding(mesh)), tree)
@@ -224,6 +239,11 @@ def to_host(array: Any) -> np.ndarray:
     if getattr(array, "is_fully_addressable", True) or array.is_fully_replicated:
         return np.asarray(array)
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def within_reach(tree: Any) -> Any:
+    """The arrays as this process can use them by itself: those that lie in shares on all processes come to the host."""
+    return jax.tree.map(lambda leaf: leaf if getattr(leaf, "is_fully_addressable", True) else to_host(leaf), tree)
 
 
 def to_all(value: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ def get_config() -> Experiment:
     autoencoder = replace(
         smoke.first_stage.autoencoder,
         **{"base_channels": 8, "channel_mult": (1, 1), "num_res_blocks": 1, "attention_levels": ()},
-        **{"latent_channels": 2, "num_groups": 4},
+        **{"latent_channels": 2, "num_groups": 4, "patch_size": 1},
     )
     return replace(
         smoke,

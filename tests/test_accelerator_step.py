@@ -4,6 +4,7 @@ Nothing runs: steps are compiled for slices and GPUs that are not here. Needs th
 for the whole steps several GB of memory each.
 """
 
+import math
 from typing import Any
 
 import accelerator_steps as steps
@@ -15,7 +16,10 @@ from ldm_jax.config import MeshConfig
 from ldm_jax.nn.attention import SpatialTransformer
 from ldm_jax.nn.dot_product_attention import AttentionKernel
 from ldm_jax.nn.resnet import ResBlock
-from ldm_jax.sharding import batch_sharding, replicated
+from ldm_jax.planning.compiler import bytes_accessed
+from ldm_jax.planning.hlo import parse_program
+from ldm_jax.planning.steps import abstract_step
+from ldm_jax.sharding import batch_sharding, make_mesh, replicated
 
 GIB = 2**30
 
@@ -33,7 +37,7 @@ BLOCKS = [
 
 def compile_block(kind: str, side: int, channels: int) -> Any:
     """A block, forward and backward to its parameters and inputs."""
-    mesh = steps.tpu_mesh("v5e:2x2", MeshConfig())
+    mesh = steps.mesh_of("v5e:2x2", MeshConfig())
     kernel = AttentionKernel.choose("auto", mesh)
     block = ResBlock(channels, dtype=jnp.bfloat16)
     if kind == "transformer":
@@ -72,33 +76,35 @@ def test_no_float32_activation_is_written(kind: str, side: int, channels: int) -
 @pytest.mark.slow
 def test_stable_diffusions_step_on_v5p() -> None:
     """4 chips, data parallel, batch 8 a chip, against MaxDiffusion's 37.3 GiB and 319 GB."""
-    step = steps.unet_step(steps.sd1(), steps.tpu_mesh("v5p:2x2x1", MeshConfig()), batch_per_device=8)
-    compiled = step.lower().compile()
+    step = abstract_step(steps.sd1(batch_size=32), "diffusion", steps.mesh_of("v5p:2x2x1", MeshConfig()))
+    compiled = step.function.lower(*step.arguments).compile()
     memory = compiled.memory_analysis()
-    moved = compiled.cost_analysis()["bytes accessed"] + steps.kernel_bytes(compiled.as_text())
+    moved, _ = bytes_accessed(parse_program(compiled.as_text()), compiled.cost_analysis())
     assert memory.temp_size_in_bytes / GIB <= 37.3 / 3
     assert moved / 1e9 <= 174
-    assert memory.alias_size_in_bytes >= sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.state))
+    assert memory.alias_size_in_bytes >= nbytes(step.arguments[0], of_one=True)
 
 
 @pytest.mark.slow
 def test_stable_diffusions_step_on_8_h100() -> None:
     """Data parallel, batch 8 a GPU, against MaxDiffusion's 46.8 GiB."""
-    step = steps.unet_step(steps.sd1(), steps.h100_mesh(8, MeshConfig()), batch_per_device=8)
-    assert step.lower().compile().memory_analysis().temp_size_in_bytes / GIB <= 46.8 / 2
+    step = abstract_step(steps.sd1(batch_size=64), "diffusion", steps.mesh_of("h100-8", MeshConfig()))
+    compiled = step.function.lower(*step.arguments).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes / GIB <= 46.8 / 2
 
 
 def test_fsdp_over_eight_leaves_a_seventh_of_parameters_moments_and_averages() -> None:
     """Stable Diffusion 1's state by its shardings, which are those that the step is compiled with."""
-    mesh = steps.sharding.make_mesh(MeshConfig(data=1, fsdp=8))
-    step = steps.unet_step(steps.sd1(), mesh, batch_per_device=1)
-
-    def nbytes(tree: Any, of_one: bool) -> int:
-        return sum(
-            leaf.dtype.itemsize
-            * int(jnp.prod(jnp.asarray(leaf.sharding.shard_shape(leaf.shape) if of_one else leaf.shape)))
-            for leaf in jax.tree.leaves(tree)
-        )
-
-    for tree in (step.state.params, step.state.opt_state, step.state.ema_params):
+    state = abstract_step(steps.sd1(batch_size=8), "diffusion", make_mesh(MeshConfig(data=1, fsdp=8))).arguments[0]
+    for tree in (state.params, state.opt_state, state.ema_params):
         assert nbytes(tree, of_one=True) <= nbytes(tree, of_one=False) / 7
+
+
+def nbytes(tree: Any, *, of_one: bool) -> int:
+    """Bytes of abstract arrays, on one device or on all that share them."""
+
+    def size(leaf: jax.ShapeDtypeStruct) -> int:
+        shape = leaf.shape if leaf.sharding is None or not of_one else leaf.sharding.shard_shape(leaf.shape)
+        return leaf.dtype.itemsize * math.prod(shape)
+
+    return sum(map(size, jax.tree.leaves(tree)))

@@ -1,5 +1,6 @@
 """Alarms: each known failure is named with what to do, once."""
 
+import dataclasses
 import logging
 
 import pytest
@@ -31,6 +32,13 @@ def test_each_failure_is_named(wrong: dict[str, float], said: str):
 
 def test_a_discriminator_that_is_not_heard_yet_may_be_right():
     assert first_stage_alarms(JUDGED, {**WELL, "discriminator_accuracy": 1.0, "adaptive_weight": 1e4}, 14) == {}
+
+
+def test_a_discriminator_without_weight_is_none():
+    """Nor is it created, and nothing of it is measured."""
+    silent = dataclasses.replace(JUDGED, discriminator=DiscriminatorConfig(weight=0.0, start_step=0))
+    assert silent.judge is None
+    assert first_stage_alarms(silent, {"perplexity": 60.0}, 20) == {}
 
 
 def test_a_posterior_like_the_prior_is_named():

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_params, tiny_experiment
+from tiny import random_params, random_perceptual, tiny_experiment
 
 from ldm_jax import rng
-from ldm_jax.config import AutoencoderVQConfig, FirstStageConfig
-from ldm_jax.model import make_model
+from ldm_jax.autoencoder.perceptual import Lpips
+from ldm_jax.config import AutoencoderVQConfig, FirstStageConfig, PerceptualConfig
+from ldm_jax.model import apply, make_model
 from ldm_jax.training.autoencoder_step import make_autoencoder_loss, reconstruction_distance
 
 ROOT = rng.root_key(0)
@@ -73,3 +74,34 @@ def test_the_distance_of_each_picture(kind: str):
     error = np.abs(one - other) if kind == "l1" else (one - other) ** 2
     found = reconstruction_distance(jnp.asarray(one), jnp.asarray(other), kind)
     np.testing.assert_allclose(found, error.mean(axis=(1, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_with_lpips_loss_and_gradient_are_those_of_the_plain_sum(data_cache: Path):
+    """Written down without the shortcut by which LPIPS is gone through once."""
+    experiment = tiny_experiment(data_cache)
+    first = dataclasses.replace(
+        experiment.first_stage, perceptual=PerceptualConfig(weight=0.7, net="alexnet"), learn_output_logvar=True
+    )
+    data = dataclasses.replace(experiment.data, image_size=32)
+    model = make_model(dataclasses.replace(experiment, data=data, first_stage=first))
+    image = np.random.default_rng(1).uniform(-1, 1, (2, *model.image_shape)).astype(np.float32)
+    batch = {"image": jnp.asarray(image), "sample_index": jnp.arange(2, dtype=jnp.int32)}
+    params = {"autoencoder": random_params(model)["autoencoder"], "output_logvar": jnp.float32(0.3)}
+    fixed = {"perceptual": random_perceptual("alexnet")}
+
+    def plain(params: Any) -> Any:
+        keys = rng.sample_keys(rng.named_key(ROOT, "autoencoder_posterior"), batch["sample_index"])
+        decoded, regulariser, _ = apply(model.autoencoder, params["autoencoder"], batch["image"], keys, train=True)
+        lpips = apply(Lpips("alexnet"), fixed["perceptual"], batch["image"], decoded)
+        error = jnp.abs(batch["image"] - decoded).mean() + 0.7 * lpips.mean()
+        logvar = params["output_logvar"]
+        return error * jnp.exp(-logvar) + logvar + regulariser.mean(), lpips.mean()
+
+    loss_fn = make_autoencoder_loss(model, first)
+    (loss, metrics), gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, fixed, batch, ROOT, 0)
+    (expected, lpips), expected_gradient = jax.jit(jax.value_and_grad(plain, has_aux=True))(params)
+    assert float(metrics["perceptual"]) == pytest.approx(float(lpips), rel=1e-5)
+    assert float(lpips) > 0.01
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, expected_gradient)

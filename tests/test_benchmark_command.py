@@ -6,15 +6,19 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tiny import tiny_experiment
 
 from ldm_jax import cli
 from ldm_jax.benchmark.command import BenchmarkCommand
 from ldm_jax.benchmark.input_speed import CORES, HOSTS, hosts_needed, latents_like, report_input
+from ldm_jax.benchmark.latents_speed import report_latents
 from ldm_jax.benchmark.measure import sides_of
 from ldm_jax.benchmark.task import Task
 from ldm_jax.config import load_experiment
 from ldm_jax.data.sources import load_source
+from ldm_jax.model import make_model
 
 TASK = Task(name="train", folder="f", torch_class="c", inputs="i", batch_size=6, threads=4)
 
@@ -30,6 +34,7 @@ def said(arguments: list[str], caplog: pytest.LogCaptureFixture) -> str:
     ("arguments", "message"),
     [
         (["--rounds", "0"], "--rounds=0 must be at least 1"),
+        (["--latents", "smoke", "--rounds", "0"], "--rounds=0 must be at least 1"),
         (["--warmup", "0"], "--warmup=0 must be at least 1"),
         (["--cpu-devices", "-1"], "--cpu-devices=-1 must be at least 1"),
         (["--num-sample-steps", "49"], "--num-sample-steps=49 does not divide 1000 timesteps; nearest that does: 50"),
@@ -74,7 +79,8 @@ def test_sides_are_programs_on_the_same_device(monkeypatch: pytest.MonkeyPatch):
 def test_input_is_told_of_every_part_and_of_the_hosts_that_it_needs():
     told = json.loads(report_input("smoke", 20.0, as_json=True, seconds=0.01))
     parts = ["source, from disk", "source, from memory", "FitPicture", "Mirror", "ChooseCaption"]
-    assert list(told["pictures_per_second"]) == [*parts, "batches of pictures", "batches of latents"]
+    batches = ["batches of pictures", "batches of latents"]
+    assert list(told["pictures_per_second"]) == [*parts, "latents, from disk", *batches]
     assert all(0 < p["lower"] <= p["median"] <= p["upper"] for p in told["pictures_per_second"].values())
     need = told["needs"][1]
     rate, batch = told["pictures_per_second"]["batches of latents"]["median"], need["batch_size"]
@@ -92,10 +98,24 @@ def test_hosts_are_rounded_up():
     assert hosts_needed(rate=1.0, batch_size=CORES, steps_per_second=1.01) == 2
 
 
-def test_latents_have_the_shape_of_the_models():
+def test_latents_have_the_shape_of_the_models(tmp_path: Path):
     experiment = load_experiment("smoke")
     source = load_source(experiment.data, "train")
-    latents, config = latents_like(experiment, source), experiment.first_stage.autoencoder
+    latents, config = latents_like(experiment, source, tmp_path / "latents"), experiment.first_stage.autoencoder
     side = experiment.data.image_size // config.downsample_factor
     flips = 1 + experiment.data.horizontal_flip
-    assert latents.moments.shape == (len(source), flips, side, side, 2 * config.latent_channels)
+    assert len(latents) == len(source)
+    assert latents[3]["moments"].shape == (flips, side, side, 2 * config.latent_channels)
+
+
+@pytest.mark.slow
+def test_training_from_latents_is_timed_beside_training_from_pictures(data_cache: Path):
+    experiment = tiny_experiment(data_cache)
+    told = json.loads(report_latents(experiment, rounds=2, steps=2, as_json=True))
+    assert told["encode_rate"] > 0 and told["circumstances"]["pictures"] == 20
+    size = 4 * int(np.prod(make_model(experiment).latent_shape)) * 2 * (1 + experiment.data.horizontal_flip)
+    assert size < told["bytes_per_picture"] < size + 1000
+    for name in ("from_pictures", "from_latents", "ratio"):
+        assert 0 < told[name]["lower"] <= told[name]["median"] <= told[name]["upper"]
+    text = report_latents(experiment, rounds=1, steps=1, as_json=False)
+    assert text.startswith(f"# Latents of {experiment.name}") and "| ratio of the two | " in text

@@ -18,9 +18,9 @@ from jax.sharding import PartitionSpec as P
 from ldm_jax import sharding
 from ldm_jax.config import MeshConfig
 from ldm_jax.errors import UserError
+from ldm_jax.files.whole_files import write_atomically
 from ldm_jax.training.checkpoints import Checkpoints, DamagedCheckpoint, abstract_like
 from ldm_jax.training.keep_policy import KeepPolicy
-from ldm_jax.training.seals import write_atomically
 
 
 def items(value: float = 1.0) -> dict[str, Any]:

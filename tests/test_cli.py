@@ -37,9 +37,10 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """`cli.run` sets the level of the package's logger: for a process, not for the tests that follow."""
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`cli.run` sets the level of the package's logger, and `cli.main` begins the program again: not in the tests."""
     level = logging.getLogger("ldm_jax").level
+    monkeypatch.setattr(cli, "use_huge_pages", lambda: None)
     yield
     logging.getLogger("ldm_jax").setLevel(level)
 
@@ -446,12 +447,12 @@ def test_the_name_comes_first():
 
 def test_a_run_of_cpus_goes_on_with_as_many(tmp_path: Path):
     (tmp_path / "manifest.json").write_text(json.dumps({"devices": ["cpu:cpu"] * 3, "continued": [], "data": {}}))
-    assert cli._cpu_devices_of(tmp_path) == 3
-    assert cli._cpu_devices_of(tmp_path, 3) == 1
-    assert cli._cpu_devices_of(tmp_path, 2) is None
+    assert cli._cpu_devices_of(tmp_path / "manifest.json") == 3
+    assert cli._cpu_devices_of(tmp_path / "manifest.json", 3) == 1
+    assert cli._cpu_devices_of(tmp_path / "manifest.json", 2) is None
     (tmp_path / "manifest.json").write_text(json.dumps({"devices": ["gpu:H100"] * 3, "continued": [], "data": {}}))
-    assert cli._cpu_devices_of(tmp_path) is None
-    assert cli._cpu_devices_of(tmp_path / "new") is None
+    assert cli._cpu_devices_of(tmp_path / "manifest.json") is None
+    assert cli._cpu_devices_of(tmp_path / "new" / "manifest.json") is None
 
 
 @pytest.mark.parametrize("name", ["seed", "num_samples", "batch_size"])

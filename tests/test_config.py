@@ -99,6 +99,18 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "AutoencoderKLConfig.z_channels=8 differs from latent_channels=4, which needs both convolutions around "
         "the latent: quant_conv=True, post_quant_conv=None",
     ),
+    "a perceptual distance that sees nothing": (
+        lambda: c.Experiment(
+            data=c.DataConfig(image_size=16),
+            first_stage=c.FirstStageConfig(perceptual=c.PerceptualConfig(weight=1.0, net="alexnet")),
+        ),
+        "first_stage.perceptual.net=alexnet sees nothing in pictures of data.image_size=16; they need 31 at least, or "
+        "use vgg16",
+    ),
+    "a negative perceptual distance": (
+        lambda: c.PerceptualConfig(weight=-1.0),
+        "PerceptualConfig.weight=-1.0 must not be negative",
+    ),
     "short context": (
         lambda: c.TextConditioning(context_length=2),
         "TextConditioning.context_length=2 must be at least 3: begin, one token, end",
@@ -310,16 +322,6 @@ def test_a_saved_configuration_that_is_none(tmp_path: Path, content: bytes, mess
 def test_a_saved_configuration_that_cannot_be_read(tmp_path: Path):
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
         c.restore_experiment(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["{}", "[]", '{"devices": 1, "continued": [], "data": {}}', '{"devices": [1], "continued": [], "data": {}}',
-     '{"devices": [], "continued": {}, "data": {}}', '{"devices": [], "continued": [], "data": {"class_names": 3}}'],
-)  # fmt: skip
-def test_a_manifest_of_another_form_is_none(tmp_path: Path, content: str):
-    (tmp_path / "manifest.json").write_text(content)
-    assert c.read_manifest(tmp_path / "manifest.json") == {}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from module_trials import apply, compiled, param_shapes, random_array, random_params
 
-from ldm_jax.nn.conv import Conv, convolve
+from ldm_jax.nn.conv import Conv, convolve, has_quick_products
 
 SPATIAL = [(7,), (5, 6), (3, 4, 5)]
 
@@ -62,3 +62,35 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters() -> None:
     assert y.dtype == jnp.bfloat16
     exact = convolve_by_hand(x, params["kernel"]) + params["bias"]
     np.testing.assert_allclose(y.astype(np.float32), exact, atol=0.05)
+
+
+WIDE = [((7,), ((1, 1),)), ((5, 6), ((1, 1), (1, 1))), ((4, 5), ((1, 0), (0, 1))), ((3, 2, 4), ((1, 1),) * 3)]
+
+
+@pytest.mark.parametrize(("spatial", "padding"), WIDE)
+def test_the_gradient_of_a_wide_kernel_is_the_derivative(
+    spatial: tuple[int, ...], padding: tuple[tuple[int, int], ...]
+) -> None:
+    """Taken by products on a CPU."""
+    sizes = tuple(1 + sum(pair) for pair in padding)
+    x, kernel = random_array(2, *spatial, 64), random_array(*sizes, 64, 128, seed=1) / 20
+    gradient, numbers = random_array(2, *spatial, 128, seed=2), "DHW"[-len(spatial) :]
+
+    def by_xla(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        names = (f"N{numbers}C", f"{numbers}IO", f"N{numbers}C")
+        return jax.lax.conv_general_dilated(x, kernel, (1,) * len(spatial), padding, dimension_numbers=names)
+
+    def derivatives(operation):
+        return compiled(lambda x, kernel, gradient: jax.vjp(operation, x, kernel)[1](gradient))(x, kernel, gradient)
+
+    assert has_quick_products(jnp.asarray(kernel))
+    found = derivatives(lambda x, kernel: convolve(x, kernel, padding=padding))
+    for ours, expected in zip(found, derivatives(by_xla), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "features", "dtype"), [(32, 256, "float32"), (64, 64, "float32"), (128, 128, "bfloat16")]
+)
+def test_other_kernels_are_left_to_the_compiler(channels: int, features: int, dtype: str) -> None:
+    assert not has_quick_products(jnp.zeros((3, 3, channels, features), dtype))

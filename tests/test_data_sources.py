@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ldm_jax.config import DataConfig, FashionMnist, OpenMoji, Shapes, Source
-from ldm_jax.data import records, shapes, sources
+from ldm_jax.data import patience, records, shapes, sources
 from ldm_jax.data import source as source_room
 from ldm_jax.data.fashion_mnist import CLASS_NAMES, read_idx
 from ldm_jax.data.memory import MemorySource
@@ -108,7 +108,7 @@ class Failing:
 
 
 def test_a_record_that_cannot_be_read_is_tried_again_then_named(cache, monkeypatch, caplog):
-    monkeypatch.setattr(records, "_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(patience, "_WAITS", (0.0, 0.0))
     whole = load(Shapes(num_examples=3), cache).source
     back = records.replace(whole, records=Failing(whole.records, times=2))
     assert np.array_equal(back[1]["image"], whole[1]["image"])

@@ -12,11 +12,11 @@ from ldm_jax.data.transforms import (
     ChooseCaption,
     FitPicture,
     Mirror,
+    TellSizes,
     evaluation_transforms,
     sample_rng,
     training_transforms,
 )
-from ldm_jax.errors import UserError
 
 IMAGE = np.random.default_rng(0).integers(256, size=(4, 6, 3), dtype=np.uint8)
 EXAMPLE = {"image": IMAGE, "caption": "red apple", "tags": ("fruit", "food", "sweet"), "label": 1, "id": "x"}
@@ -61,9 +61,13 @@ def test_moments_are_mirrored_where_pictures_are():
         assert mirror({"moments": moments}, n)["moments"].mean() == float(picture_flipped)
 
 
-def test_moments_without_mirror_images_are_refused():
-    with pytest.raises(UserError, match="cached without their mirror images; remove the cache file"):
-        Mirror(0, 1.0)({"moments": np.zeros((1, 2, 2, 8), np.float32)}, 0)
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [((40, 60, 3), [40, 60, 0, 2, 8, 8]), ((60, 40, 1), [60, 40, 2, 0, 8, 8]), ((8, 8, 3), [8, 8, 0, 0, 8, 8])],
+)
+def test_sizes_tell_how_a_picture_was_cut(shape, sizes):
+    told = TellSizes(8)({"image": np.zeros(shape, np.uint8)}, 0)["sizes"]
+    assert told.tolist() == sizes and told.dtype == np.int32
 
 
 def test_captions_carry_zero_to_max_tags():

@@ -243,8 +243,8 @@ def save(run: RunFolder, step: int, params: Any) -> None:
     checkpoints.wait()
 
 
-def open_run(path: Path, *, config: Path | None, tokenizer: Path | None) -> Session:
-    assert config is None and tokenizer is None
+def open_run(path: Path, *, config: Path | None, tokenizer: Path | None, ema_sigma_rel: float | None) -> Session:
+    assert config is None and tokenizer is None and ema_sigma_rel is None
     return load_session(path)
 
 

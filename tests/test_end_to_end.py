@@ -15,7 +15,7 @@ from PIL import Image
 
 from ldm_jax.config import load_experiment, restore_experiment
 from ldm_jax.sampling.session import load_session
-from ldm_jax.training.latents import parameter_fingerprint
+from ldm_jax.training.latent_factory import parameter_fingerprint
 from ldm_jax.training.logging import read_metrics
 
 ROOT = Path(__file__).parent.parent

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_device: No
 
 def scores_of(**flags: Any) -> dict[str, Any]:
     scores, record = evaluate_target(EvaluateCommand(**{"bootstrap": 3, "batch_size": 8, **flags}))
-    assert record["scores"][0]["name"] == scores[0].name
+    assert record["results"]["scores"][0]["name"] == scores[0].name
     return {score.name: score for score in scores}
 
 
@@ -74,7 +75,7 @@ def test_a_folder_against_itself_is_perfect_and_against_another_is_not(folder: P
     assert record["samples"]["num_pictures"] == 30
     assert record["reference"]["path"] == str(dark)
     assert record["networks"][0]["protocol"] == "tiny adm None"
-    assert [score["name"] for score in record["scores"]] == list(other)
+    assert [score["name"] for score in record["results"]["scores"]] == list(other)
 
 
 def test_a_batch_size_changes_no_score(folder: Path, tmp_path: Path):
@@ -116,6 +117,20 @@ def test_bad_input_leaves_no_score(folder: Path, tmp_path: Path):
             "target": str(folder)
         },
         "nothing does not exist; name a run, a folder of pictures or an .npz": {"target": str(tmp_path / "nothing")},
+        r"0\.png is one picture; name a folder of pictures, an \.npz or a run": {"target": str(folder / "0.png")},
+        r"0\.png is a file; name a folder of pictures, an \.npz or a run": {
+            "target": str(folder),
+            "reference": str(folder / "0.png"),
+        },
+        r"--out .*0\.png is a file; name a folder": {"target": str(folder), "out": str(folder / "0.png")},
+        r"--export-samples .*samples must be a file that ends in \.npz": {
+            "target": str(folder),
+            "export_samples": str(folder),
+        },
+        r"--export-statistics .*0\.png/a\.npz cannot be written \(.*\); choose another place": {
+            "target": str(folder),
+            "export_statistics": str(folder / "0.png" / "a.npz"),
+        },
         "the reference nothing does not exist; name a folder": {"target": str(folder), "reference": "nothing"},
     }
     for message, flags in cases.items():
@@ -127,6 +142,12 @@ def test_bad_input_leaves_no_score(folder: Path, tmp_path: Path):
     assert list(tmp_path.rglob("scores.json")) == [], "no score is written where another one fails"
     small = scores_of(target=str(few), reference=str(folder), allow_small=True, metrics=("fd",))
     assert small["fd_alexnet"].num_samples == DIM
+
+
+def test_grey_beside_colour_is_said(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    grey = save(tmp_path / "grey", COLOURS, mode="L")
+    scores_of(target=str(grey), reference=str(folder), metrics=("kid",))
+    assert re.search(r"grey is grey and \S*samples is not: its colours are part of the distance", caplog.text)
 
 
 def test_pictures_are_fitted_where_that_is_asked_for(folder: Path, tmp_path: Path):
@@ -156,7 +177,9 @@ def test_conditions_are_dealt_out_in_turn(data_cache: Path):
     dealt = drawing._inputs(session, np.arange(4, 4 + 2 * CLASSES.num_classes), [])["class_labels"]
     np.testing.assert_array_equal(np.bincount(dealt), 2)
     assert dealt[0] == 4 % CLASSES.num_classes
-    captions = drawing._captions(Session(tiny_experiment(data_cache), make_model(tiny_experiment(data_cache)), {}))
+    captions = drawing.held_out_captions(
+        Session(tiny_experiment(data_cache), make_model(tiny_experiment(data_cache)), {})
+    )
     assert len(captions) == 2 and all(captions)
 
 
@@ -218,4 +241,4 @@ def test_the_command_prints_a_table_or_json(folder: Path, capsys: pytest.Capture
     assert row.startswith("fd_alexnet")
     assert protocol == "alexnet: tiny adm None"
     cli.evaluate([*flags, "--json"])
-    assert json.loads(capsys.readouterr().out)["scores"][0]["num_samples"] == 30
+    assert json.loads(capsys.readouterr().out)["results"]["scores"][0]["num_samples"] == 30

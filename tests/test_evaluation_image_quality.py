@@ -34,3 +34,16 @@ def test_the_order_of_a_pair_means_nothing():
 def test_pictures_smaller_than_a_window_are_refused():
     with pytest.raises(UserError, match="SSIM looks at windows of 7x7 pixels, and the pictures have 6x20; use larger"):
         ssim(FIRST[:, :6], SECOND[:, :6])
+
+
+@pytest.mark.slow
+def test_of_pictures_of_any_shape_they_are_those_of_scikit_image():
+    metrics = pytest.importorskip("skimage.metrics")
+    for seed, shape in enumerate([(7, 9, 3), (32, 32, 3), (40, 17, 1)]):
+        numbers = np.random.default_rng(seed)
+        first, second = (numbers.integers(0, 256, (2, *shape)).astype(np.uint8) for _ in range(2))
+        options = {"data_range": 255, "channel_axis": -1}
+        expected = [metrics.structural_similarity(a, b, **options) for a, b in zip(first, second, strict=True)]
+        np.testing.assert_allclose(ssim(first, second), expected, atol=1e-6)
+        expected = [metrics.peak_signal_noise_ratio(a, b, data_range=255) for a, b in zip(first, second, strict=True)]
+        np.testing.assert_allclose(psnr(first, second), expected, rtol=1e-9)

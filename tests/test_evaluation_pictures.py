@@ -100,12 +100,26 @@ def test_an_npz_of_something_else_is_refused(tmp_path: Path):
         npz_statistics(file, statistics, "alexnet")
     with pytest.raises(UserError, match="holds statistics of inception_adm, not of alexnet; choose that network"):
         npz_statistics(file, {**statistics, "network": np.array("inception_adm")}, "alexnet")
+    whole, other = {"mu": np.zeros(3), "sigma": np.eye(3)}, np.triu(np.ones((3, 3)))
+    cases = {
+        "holds no statistics: mu is <U1, and not numbers": {"mu": np.array(["a"] * 3)},
+        r"count of .* is float64\[2\], not a number of pictures": {"count": np.zeros(2)},
+        "sigma of .* is not symmetric, so it is no covariance; compute it again": {"sigma": other},
+        "sigma of .* has negative variances, so it is no covariance; compute it again": {"sigma": -np.eye(3)},
+    }
+    for message, changes in cases.items():
+        with pytest.raises(UserError, match=message):
+            npz_statistics(file, whole | changes, "alexnet")
     with pytest.raises(UserError, match="holds arr_0; statistics are called mu and sigma"):
         npz_statistics(file, {"arr_0": PICTURES}, "alexnet")
     with pytest.raises(UserError, match=r"cannot read .*a\.npz \(No such file"):
         read_npz(file)
     file.write_bytes(b"no zip")
     with pytest.raises(UserError, match=r"a\.npz is no \.npz of plain arrays"):
+        read_npz(file)
+    with file.open("wb") as stream:
+        np.save(stream, PICTURES)
+    with pytest.raises(UserError, match=r"a\.npz is no \.npz of plain arrays \(it is a single array, a \.npy\)"):
         read_npz(file)
     np.savez(file, a=np.array([{}], object))
     with pytest.raises(UserError, match=r"a\.npz is no \.npz of plain arrays"):

@@ -168,7 +168,7 @@ def test_pictures_that_cannot_be_drawn_stop_no_training(
 
     monkeypatch.setattr(ldm_jax.experiment, "_draw_samples", draw)
     work = open_workspace(tiny_experiment(data_cache), finished)
-    state = TrainState(jnp.zeros((), jnp.int32), {}, {}, (), {})
+    state = TrainState(jnp.zeros((), jnp.int32), {}, {}, (), {}, {}, {})
     ldm_jax.experiment._try_to_draw(work, state, 7)
     assert "there are no pictures of step 7: numbers that are not finite" in caplog.text
 

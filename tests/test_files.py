@@ -41,6 +41,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {name: content for name, content in contents(folder).items() if name.endswith(".png")}
+
+
 def test_each_picture_and_a_grid(draw: Any, tmp_path: Path, session: Session):
     found = draw(prompts=("a red circle", "a blue square"))
     assert [path.parent for path in found] == [tmp_path / "out"] * 5
@@ -117,7 +121,7 @@ def test_a_picture_in_the_way_is_not_overwritten(draw: Any, tmp_path: Path):
         draw()
     assert contents(tmp_path / "out") == {"seed3_0001.png": b"mine"}
     (tmp_path / "out" / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match=r"manifest\.json is damaged; choose another folder"):
+    with pytest.raises(UserError, match=r"manifest\.json is damaged, or of another version; choose another folder"):
         draw()
 
 
@@ -152,7 +156,11 @@ def test_what_was_stopped_goes_on_and_ends_the_same(
     assert ("3 of 7 pictures are in" in caplog.text) is (error is KeyboardInterrupt)
     (parts / "a-red-circle_seed1_0003.png.tmp").write_bytes(b"half a picture")
     draw(parts)
-    assert contents(parts) == contents(whole)
+    manifests = [json.loads(contents(folder)["manifest.json"]) for folder in (parts, whole)]
+    assert [len(manifest["continued"]) for manifest in manifests] == [1, 0]
+    assert manifests[0]["results"] == manifests[1]["results"]
+    assert len(manifests[0]["results"]) == 7
+    assert pictures(parts) == pictures(whole)
 
 
 def test_a_picture_is_there_as_a_whole_or_not_at_all(draw: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,14 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tiny import one_device_mesh, random_params, tiny_experiment
+from data_fakes import PictureSource
+from tiny import TEXT, one_device_mesh, random_params, shrink, tiny_experiment
 
+from ldm_jax import rng
+from ldm_jax.conditioning.tokenizer import PromptEncoder, train_tokenizer
+from ldm_jax.config import ClipTextConditioning, load_experiment
+from ldm_jax.data.latent_source import LatentSource, load_latents, open_latents
+from ldm_jax.data.latent_statistics import LatentSums
+from ldm_jax.data.source import training_texts
+from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
 from ldm_jax.model import Params, make_model
-from ldm_jax.training import latents
-from ldm_jax.training.latents import LatentReader, latent_statistics, parameter_fingerprint
+from ldm_jax.training import latents, workspace
+from ldm_jax.training.diffusion_step import make_diffusion_loss
+from ldm_jax.training.latent_factory import (
+    make_factory,
+    one_ahead,
+    parameter_fingerprint,
+    require_embeddable,
+    share_of_process,
+)
+from ldm_jax.training.latents import LatentReader, latent_statistics
+from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.workspace import Workspace, open_workspace
 
 
@@ -36,35 +51,25 @@ def test_the_statistics_are_those_of_drawn_samples():
     mean, logvar = np.split(moments.astype(np.float64), 2, axis=-1)
     noise = np.random.default_rng(1).normal(size=(200, *mean.shape))
     drawn = mean + np.exp(0.5 * logvar) * noise
-    each = latent_statistics([moments], "per_channel")["latent"]
+    each = latent_statistics(LatentSums.of(moments), "per_channel")["latent"]
     np.testing.assert_allclose(each["mean"], drawn.mean(axis=(0, 1, 2, 3)), atol=0.01)
     np.testing.assert_allclose(each["std"], drawn.std(axis=(0, 1, 2, 3)), rtol=0.01)
-    one = latent_statistics([moments], "global")["latent"]
+    one = latent_statistics(LatentSums.of(moments), "global")["latent"]
     np.testing.assert_array_equal(one["mean"], [0, 0])
     np.testing.assert_allclose(one["std"], [drawn.std()] * 2, rtol=0.01)
     assert {a.dtype for a in (*each.values(), *one.values())} == {np.dtype(np.float32)}
 
 
-@settings(max_examples=20)
-@given(st.integers(1, 40))
-def test_they_do_not_depend_on_how_the_set_is_cut(cut: int):
-    moments = random_moments()
-    parts = [moments[begin : begin + cut] for begin in range(0, len(moments), cut)]
-    whole, parted = (latent_statistics(m, "per_channel")["latent"] for m in ([moments], parts))
-    for name in ("mean", "std"):
-        np.testing.assert_allclose(parted[name], whole[name], rtol=1e-6)
-
-
 def test_mirror_images_count_as_pictures_of_their_own():
     flips = random_moments().reshape(20, 2, 4, 4, 4)
-    one, other = (latent_statistics([m], "global")["latent"] for m in (flips, flips.reshape(40, 4, 4, 4)))
+    one, other = (latent_statistics(LatentSums.of(m), "global")["latent"] for m in (flips, flips.reshape(40, 4, 4, 4)))
     np.testing.assert_array_equal(one["std"], other["std"])
 
 
 def test_a_posterior_without_spread_is_a_point():
     mean = np.random.default_rng(0).normal(size=(30, 4, 4, 2))
     moments = np.concatenate([mean, np.full_like(mean, -np.inf)], axis=-1).astype(np.float32)
-    found = latent_statistics([moments], "per_channel")["latent"]
+    found = latent_statistics(LatentSums.of(moments), "per_channel")["latent"]
     np.testing.assert_allclose(found["std"], mean.std(axis=(0, 1, 2)), rtol=1e-5)
 
 
@@ -84,7 +89,7 @@ def test_a_collapsed_first_stage_is_noticed(spoil: Callable[[np.ndarray], None],
         spoil(mean[..., channel])
     message = r"the latents have spread \[.*\]: the first stage has collapsed; train it longer or otherwise"
     with pytest.raises(UserError, match=message):
-        latent_statistics([moments_of(mean, np.full_like(mean, 1e-9))], scale)
+        latent_statistics(LatentSums.of(moments_of(mean, np.full_like(mean, 1e-9))), scale)
 
 
 def test_a_fingerprint_tells_values_shapes_types_and_names():
@@ -178,3 +183,174 @@ def test_a_large_set_is_measured_by_its_first_pictures(
     with caplog.at_level(logging.INFO):
         LatentReader(uncached, autoencoder).statistics()
     assert f"latents of {16 * positions} positions" in caplog.text  # two batches of 8
+
+
+# --- latents that `ldm latents encode` has written: a cache is such a set --------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def given(cached: Workspace, readers: object) -> Workspace:
+    """The workspace with the latents of the first instead of pictures."""
+    experiment = cached.experiment
+    first = dataclasses.replace(experiment.first_stage, run="runs/first")
+    data = dataclasses.replace(experiment.data, latents=str(cached.run.latents), cache_dir="/nowhere")
+    experiment = dataclasses.replace(experiment, data=data, first_stage=first)
+    train, test = (load_latents(data, split) for split in ("train", "test"))
+    return dataclasses.replace(cached, experiment=experiment, train=train, test=test)
+
+
+def test_given_latents_are_those_of_the_run_itself(
+    given: Workspace, autoencoder: Params, readers: tuple[LatentReader, LatentReader]
+):
+    reader = LatentReader(given, autoencoder)
+    jax.tree.map(np.testing.assert_array_equal, reader.statistics(), readers[0].statistics())
+    for one, other in zip(*(first(r.train_batches(2), 2) for r in (reader, readers[0])), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    for one, other in zip(*(r.heldout_batches(8) for r in (reader, readers[0])), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_latents_of_another_autoencoder_are_refused(given: Workspace, autoencoder: Params):
+    other = jax.tree.map(lambda x: x + 0.01, autoencoder)
+    message = (
+        r"the latents in \S+train do not fit this experiment:\n  autoencoder: '[0-9a-f]{64}' -> '[0-9a-f]{64}'\nencode "
+        "them for it with `ldm latents encode`, or change the experiment"
+    )
+    with pytest.raises(UserError, match=message):
+        LatentReader(given, other)
+
+
+def test_a_workspace_opens_latents_instead_of_pictures(
+    given: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(workspace, "load_source", None)
+    work = open_workspace(given.experiment, tmp_path / "run")
+    assert (work.train.info, len(work.test)) == (given.train.info, len(given.test))
+    assert work.encode_caption is not None, "the tokenizer is trained on the captions beside the latents"
+
+
+def test_a_damaged_cache_is_mended(
+    cached: Workspace, autoencoder: Params, caplog: pytest.LogCaptureFixture, readers: object
+):
+    shard = cached.run.latents / "train" / "00000.array_record"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    with caplog.at_level(logging.INFO):
+        LatentReader(cached, autoencoder)
+    assert shard.read_bytes() == whole
+    assert "00000.array_record has" in caplog.text and caplog.text.count("encoding") == 1
+
+
+# --- what else a set can hold ----------------------------------------------------------------------------------------
+
+CLIP = ClipTextConditioning(
+    **{"vocab_size": 300, "context_length": 8, "context_dim": 8, "num_layers": 1, "num_heads": 2},
+    **{"begin_token": 1, "end_token": 2, "pad_token": 0, "trainable": False},
+)
+
+
+@pytest.fixture(scope="module")
+def clip(data_cache: Path) -> tuple[Workspace, Params]:
+    """A workspace whose captions are embedded by a text encoder that is not trained, and random parameters."""
+    tiny = tiny_experiment(data_cache)
+    experiment = dataclasses.replace(tiny, conditioning=CLIP)
+    source, mesh = load_source(tiny.data, "train"), one_device_mesh()
+    encoder = PromptEncoder({"tokens": train_tokenizer(training_texts(source), 300, 8)})
+    model = make_model(experiment, mesh)
+    run = RunFolder(data_cache / "run")
+    work = Workspace(experiment, run, mesh, model, source, source, encoder, rng.root_key(0))
+    return work, random_params(model)
+
+
+def clip_latents(work: Workspace, params: Params, folder: Path) -> LatentSource:
+    options = {"encode_caption": work.encode_caption, "with_sizes": True, "shard_size": 8}
+    factory = make_factory(work.experiment, work.mesh, params, batch_size=8, **options)
+    factory.write(work.train, folder / "train", share_of_process())
+    return open_latents(folder / "train")
+
+
+@pytest.fixture(scope="module")
+def clip_given(clip: tuple[Workspace, Params], tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The same with latents."""
+    work, params = clip
+    latents = clip_latents(work, params, tmp_path_factory.mktemp("latents"))
+    data = dataclasses.replace(work.experiment.data, latents=str(latents.folder.parent))
+    experiment = dataclasses.replace(work.experiment, data=data, start="model")
+    return dataclasses.replace(work, experiment=experiment, train=latents, test=latents)
+
+
+def test_embedded_captions_train_as_captions_do(clip: tuple[Workspace, Params], clip_given: Workspace):
+    work, params = clip
+    trained, frozen = {"denoiser": params["denoiser"]}, {k: v for k, v in params.items() if k != "denoiser"}
+    data = dataclasses.replace(work.experiment.data, cache_latents=False)
+    work = dataclasses.replace(work, experiment=dataclasses.replace(work.experiment, data=data))
+    config = dataclasses.replace(work.experiment.diffusion, cond_drop_prob=0.5)
+    loss = jax.jit(make_diffusion_loss(work.model, config))
+    losses = []
+    for reader in (LatentReader(work, params), LatentReader(clip_given, params)):
+        batch = dict(next(reader.train_batches(0)))
+        assert ("tokens" in batch) == (reader.work is work)
+        losses.append(loss(trained, frozen, {k: batch[k] for k in batch if k != "image"}, work.root, jnp.asarray(0))[0])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_sizes_are_beside_the_latents(clip_given: Workspace):
+    side = clip_given.train[0]["sizes"][0]
+    assert clip_given.train[0]["sizes"].tolist() == [side, side, 0, 0, 8, 8]
+    assert clip_given.train[0]["context"].shape == (8, 8)
+
+
+def test_captions_embedded_by_another_encoder_are_refused(clip: tuple[Workspace, Params], clip_given: Workspace):
+    other = {**clip[1], "conditioner": jax.tree.map(lambda x: x + 0.01, clip[1]["conditioner"])}
+    with pytest.raises(UserError, match=r"do not fit this experiment:\n  texts: '[0-9a-f]{64}' -> '[0-9a-f]{64}'\n"):
+        LatentReader(clip_given, other)
+
+
+def test_a_text_encoder_that_is_trained_sees_captions(clip: tuple[Workspace, Params], clip_given: Workspace):
+    experiment = clip_given.experiment
+    trained = dataclasses.replace(experiment, conditioning=dataclasses.replace(CLIP, trainable=True))
+    batch = next(LatentReader(dataclasses.replace(clip_given, experiment=trained), clip[1]).train_batches(0))
+    assert "tokens" in batch and "context" not in batch
+
+
+@pytest.mark.parametrize(
+    ("conditioning", "max_tags", "message"),
+    [
+        (TEXT, 0, r"--texts embeds captions by a text encoder of CLIP; conditioning=TextConditioning is none"),
+        (dataclasses.replace(CLIP, trainable=True), 0, r"stays as it is: use --conditioning.no-trainable"),
+        (CLIP, 3, r"training on shapes puts other keywords behind it each time; leave them out with"),
+    ],
+)
+def test_captions_that_change_are_not_embedded(data_cache: Path, conditioning: Any, max_tags: int, message: str):
+    experiment = dataclasses.replace(tiny_experiment(data_cache), conditioning=conditioning)
+    info = dataclasses.replace(PictureSource(1).info, name="shapes", max_tags=max_tags)
+    with pytest.raises(UserError, match=message):
+        require_embeddable(experiment, PictureSource(1, info=info))
+
+
+def test_latents_before_the_lookup_are_stored_without_their_log_variances(data_cache: Path, tmp_path: Path):
+    experiment = shrink(load_experiment("zoo/vq-f8"), data_cache)
+    mesh = one_device_mesh()
+    params = random_params(make_model(experiment, mesh))
+    source = load_source(experiment.data, "train")
+    factory = make_factory(experiment, mesh, params, batch_size=8)
+    factory.write(source, tmp_path / "train", share_of_process())
+    latents = open_latents(tmp_path / "train")
+    assert latents.manifest.layout.is_point
+    stored, channels = (
+        latents.manifest.layout.arrays["moments"].shape[-1],
+        experiment.first_stage.autoencoder.latent_channels,
+    )
+    assert stored == channels and latents[0]["moments"].shape[-1] == 2 * channels
+    assert np.isneginf(latents[0]["moments"][..., channels:]).all()
+    mean, std = latents.manifest.sums.per_channel()
+    means = np.stack([latents[i]["moments"][..., :channels] for i in range(len(source))]).reshape(-1, channels)
+    np.testing.assert_allclose(mean, means.mean(axis=0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(std, means.std(axis=0), rtol=1e-4)
+
+
+def test_work_is_handed_out_when_more_is_on_the_way():
+    began: list[int] = []
+    items = one_ahead(began.append(i) or i for i in range(3))
+    assert [(item, len(began)) for item in items] == [(0, 2), (1, 3), (2, 3)]
+    assert list(one_ahead([])) == []

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ldm_jax.errors import UserError
+from ldm_jax.training import launcher
 from ldm_jax.training.launcher import LaunchCommand, Launcher, launch, split_arguments, status_of
 
 PROGRAM = """
@@ -77,6 +78,17 @@ def test_a_failure_restarts_all(tmp_path: Path, caplog: pytest.LogCaptureFixture
 def test_restarts_are_bounded(tmp_path: Path):
     assert launched(tmp_path, {"1": [1, 1, 1, 1]}, restarts=2) == 1
     assert attempts(tmp_path) == [3, 3]
+
+
+@pytest.mark.parametrize(("long", "pauses"), [(60.0, [0.1, 0.2, 0.4]), (0.01, [0.1, 0.1, 0.1])])
+def test_pauses_grow_until_an_attempt_has_lived_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: float, pauses: list[float]
+):
+    paused: list[float] = []
+    monkeypatch.setattr(launcher, "_LONGEST_PAUSE", long)
+    monkeypatch.setattr(Launcher, "_sleep", lambda self, seconds: paused.append(seconds))
+    assert launched(tmp_path, {"1": [1, 1, 1]}, restarts=3) == 0
+    assert paused == pauses
 
 
 @pytest.mark.parametrize("status", [2, 3])

@@ -10,15 +10,16 @@ import ldm_jax
 
 PACKAGE = Path(ldm_jax.__file__).parent
 ROOMS = (
-    *("errors", "flops", "chips", "files", "config", "rng", "sharding", "pictures", "data", "nn", "autoencoder"),
-    *("conditioning", "denoiser", "diffusion", "model", "training", "sampling", "interop", "evaluation", "planning"),
-    *("benchmark", "experiment", "cli"),
+    *("errors", "huge_pages", "flops", "chips", "files", "manifest", "config", "rng", "sharding", "pictures", "data"),
+    *("nn", "autoencoder", "conditioning", "denoiser", "diffusion", "model", "training", "sampling", "interop"),
+    *("latents", "evaluation", "planning", "benchmark", "experiment", "reproduction", "report", "cli"),
 )
 FORBIDDEN_PAIRS = {("diffusion", room) for room in ("denoiser", "autoencoder", "conditioning")}
 FORBIDDEN_PACKAGES = {"tensorflow", "torch", "transformers", "diffusers"}
 TORCH_SIDES = {
     PACKAGE / "interop" / "torch_layers.py": {"torch", "transformers", "diffusers"},
     PACKAGE / "benchmark" / "torch_side.py": {"torch", "diffusers"},
+    PACKAGE / "benchmark" / "torch_trainer.py": {"torch", "diffusers"},
 }
 """The files that import PyTorch: programs of their own, which are run to compare with and never imported."""
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "common", "misc"}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from ldm_jax import rng, sharding
 from ldm_jax.config import MeshConfig, TrainingConfig
 from ldm_jax.errors import UserError
 from ldm_jax.training.logging import read_metrics
-from ldm_jax.training.loop import Stage, TrainingDiverged, run_stage
+from ldm_jax.training.loop import Scoring, Stage, TrainingDiverged, run_stage
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.step import make_step
@@ -65,12 +66,12 @@ class Toy:
 
         def init(root: Any, frozen: Any, initial: Any) -> TrainState:
             params = {"layer": {"b": jnp.zeros(()), "w": jax.random.normal(root, (3,))}}
-            return TrainState.create({**params, **initial}, frozen, optimizer)
+            return TrainState.create({**params, **initial}, frozen, optimizer, len(self.config.ema_profiles))
 
         return Stage(
             name="toy",
             training=self.config,
-            frozen=jax.device_put({"scale": jnp.float32(0.1)}, sharding.replicated(self.mesh)),
+            frozen=sharding.place(self.mesh, {"scale": jnp.float32(0.1)}),
             initial=self.initial,
             init=init,
             step=make_step(loss_fn, optimizer, self.config),
@@ -267,6 +268,49 @@ def test_everything_happens_in_its_rhythm_and_at_the_end(toy: Toy):
     steps = {name: [m["step"] for m in toy.metrics() if name in m] for name in ("loss", "heldout_loss")}
     assert steps == {"loss": [2, 4, 6, 7], "heldout_loss": [3, 6, 7]}
     assert (toy.path / "loss.png").is_file()
+
+
+def scored(toy: Toy, every: int, **config: Any) -> list[int]:
+    """Train with scores of 10 - step, nan at step 1; the steps at which they were asked for."""
+    asked: list[int] = []
+
+    def score(state: TrainState, step: int) -> dict[str, float]:
+        asked.append(step)
+        return {"fd": float("nan") if step == 1 else 10.0 - step, "kid": 1.0}
+
+    stage = dataclasses.replace(toy.stage(), scoring=Scoring(every, ("fd", "kid"), score))
+    stage = dataclasses.replace(stage, training=dataclasses.replace(CONFIG, **config))
+    toy.path.mkdir(exist_ok=True)
+    run_stage(stage, RunFolder(toy.path), toy.mesh, ROOT)
+    return asked
+
+
+def test_scores_have_a_rhythm_of_their_own(toy: Toy):
+    assert scored(toy, 4, num_steps=7) == [4, 7]
+    assert [(m["step"], m["fd"]) for m in toy.metrics() if "fd" in m] == [(4, 6.0), (7, 3.0)]
+
+
+def test_the_best_checkpoints_may_go_by_a_score(toy: Toy):
+    """Which is then measured for every checkpoint; what is no number ranks nothing."""
+    best = {"keep_best": 1, "best_metric": "fd", "best_mode": "max", "keep_checkpoints": 1}
+    assert scored(toy, 99, num_steps=7, checkpoint_every=2, **best) == [2, 4, 6, 7]
+    assert toy.saved() == [2, 7]
+    assert RunFolder(toy.path).checkpoints("toy").seal(2).metrics == {"fd": 8.0, "kid": 1.0, "heldout_loss": ANY}
+
+
+def test_a_score_that_is_no_number_is_left_out(toy: Toy):
+    assert scored(toy, 1, num_steps=2) == [1, 2]
+    first, second = toy.metrics()
+    assert "fd" not in first and first["kid"] == 1.0
+    assert second["fd"] == 8.0
+
+
+def test_the_best_by_what_nobody_measures_is_refused_at_the_start(toy: Toy):
+    with pytest.raises(
+        UserError, match=r"best_metric='fid' is not measured here, .*; use one of fd, heldout_loss, kid"
+    ):
+        scored(toy, 2, keep_best=1, best_metric="fid")
+    assert toy.saved() == []
 
 
 def test_a_line_of_metrics_tells_speed_and_waiting(toy: Toy):

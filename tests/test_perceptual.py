@@ -10,8 +10,9 @@ import pytest
 from module_trials import apply, compiled, random_array, random_params
 
 from ldm_jax.autoencoder import perceptual_weights
-from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips, PerceptualNet, Trunk
+from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips, Trunk
 from ldm_jax.autoencoder.perceptual_weights import perceptual_package, read_perceptual, read_trunk
+from ldm_jax.config import SMALLEST_PICTURE, PerceptualNet
 from ldm_jax.errors import UserError
 from ldm_jax.files.numpy_pickle import read_arrays
 from ldm_jax.files.write_safetensors import write_safetensors
@@ -69,7 +70,7 @@ def test_a_picture_may_be_as_small_as_is_said(net: PerceptualNet):
         image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         return [y.shape for y in jax.eval_shape(Trunk(net).init_with_output, jax.random.key(0), image)[0]]
 
-    smallest = TRUNKS[net].smallest
+    smallest = SMALLEST_PICTURE[net]
     assert min(min(shape) for shape in maps(smallest)) == 1
     with pytest.raises(UserError, match=f"{net} sees nothing in pictures of {smallest - 1}x{smallest - 1} pixels"):
         maps(smallest - 1)
@@ -139,3 +140,36 @@ def test_the_package_gives_the_same_distances(net: PerceptualNet):
     ours = apply(Lpips(net), params, *images)
     theirs = reference.LPIPSEvaluator(replicate=False, net=net)(*images)
     np.testing.assert_allclose(ours, np.asarray(theirs).reshape(-1), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", ["alexnet", "vgg16"])
+def test_a_trunk_is_the_one_of_pytorch(net: PerceptualNet, tmp_path: Path):
+    """Layer by layer as torchvision lists them: a ReLU behind each convolution, a map behind that of each stage."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    nn, pool = torch.nn, torch.nn.MaxPool2d
+    if net == "alexnet":
+        convolutions = [(3, 64, 11, 4, 2), None, (64, 192, 5, 1, 2), None, (192, 384, 3, 1, 1), (384, 256, 3, 1, 1)]
+        layers, maps = [*convolutions, (256, 256, 3, 1, 1)], (1, 4, 7, 9, 11)
+    else:
+        widths = [3, 64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None, 512, 512, 512]
+        layers, last = [], 3
+        for width in widths[1:]:
+            layers.append(None if width is None else (last, width, 3, 1, 1))
+            last = width or last
+        maps = (3, 8, 15, 22, 29)
+    window = 3 if net == "alexnet" else 2
+    made = [[pool(window, 2)] if layer is None else [nn.Conv2d(*layer), nn.ReLU()] for layer in layers]
+    theirs = nn.Sequential(*(module for group in made for module in group))
+    torch.save({f"features.{name}": value for name, value in theirs.state_dict().items()}, tmp_path / "a.pth")
+    params, image = read_trunk(net, [tmp_path / "a.pth"]), random_array(2, 67, 67, 3)
+    x, expected = torch.tensor(np.asarray(image).transpose(0, 3, 1, 2)), []
+    with torch.no_grad():
+        for i, module in enumerate(theirs):
+            x = module(x)
+            expected += [x.numpy().transpose(0, 2, 3, 1)] if i in maps else []
+    ours = apply(Trunk(net), params, image)
+    assert len(ours) == len(expected) == 5
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

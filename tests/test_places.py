@@ -19,7 +19,7 @@ from PIL import Image
 
 from ldm_jax.config import Experiment
 from ldm_jax.errors import UserError
-from ldm_jax.files.places import is_local, to_place
+from ldm_jax.files.places import is_local, require_checkpoints, to_place
 from ldm_jax.pictures import draw_grid, save_picture
 from ldm_jax.training import checkpoints as checkpoints_module
 from ldm_jax.training.checkpoints_command import CheckpointsCommand, run_checkpoints
@@ -83,6 +83,15 @@ def test_a_scheme_that_is_not_known():
 def test_a_package_that_is_missing_is_named():
     with pytest.raises(UserError, match="s3://bucket/run needs the package s3fs: pip install s3fs"):
         to_place("s3://bucket/run")
+
+
+def test_a_store_without_checkpoints_is_refused_for_training():
+    with pytest.raises(
+        UserError, match=r"s3://bucket/run: Orbax writes no checkpoints to s3://; train into a folder, or"
+    ):
+        require_checkpoints(epath.Path("s3://bucket/run"))
+    require_checkpoints(Path("runs/x"))
+    require_checkpoints(epath.Path("gs://bucket/run"))
 
 
 def test_a_run_in_an_object_store_is_opened_and_goes_on(remote: RunFolder):

@@ -9,7 +9,7 @@ from ldm_jax.planning.collectives import Collective, collective_seconds, find_co
 from ldm_jax.planning.compiler import bytes_accessed, shortage
 from ldm_jax.planning.hlo import parse_program, shape_bytes
 from ldm_jax.planning.topology import parse_topology
-from ldm_jax.planning.traffic import estimate_bytes, has_loops
+from ldm_jax.planning.traffic import estimate_bytes, has_loops, kernel_bytes
 
 MESH = {"data": 8, "fsdp": 8, "tensor": 1}
 
@@ -208,3 +208,16 @@ def test_too_little_memory_is_read_from_the_compilers_error(message: str, needed
 
 def test_an_error_without_numbers_leaves_them_open():
     assert shortage("RESOURCE_EXHAUSTED: no room", GIB).peak is None
+
+
+def test_kernels_of_a_tpu_count_with_their_operands_and_results():
+    text = entry(
+        "%rows = bf16[4,40]{1,0} slice(%p), slice={[0:4], [0:40]}",
+        '%kernel = bf16[4,200]{1,0} custom-call(%rows), custom_call_target="tpu_custom_call"',
+        "ROOT %a = bf16[4,200]{1,0} negate(%kernel)",
+        parameter="bf16[8,40]{1,0}",
+    )
+    program = parse_program(text)
+    assert kernel_bytes(program) == 2 * (4 * 40 + 4 * 200)
+    source = "the compiler's cost analysis, and 0.0 GB of Pallas kernels, which it does not count"
+    assert bytes_accessed(program, {"bytes accessed": 1000.0}) == (1000 + 1920, source)

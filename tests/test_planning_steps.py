@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny import tiny_experiment
+from tiny import random_perceptual, tiny_experiment
 
 from ldm_jax import sharding
-from ldm_jax.config import Experiment, MeshConfig, load_experiment
+from ldm_jax.autoencoder import perceptual_weights
+from ldm_jax.config import Experiment, MeshConfig, PerceptualConfig, load_experiment
 from ldm_jax.errors import UserError
+from ldm_jax.flops import count_jaxpr
 from ldm_jax.model import LatentDiffusion
 from ldm_jax.planning.compiler import argument_bytes
 from ldm_jax.planning.request import StageName, with_batch_size
@@ -61,6 +63,25 @@ def test_a_planned_step_is_the_trained_one(work: Workspace, name: StageName):
     trained = jit_step(stage.step, shardings, work.mesh).lower(placed, next(iter(stage.batches(0))), work.root)
     planned = abstract_step(work.experiment, name, work.mesh)
     assert planned.function.lower(*planned.arguments).as_text() == trained.as_text()
+
+
+def test_lpips_is_planned_without_its_weights(data_cache: Path, mesh: Any, monkeypatch: pytest.MonkeyPatch):
+    """Their shapes are enough; they are arguments of the program, whole on every chip, and not trained."""
+    monkeypatch.setattr(perceptual_weights, "perceptual_package", lambda net: None)
+    tiny = tiny_experiment(data_cache)
+    data = dataclasses.replace(tiny.data, image_size=32)
+    plain, lpips = (
+        dataclasses.replace(tiny, data=data, first_stage=dataclasses.replace(tiny.first_stage, perceptual=perceptual))
+        for perceptual in (PerceptualConfig(), PerceptualConfig(weight=1.0, net="alexnet"))
+    )
+    without, planned = (abstract_step(experiment, "autoencoder", mesh) for experiment in (plain, lpips))
+    assert planned.num_parameters == without.num_parameters
+    constants = planned.arguments[0].constants["perceptual"]
+    shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)  # noqa: E731
+    assert shapes(constants) == shapes(random_perceptual("alexnet"))
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(constants))
+    operations = [count_jaxpr(step.function.trace(*step.arguments).jaxpr.jaxpr) for step in (without, planned)]
+    assert operations[1] > 2 * operations[0]
 
 
 @pytest.fixture

@@ -104,10 +104,9 @@ def test_the_manifest_tells_how_it_was_made(run: RunFolder):
     assert manifest["seed"] == 3
     assert manifest["packages"]["jax"] == jax.__version__
     assert len(manifest["devices"]) == jax.device_count()
-    assert "--xla_force_host_platform_device_count" in manifest["xla_flags"]
+    assert manifest["config"]["seed"] == 3
     assert manifest["data"] == {"train": {"fingerprint": "abc"}}
-    assert manifest["git_commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", manifest["git_commit"])
-    assert re.fullmatch(r"20\d\d-\d\d-\d\dT.*\+00:00", manifest["started"])
+    assert (manifest["kind"], manifest["results"]) == ("run", {})
     assert run.read_manifest() == manifest
 
 

@@ -12,6 +12,7 @@ from ldm_jax.config import (
     AutoencoderVQConfig,
     ClipTextConditioning,
     DataConfig,
+    DiffusionConfig,
     Experiment,
     FirstStageConfig,
     TextConditioning,
@@ -145,6 +146,7 @@ OTHER = {
         "first_stage.autoencoder.num_res_blocks: 1 -> 2",
     ),
     "channels": ({"image_channels": 1}, "data.image_channels: 1 -> 3"),
+    "variance": ({"diffusion": DiffusionConfig(variance="learned")}, "diffusion.variance: 'learned' -> 'fixed'"),
     "depth of one level": (
         {"denoiser": UNetConfig(transformer_depth=(1, 2, 1))},
         "denoiser.transformer_depth: (1, 2, 1) -> (1, 1, 1)",

@@ -41,7 +41,7 @@ def start(run: Path, *flags: str) -> subprocess.Popen[bytes]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.endswith(".tmp")}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name.endswith(".png")}
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])

@@ -89,7 +89,7 @@ def test_a_file_that_the_disk_does_not_give_back_is_damage(whole: Path, monkeypa
     def fail(path: Path, *, sync: bool = False) -> list[int]:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(seals, "_checksum", fail)
+    monkeypatch.setattr(seals, "file_checksum", fail)
     with pytest.raises(DamagedCheckpoint, match="_META has changed since it was written"):
         check(whole)
 

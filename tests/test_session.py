@@ -283,6 +283,19 @@ def test_a_denoiser_of_something_else_draws_no_pictures(text: Session, change: d
         next(other.draw({}, 1, CONFIG, seed=0))
 
 
+def test_a_tensor_axis_that_splits_nothing_is_refused_before_anything_is_compiled(
+    text: Session, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:6])
+    message = r"--mesh\.tensor 6 splits no layer of this model \(.*\); sizes that work on 6 devices: 1, 2"
+    with pytest.raises(UserError, match=message):
+        text.on(MeshConfig(data=1, tensor=6))
+    with pytest.raises(
+        UserError, match=r"--mesh\.data 4 --mesh\.fsdp 1 --mesh\.tensor 1 needs 4 devices, but there are 6"
+    ):
+        text.on(MeshConfig(data=4))
+
+
 def test_on_another_mesh_the_model_is_made_for_it(text: Session):
     other = text.on(MeshConfig(data=1, fsdp=-1))
     assert other.mesh == MeshConfig(data=1, fsdp=-1)

@@ -54,6 +54,18 @@ def test_it_follows_the_gradient_of_the_loss():
     assert int(after.step) == 1
 
 
+def test_the_loss_measures_with_constants_and_the_step_hands_them_on():
+    optimizer = optax.sgd(0.1)
+    state = make_state(optimizer)
+    apart = state._replace(frozen={}, constants=state.frozen)
+    (one, _), (other, _) = (
+        jax.jit(make_step(loss_fn, optimizer, CONFIG))(s, make_batch(), ROOT) for s in (state, apart)
+    )
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    assert (other.frozen, other.constants) == ({}, state.frozen)
+    assert set(other.model_params) == {"layer"}
+
+
 def test_the_loss_sees_the_number_of_steps_done():
     optimizer = optax.sgd(0.0)
     step = jax.jit(make_step(loss_fn, optimizer, CONFIG))

@@ -13,12 +13,12 @@ from ldm_jax.training.watchdog import PEER_LOST, Limits, Progress, Watch, judge
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
-LIMITS = Limits(heartbeat=10.0, busy=100.0)
+LIMITS = Limits(heartbeat=10.0, busy=100.0, longest=1000.0)
 SOON = 9.0  # so that all have ended within ten seconds
 
 
 def process(number: int, **known: object) -> Progress:
-    return dataclasses.replace(Progress(f"process {number}", heard=0.0, moved=0.0, busy=False), **known)
+    return dataclasses.replace(Progress(f"process {number}", heard=0.0, moved=0.0, patience="step"), **known)
 
 
 def test_who_lives_and_keeps_up_is_left_alone():
@@ -54,14 +54,14 @@ def test_who_falls_behind_is_stuck():
 def test_time_counts_from_when_the_others_are_further():
     processes = [process(0, count=5), process(1, count=5)]
     assert judged_for(50, processes) is None  # one long step of all
-    processes[0].hear({"count": 6, "task": "at step 6", "busy": False}, 50.0)
+    processes[0].hear({"count": 6, "task": "at step 6", "patience": "step"}, 50.0)
     assert judge(processes, 51.0, LIMITS) is None
-    processes[1].hear({"count": 6, "task": "at step 6", "busy": False}, 52.0)
+    processes[1].hear({"count": 6, "task": "at step 6", "patience": "step"}, 52.0)
     assert judge(processes, 52.0, LIMITS) is None and processes[1].behind is None
 
 
 def test_a_task_that_may_take_long_has_longer():
-    processes = [process(0, count=6), process(1, count=5, busy=True, task="evaluating")]
+    processes = [process(0, count=6), process(1, count=5, patience="busy", task="evaluating")]
     assert judged_for(300, processes) == (100, "process 1 is stuck: evaluating for 100 s while others are further")
 
 
@@ -71,12 +71,23 @@ def test_all_may_be_stuck_together():
         100,
         "no process has begun another step for 100 s; all are at: at step 5 of toy",
     )
-    assert (
-        judged_for(300, [process(i, count=0, busy=True) for i in range(3)]) is None
-    )  # preparing data, for all we know
 
 
-QUICK = Limits(heartbeat=4.0, busy=100.0)
+def test_who_prepares_for_all_has_longest():
+    processes = [process(0, count=2, patience="longest", task="preparing data"), process(1, count=3, patience="busy")]
+    verdict = "process 0 is stuck: preparing data for 1000 s while others are further"
+    assert judged_for(3000, processes) == (1000, verdict)
+
+
+def test_all_may_be_stuck_together_at_what_takes_long():
+    processes = [process(i, count=1, patience="busy", task="evaluating") for i in range(3)]
+    assert judged_for(3000, processes) == (
+        1000,
+        "no process has begun another step for 1000 s; all are at: evaluating",
+    )
+
+
+QUICK = Limits(heartbeat=4.0, busy=100.0, longest=1000.0)
 
 
 @dataclasses.dataclass
@@ -157,8 +168,8 @@ def test_process_0_says_farewell_too(party: Party):
 def test_steps_are_counted_and_told(party: Party):
     for _ in range(3):
         for watch in party.watches:
-            watch.note("at step", busy=False)
-    party.watches[0].note("at step 4", busy=False)  # process 1 and 2 never come to it
+            watch.note("at step", "step")
+    party.watches[0].note("at step 4", "step")  # process 1 and 2 never come to it
     verdict, code = party.wait_for(3)[0]
     assert "is stuck: at step for" in verdict and code == PEER_LOST
 

@@ -59,6 +59,25 @@ MODELS: dict[str, tuple[str, int, int | None]] = {
 }
 """First stage, and parameters of the U-Net and of the conditioner; None: by the formula for BERTEmbedder."""
 
+TRAINED_AGAINST = {
+    "vq-f4": (0, 0.75, 3),
+    "vq-f4-noattn": (11, 0.75, 3),
+    "vq-f8": (1, 0.6, 2),
+    "vq-f8-n256": (250_001, 0.75, 3),
+    "vq-f16": (250_001, 0.75, 2),
+    "kl-f4": (50_001, 0.5, 3),
+    "kl-f8": (50_001, 0.5, 3),
+    "kl-f16": (50_001, 0.5, 3),
+    "kl-f32": (50_001, 0.5, 3),
+}
+"""disc_start, disc_weight and disc_num_layers of the configuration files."""
+
+BATCHES = {
+    **{"vq-f4": 8, "vq-f4-noattn": 8, "vq-f8": 10, "vq-f8-n256": 10, "vq-f16": 14},
+    **{"kl-f4": 10, "kl-f8": 4, "kl-f16": 6, "kl-f32": 6},
+}
+"""Pictures on a GPU."""
+
 LATENTS = {
     "vq-f4": (64, 64, 3),
     "vq-f4-noattn": (64, 64, 3),
@@ -161,6 +180,27 @@ def test_training_is_that_of_the_originals(name: str):
     if name in MODELS:
         assert (second.beta1, second.beta2, second.weight_decay, second.max_grad_norm) == (0.9, 0.999, 0.01, None)
         assert experiment.first_stage == load_experiment(f"zoo/{MODELS[name][0]}").first_stage
+
+
+@pytest.mark.parametrize("name", FIRST_STAGES)
+def test_a_first_stage_is_trained_by_all_that_the_original_has(name: str):
+    config = loaded(name).first_stage
+    judge, autoencoder = config.judge, config.autoencoder
+    assert judge is not None
+    assert (judge.start_step, judge.weight, judge.num_layers) == TRAINED_AGAINST[name]
+    assert (judge.base_channels, judge.norm, judge.loss, judge.adaptive) == (64, "batch", "hinge", True)
+    assert (judge.warmup_steps, judge.ramp_steps, judge.r1_weight, judge.lecam_weight) == (0, 0, 0.0, 0.0)
+    assert judge.optimizer == config.optimizer
+    assert config.training.batch_size == BATCHES[name]
+    assert (config.reconstruction_loss, config.learn_output_logvar) == ("l1", False)
+    assert (config.perceptual.net, config.perceptual.weight) == ("vgg16", 1.0)
+    if isinstance(autoencoder, AutoencoderKLConfig):
+        assert autoencoder.kl_weight == 1e-6
+        assert judge.max_adaptive_weight * 256 * 256 * 3 == pytest.approx(1e4), "of an error that is a sum there"
+    else:
+        terms = autoencoder.codebook_weight, autoencoder.codebook_weight * autoencoder.commitment_cost
+        assert terms == (0.25, 1.0), "of codes and of latents, as the original's legacy quantiser weighs them"
+        assert judge.max_adaptive_weight == 1e4
 
 
 RATES = {

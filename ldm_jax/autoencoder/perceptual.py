@@ -6,16 +6,15 @@
     (Zhang et al. 2018, arXiv:1801.03924, equation 1; w_l are the `linear` weights of their version 0.1).
 """
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.config import SMALLEST_PICTURE, PerceptualNet
 from ldm_jax.errors import UserError
-
-PerceptualNet: TypeAlias = Literal["vgg16", "alexnet"]
 
 # What the trunks saw in training, for pictures in [-1, 1] instead of [0, 1].
 _MEAN = (-0.030, -0.088, -0.188)
@@ -38,15 +37,12 @@ class TrunkShape(NamedTuple):
 
     stages: tuple[Stage, ...]
     pool_window: int
-    smallest: int
-    """Pixels below which a picture has nothing left at the last stage."""
 
 
 TRUNKS: dict[PerceptualNet, TrunkShape] = {
     "vgg16": TrunkShape(
         (Stage((64,) * 2, pool=False), Stage((128,) * 2), Stage((256,) * 3), Stage((512,) * 3), Stage((512,) * 3)),
         2,
-        16,
     ),
     "alexnet": TrunkShape(
         (
@@ -57,7 +53,6 @@ TRUNKS: dict[PerceptualNet, TrunkShape] = {
             Stage((256,), pool=False),
         ),
         3,
-        31,
     ),
 }
 
@@ -81,11 +76,11 @@ class Trunk(nn.Module):
         Raises:
             UserError: the pictures are too small.
         """
-        shape = TRUNKS[self.net]
-        if min(image.shape[1:3]) < shape.smallest:
+        shape, smallest = TRUNKS[self.net], SMALLEST_PICTURE[self.net]
+        if min(image.shape[1:3]) < smallest:
             raise UserError(
                 f"{self.net} sees nothing in pictures of {image.shape[1]}x{image.shape[2]} pixels; they need "
-                f"{shape.smallest} at least"
+                f"{smallest} at least"
             )
         maps, x, number = [], image, 0
         for stage in shape.stages:
@@ -113,12 +108,14 @@ class Lpips(nn.Module):
 
     @nn.compact
     def __call__(self, first: Float[Array, "b h w c"], second: Float[Array, "b h w c"]) -> Float[Array, " b"]:
-        """The distance of each pair; raises UserError where the trunk does."""
+        """The distance of each pair; raises UserError where the trunk does.
+
+        One after the other: the maps of a picture that has no gradient need not be kept.
+        """
         trunk, distance = Trunk(self.net, self.dtype, name="trunk"), jnp.zeros(len(first))
-        both = trunk(standardize(jnp.concatenate([first, second])))
-        for i, maps in enumerate(both):
-            a, b = jnp.split(_unit(maps.astype(jnp.float32)), 2)
-            weight = self.param(f"head_{i}", nn.initializers.constant(1.0 / maps.shape[-1]), (maps.shape[-1],))
+        for i, pair in enumerate(zip(*(trunk(standardize(x)) for x in (first, second)), strict=True)):
+            a, b = (_unit(maps.astype(jnp.float32)) for maps in pair)
+            weight = self.param(f"head_{i}", nn.initializers.constant(1.0 / a.shape[-1]), (a.shape[-1],))
             distance += ((a - b) ** 2 @ weight).mean((1, 2))
         return distance
 

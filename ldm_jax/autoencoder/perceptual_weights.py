@@ -17,7 +17,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Shaped
 
-from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips, PerceptualNet, Trunk
+from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips, Trunk
+from ldm_jax.config import PerceptualNet
 from ldm_jax.errors import UserError
 from ldm_jax.files.numpy_pickle import read_arrays
 from ldm_jax.files.weight_files import open_tensors
@@ -67,8 +68,13 @@ def read_perceptual(net: PerceptualNet, files: Sequence[Path] = ()) -> dict[str,
     Raises:
         UserError: there are no weights, or they are damaged, incomplete, or of another network.
     """
+    return _read(net, files, abstract_perceptual(net))
+
+
+def abstract_perceptual(net: PerceptualNet) -> dict[str, Any]:
+    """Shapes of what `read_perceptual` reads."""
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    return _read(net, files, jax.eval_shape(Lpips(net).init, jax.random.key(0), image, image)["params"])
+    return jax.eval_shape(Lpips(net).init, jax.random.key(0), image, image)["params"]
 
 
 def read_trunk(net: PerceptualNet, files: Sequence[Path] = ()) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 (1) q(z | x) = N(mean, exp(logvar))                                  Kingma and Welling 2013, arXiv:1312.6114
 (2) KL(q || N(0, 1)) = 1/2 sum(mean^2 + exp(logvar) - 1 - logvar)    the same, appendix B, in nats
+(3) entropy = 1/2 sum(1 + log(2 pi) + logvar)                        in nats
 """
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -42,4 +44,9 @@ class DiagonalGaussian(NamedTuple):
     def kl(self) -> Float[Array, " b"]:
         """Divergence from the standard normal in nats, summed over the latent (2)."""
         terms = jnp.square(self.mean) + jnp.exp(self.logvar) - 1.0 - self.logvar
+        return 0.5 * jnp.sum(terms, axis=tuple(range(1, terms.ndim)))
+
+    def entropy(self) -> Float[Array, " b"]:
+        """Differential entropy in nats (3), summed over the latent; minus infinity for a point."""
+        terms = 1.0 + math.log(2.0 * math.pi) + self.logvar
         return 0.5 * jnp.sum(terms, axis=tuple(range(1, terms.ndim)))

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ldm_jax.huge_pages import are_huge_pages_used
+from ldm_jax.manifest import processor
+
 
 def circumstances(**choices: Any) -> dict[str, Any]:
     """The lines at the head of a report, with the choices of the command."""
@@ -15,6 +18,7 @@ def circumstances(**choices: Any) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "machine": f"{processor()}, {usable_cores()} cores, {platform.platform()}",
         "load": load,
+        "huge pages": "asked for, on every side" if are_huge_pages_used() else "not asked for",
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         **choices,
@@ -24,13 +28,3 @@ def circumstances(**choices: Any) -> dict[str, Any]:
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

@@ -1,11 +1,12 @@
 """`ldm benchmark`: the flags, and the way from them to a report."""
 
 import importlib.util
+import json
 import logging
 import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import tyro
 from ldm_jax.benchmark.circumstances import usable_cores
 from ldm_jax.benchmark.service import use_cores
 from ldm_jax.benchmark.task import DType, Schedule, TaskName
-from ldm_jax.config import nearest_divisor
+from ldm_jax.config import Experiment, load_experiment, nearest_divisor, restore_experiment
 from ldm_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -62,12 +63,20 @@ class BenchmarkCommand:
     """Print the report as JSON."""
     input: str | None = None
     """Instead: how fast one core reads the pictures and latents of a run, or of an experiment by name."""
+    latents: str | None = None
+    """Instead: how fast an experiment, by name, or that of a run trains from latents and from pictures, how fast it is
+    encoded, and the size of a picture; its parameters are drawn."""
+    baseline: str | None = None
+    """Instead: the second stage of a run trained by PyTorch and diffusers on the same latents with the same settings,
+    as a new run in --out, to be scored beside it."""
+    seed: int = 0
+    """Of the --baseline."""
     steps_per_second: float | None = None
     """With --input: steps a second that the accelerators are expected to take (`ldm plan` predicts them)."""
 
 
-def run(arguments: Sequence[str]) -> int:
-    """`ldm benchmark [flags]`; 1 if the numbers differ."""
+def run(arguments: Sequence[str], start_jax: Callable[[Experiment], None]) -> int:
+    """`ldm benchmark [flags]`; 1 if the numbers differ. `start_jax` is told what is going to be trained here."""
     command = tyro.cli(BenchmarkCommand, prog="ldm benchmark", args=list(arguments))
     if command.steps_per_second is not None:
         _check_steps_per_second(command)
@@ -77,8 +86,34 @@ def run(arguments: Sequence[str]) -> int:
         use_cores(1)
         sys.stdout.write(report_input(command.input, command.steps_per_second, as_json=command.json) + "\n")
         return 0
+    if command.latents is not None:
+        return _measure_latents(command, command.latents, start_jax)
+    if command.baseline is not None:
+        return _baseline(command.baseline, command)
     check_command(command)
     return _compare(command)
+
+
+def _measure_latents(command: BenchmarkCommand, given: str, start_jax: Callable[[Experiment], None]) -> int:
+    if command.rounds < 1:
+        raise UserError(f"--rounds={command.rounds} must be at least 1")
+    config = Path(given) / "config.json"
+    experiment = restore_experiment(config) if config.exists() else load_experiment(given)
+    start_jax(experiment)
+    from ldm_jax.benchmark.latents_speed import report_latents
+
+    sys.stdout.write(report_latents(experiment, rounds=command.rounds, as_json=command.json) + "\n")
+    return 0
+
+
+def _baseline(run: str, command: BenchmarkCommand) -> int:
+    if command.out is None:
+        raise UserError("--baseline RUN needs a new folder for the run that it makes: --out FOLDER")
+    from ldm_jax.benchmark.baseline import train_baseline
+
+    told = train_baseline(Path(run), Path(command.out), command.seed)
+    sys.stdout.write(json.dumps({"out": command.out, **told}) + "\n")
+    return 0
 
 
 def _check_steps_per_second(command: BenchmarkCommand) -> None:

@@ -10,6 +10,7 @@ of pictures and of latents, in one thread. For a v5p-64, 64 chips with a host fo
 import itertools
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,12 +24,15 @@ from ldm_jax.benchmark.circumstances import circumstances
 from ldm_jax.benchmark.statistics import Spread, spread_of
 from ldm_jax.conditioning.tokenizer import PromptEncoder, token_inputs
 from ldm_jax.config import Experiment, load_experiment, restore_experiment
-from ldm_jax.data.latent_cache import LatentSource
+from ldm_jax.data.latent_manifest import Recipe, data_of
+from ldm_jax.data.latent_records import ArrayField, Layout
+from ldm_jax.data.latent_shards import write_latents
+from ldm_jax.data.latent_source import LatentSource, open_latents
 from ldm_jax.data.memory import MemorySource
 from ldm_jax.data.pipeline import batches
 from ldm_jax.data.source import Source
 from ldm_jax.data.sources import load_source
-from ldm_jax.data.transforms import training_transforms
+from ldm_jax.data.transforms import TRANSFORM, training_transforms
 from ldm_jax.model import make_model
 from ldm_jax.training.run_folder import RunFolder
 
@@ -72,7 +76,8 @@ def report_input(given: str, steps_per_second: float | None, *, as_json: bool, s
     is_run = (run / "config.json").exists()
     experiment = restore_experiment(run / "config.json") if is_run else load_experiment(given)
     encode = _encoder(experiment, run) if is_run else None
-    rows = [Row(name, _rate(make, seconds)) for name, make in _parts(experiment, encode)]
+    with tempfile.TemporaryDirectory(prefix="ldm-input-") as folder:
+        rows = [Row(name, _rate(make, seconds)) for name, make in _parts(experiment, encode, Path(folder))]
     report = Report(experiment, rows, steps_per_second)
     known = {**circumstances(), "read with": f"one core, one thread, {'with' if encode else 'without'} tokens"}
     return _as_json(report, known) if as_json else _as_markdown(report, known)
@@ -84,7 +89,9 @@ def _encoder(experiment: Experiment, run: Path) -> PromptEncoder | None:
     return PromptEncoder(RunFolder(run).load_tokenizers(experiment.conditioning))
 
 
-def _parts(experiment: Experiment, encode: PromptEncoder | None) -> Iterator[tuple[str, Callable[[], Iterator[int]]]]:
+def _parts(
+    experiment: Experiment, encode: PromptEncoder | None, folder: Path
+) -> Iterator[tuple[str, Callable[[], Iterator[int]]]]:
     """Every part by name: a function that starts it anew, and yields the number of pictures that it has done."""
     source = load_source(experiment.data, "train")
     disk = source.source if isinstance(source, MemorySource) else source
@@ -95,9 +102,10 @@ def _parts(experiment: Experiment, encode: PromptEncoder | None) -> Iterator[tup
         current = example
         yield type(transform).__name__, lambda t=transform, e=current: (1 for n in itertools.count() if t(e, n))
         example = transform(example, 0)
-    latents = latents_like(experiment, source)
+    latents = latents_like(experiment, source, folder / "latents")
+    yield "latents, from disk", lambda: (1 for i in _indices(latents) if latents[i])
     first, second = experiment.first_stage.training.batch_size, experiment.training.batch_size
-    for name, read, size in zip(_BATCH_ROWS, (source, latents), (first, second), strict=True):
+    for name, read, size in zip(_BATCH_ROWS, (source, MemorySource(latents)), (first, second), strict=True):
         yield name, lambda read=read, size=size: _batches(experiment, read, size, encode)
 
 
@@ -113,14 +121,25 @@ def _batches(experiment: Experiment, source: Source, size: int, encode: PromptEn
     return (size for _ in made)
 
 
-def latents_like(experiment: Experiment, source: Source) -> LatentSource:
-    """A cache of latents of the right shapes for some pictures: reading zeros takes as long as reading others."""
+def latents_like(experiment: Experiment, source: Source, folder: Path) -> LatentSource:
+    """Latents of the right shapes for some pictures, in shards: reading zeros takes as long as reading others."""
     model = make_model(experiment)
     image = jax.ShapeDtypeStruct((1, *model.image_shape), np.float32)
     shape = jax.eval_shape(lambda x: model.encode(model.init_autoencoder(rng.root_key(0)), x).moments, image).shape
+    moments = np.zeros((1 + experiment.data.horizontal_flip, *shape[1:]), np.float32)
     count = min(len(source), 1024)
-    moments = np.zeros((count, 1 + experiment.data.horizontal_flip, *shape[1:]), np.float32)
-    return LatentSource(source.info, moments, tuple(source.annotation(i) for i in range(count)))
+    recipe = Recipe(
+        info=source.info,
+        num_pictures=count,
+        data=data_of(experiment.data),
+        transform=TRANSFORM,
+        autoencoder="zeros",
+        compute_dtype=experiment.compute_dtype,
+        shard_size=count,
+    )
+    layout = Layout(arrays={"moments": ArrayField(dtype="float32", shape=moments.shape)}, is_point=False)
+    write_latents(folder, recipe, layout, lambda rows: ({"moments": moments, **source.annotation(i)} for i in rows))
+    return open_latents(folder)
 
 
 def _rate(make: Callable[[], Iterator[int]], seconds: float) -> Spread:

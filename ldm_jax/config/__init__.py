@@ -47,21 +47,23 @@ from ldm_jax.config.given import (
     Neighbours,
 )
 from ldm_jax.config.mesh import MeshConfig
+from ldm_jax.config.perceptual import SMALLEST_PICTURE, PerceptualConfig, PerceptualNet
 from ldm_jax.config.sampling import ClippingKind, GuidanceCalls, SamplerName, SamplingConfig, SigmaSpacing, Spacing
 from ldm_jax.config.saved import (
     differences,
     field_types,
     from_dict,
-    read_manifest,
     restore_experiment,
     save_experiment,
     to_dict,
 )
+from ldm_jax.config.scoring import InceptionProtocol, Metric, NetworkName, ScoringConfig
 from ldm_jax.config.shipped import describe_experiment, experiment_names, load_experiment
 from ldm_jax.config.training import OptimizerConfig, TrainingConfig
 
 __all__ = [
     "LARGEST",
+    "SMALLEST_PICTURE",
     "AttentionChoice",
     "AutoencoderConfig",
     "AutoencoderKLConfig",
@@ -83,6 +85,7 @@ __all__ = [
     "Given",
     "GuidanceCalls",
     "ImageFolder",
+    "InceptionProtocol",
     "LabelMap",
     "Layout",
     "LowResolution",
@@ -90,10 +93,14 @@ __all__ = [
     "MaskedOrder",
     "MaskedPicture",
     "MeshConfig",
+    "Metric",
     "Neighbours",
+    "NetworkName",
     "OpenMoji",
     "OpenMojiScenes",
     "OptimizerConfig",
+    "PerceptualConfig",
+    "PerceptualNet",
     "Place",
     "PredictionType",
     "PreparedTfds",
@@ -102,6 +109,7 @@ __all__ = [
     "SamplingConfig",
     "ScheduleConfig",
     "ScheduleKind",
+    "ScoringConfig",
     "SdxlConditioning",
     "Shapes",
     "SigmaSpacing",
@@ -119,7 +127,6 @@ __all__ = [
     "from_dict",
     "load_experiment",
     "nearest_divisor",
-    "read_manifest",
     "restore_experiment",
     "save_experiment",
     "to_dict",

@@ -28,7 +28,7 @@ class DiscriminatorConfig:
     ramp_steps: int = 0
     """Steps over which its weight then rises from nothing."""
     weight: float = 0.5
-    """Weight of its verdict, beside the adaptive one."""
+    """Weight of its verdict, beside the adaptive one; 0 has no discriminator."""
     adaptive: bool = True
     """Weigh its verdict so that its gradient at the decoder's last layer is as large as the reconstruction's."""
     max_adaptive_weight: float = 1e4

@@ -106,6 +106,8 @@ class DataConfig:
     """Show each picture mirrored half of the time."""
     cache_latents: bool = True
     """Encode the whole data set once before the diffusion stage (small sets); else encode each batch."""
+    latents: str | None = field(default=None, metadata=HOW)
+    """Folder that `ldm latents encode` has written: the second stage learns from it, and no picture is opened."""
     cache_dir: str | None = field(default=None, metadata=HOW)
     """Where prepared data sets are kept; default: ldm_jax/data in the user's cache folder."""
     num_threads: int = field(default=2, metadata=HOW)
@@ -113,5 +115,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "image_size")
+        require(
+            self.latents is None or "://" not in self.latents,
+            f"DataConfig.latents={self.latents} is in an object store; latents are read from a disk: copy them to one",
+        )
         require_not_negative(self, "num_threads")
         require(self.num_threads <= 256, f"DataConfig.num_threads={self.num_threads} must be at most 256")

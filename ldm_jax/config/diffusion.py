@@ -69,12 +69,20 @@ class DiffusionConfig:
     """Weight of a timestep: 1, or min-SNR (Hang et al. 2023) for the prediction type in use."""
     min_snr_gamma: float = 5.0
     """Where min-SNR weighting cuts the signal-to-noise ratio."""
+    variance: Literal["fixed", "learned"] = "fixed"
+    """Whether the denoiser also learns the variance of each step backwards (Nichol and Dhariwal 2021), from which the
+    sampler ddpm and the likelihood gain; others leave it aside."""
+    vlb_weight: float = 0.001
+    """Weight of the variational bound, summed over the timesteps, by which the variance learns."""
+    timesteps: Literal["uniform", "importance"] = "uniform"
+    """Timesteps trained: all alike, or those more often whose losses are large, weighted so that the expected gradient
+    is the same (Nichol and Dhariwal 2021)."""
     cond_drop_prob: float = 0.1
     """Share of training samples whose condition is replaced by the empty one, for classifier-free guidance."""
 
     def __post_init__(self) -> None:
         require_fraction(self, "cond_drop_prob")
-        require_positive(self, "min_snr_gamma", "huber_delta")
+        require_positive(self, "min_snr_gamma", "huber_delta", "vlb_weight")
         require(
             not (self.schedule.zero_terminal_snr and self.prediction_type == "epsilon"),
             "DiffusionConfig.prediction_type=epsilon cannot be used with schedule.zero_terminal_snr=True: at the last "

@@ -23,11 +23,13 @@ class DistributedConfig:
     """Time in which a dead or stuck process ends all others."""
     busy_seconds: float = 1800.0
     """The same for what takes long at times: compiling, evaluating, drawing and saving, while the others wait."""
+    longest_seconds: float = 14400.0
+    """The same for preparing a data set, which process 0 does for all, and for all being at the same such task."""
     start_seconds: float = 300.0
     """Time in which all processes have to have come."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "heartbeat_seconds", "busy_seconds", "start_seconds")
+        require_positive(self, "heartbeat_seconds", "busy_seconds", "longest_seconds", "start_seconds")
         require(
             self.heartbeat_seconds >= 5,
             f"DistributedConfig.heartbeat_seconds={self.heartbeat_seconds} is shorter than a busy machine may be "

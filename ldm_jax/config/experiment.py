@@ -22,6 +22,7 @@ from ldm_jax.config.first_stage import FirstStageConfig
 from ldm_jax.config.given import Given
 from ldm_jax.config.mesh import MeshConfig
 from ldm_jax.config.sampling import SamplingConfig
+from ldm_jax.config.scoring import ScoringConfig
 from ldm_jax.config.training import OptimizerConfig, TrainingConfig
 
 
@@ -53,6 +54,7 @@ class Experiment:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig, metadata=HOW)
     mesh: MeshConfig = field(default_factory=MeshConfig, metadata=HOW)
 
     def __post_init__(self) -> None:
@@ -78,8 +80,14 @@ class Experiment:
             f"sampling.num_sample_steps={steps} is more than diffusion.schedule.num_train_timesteps={timesteps}; "
             f"use at most {timesteps}",
         )
-        if self.first_stage.discriminator is not None:
-            self.first_stage.discriminator.check_image_size(size)
+        require(
+            self.data.latents is None or self.start is not None or self.first_stage.run is not None,
+            f"data.latents={self.data.latents} are of an autoencoder that is there already: name its run, "
+            "first_stage.run=RUN, or the model that it belongs to, start=MODEL",
+        )
+        self.first_stage.perceptual.check_picture(size, autoencoder.spatial_dims)
+        if self.first_stage.judge is not None:
+            self.first_stage.judge.check_image_size(size)
         self._check_conditioning()
 
     @property

@@ -5,6 +5,7 @@ from typing import Literal
 
 from ldm_jax.config.adversarial import DiscriminatorConfig
 from ldm_jax.config.autoencoder import AutoencoderKLConfig, AutoencoderVQConfig
+from ldm_jax.config.perceptual import PerceptualConfig
 from ldm_jax.config.training import OptimizerConfig, TrainingConfig
 
 
@@ -14,17 +15,23 @@ class FirstStageConfig:
 
     autoencoder: AutoencoderKLConfig | AutoencoderVQConfig = field(default_factory=AutoencoderKLConfig)
     reconstruction_loss: Literal["l1", "l2"] = "l1"
-    """Distance between a picture and its reconstruction."""
+    """Distance between a picture and its reconstruction, pixel by pixel."""
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     learn_output_logvar: bool = False
     """Learn one log-variance of the reconstruction's error, which weighs that error against the regulariser."""
     discriminator: DiscriminatorConfig | None = None
-    """What the reconstructions are trained against; None trains on distances alone."""
+    """What the reconstructions are trained against; None, or one whose weight is 0, trains on distances alone."""
     latent_scale: Literal["global", "per_channel"] = "global"
     """How latents are brought to unit spread: one factor for all (LDM), or mean and spread of each channel."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: str | None = None
     """Folder of a finished run whose autoencoder is used instead of training one."""
+
+    @property
+    def judge(self) -> DiscriminatorConfig | None:
+        """The discriminator, if its verdict has a weight."""
+        return self.discriminator if self.discriminator is not None and self.discriminator.weight > 0 else None
 
     @property
     def averaged_codebook(self) -> AutoencoderVQConfig | None:

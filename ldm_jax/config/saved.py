@@ -22,7 +22,9 @@ from ldm_jax.config import (
     first_stage,
     given,
     mesh,
+    perceptual,
     sampling,
+    scoring,
     training,
 )
 from ldm_jax.config.experiment import Experiment
@@ -30,19 +32,8 @@ from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
 
 _MODELS = (autoencoder, denoiser, conditioning, diffusion)
-_MODULES = (
-    data,
-    *_MODELS,
-    training,
-    adversarial,
-    first_stage,
-    given,
-    classifier,
-    sampling,
-    mesh,
-    distributed,
-    experiment,
-)
+_STAGES = (training, adversarial, perceptual, first_stage, given, classifier, sampling, scoring)
+_MODULES = (data, *_MODELS, *_STAGES, mesh, distributed, experiment)
 _KINDS = {name: kind for module in _MODULES for name, kind in vars(module).items() if dataclasses.is_dataclass(kind)}
 
 
@@ -120,17 +111,6 @@ def restore_experiment(path: Place) -> Experiment:
     if not isinstance(config, Experiment):
         raise UserError(f"{path} holds a {type(config).__name__}, not an Experiment")
     return config
-
-
-def read_manifest(path: Place) -> dict[str, Any]:
-    """A run's manifest.json as it stands; empty when it is missing or damaged."""
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        lists = [manifest["devices"], manifest["continued"], manifest["data"].get("class_names", [])]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return {}
-    named = isinstance(lists[0], list) and all(isinstance(device, str) for device in lists[0])
-    return manifest if named and all(isinstance(part, list) for part in lists) else {}
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:

@@ -65,6 +65,11 @@ class TrainingConfig:
     """Decay of the moving average of the parameters."""
     ema_warmup: bool = True
     """Let the decay rise as (1 + n) / (10 + n) at step n until it reaches ema_decay, as LDM does."""
+    ema_profiles: tuple[float, ...] = ()
+    """Relative widths of averages that grow with training and are kept besides, such as 0.05 0.1; from their snapshots
+    one of any width is rebuilt later (Karras et al. 2024). Each takes the memory of the parameters."""
+    snapshot_every: int = field(default=1000, metadata=HOW)
+    """Steps between two snapshots of ema_profiles, which are all kept."""
     remat: Remat = field(default="none", metadata=HOW)
     """What is computed again for the gradient instead of being kept in memory: nothing, attention layers, residual
     blocks with their attention, or these within whole levels (full)."""
@@ -94,7 +99,7 @@ class TrainingConfig:
         require_positive(
             self,
             *("batch_size", "num_steps", "gradient_accumulation", "log_every", "eval_every", "sample_every"),
-            *("checkpoint_every", "keep_checkpoints"),
+            *("checkpoint_every", "keep_checkpoints", "snapshot_every"),
         )
         require_not_negative(self, "keep_best", "keep_every")
         require_fraction(self, "ema_decay")
@@ -108,6 +113,14 @@ class TrainingConfig:
             self.batch_size % self.gradient_accumulation == 0,
             f"TrainingConfig.gradient_accumulation={self.gradient_accumulation} does not divide batch_size="
             f"{self.batch_size}; nearest that does: {nearest_divisor(self.batch_size, self.gradient_accumulation)}",
+        )
+        for width in self.ema_profiles:
+            require(
+                0.01 <= width <= 0.28, f"TrainingConfig.ema_profiles={width} must lie between 0.01 and 0.28, as shares"
+            )
+        require(
+            len(set(self.ema_profiles)) == len(self.ema_profiles),
+            f"TrainingConfig.ema_profiles={self.ema_profiles} names a width twice; leave it out",
         )
         first, last = self.profile_steps or (1, 1)
         require(

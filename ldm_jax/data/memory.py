@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from ldm_jax.data.source import PICTURES, Example, Source, SourceInfo
+import numpy as np
+
+from ldm_jax.data.source import Example, Source, SourceInfo
 
 MAX_BYTES = 256 * 2**20
-"""Pictures are remembered until they take this much memory; later ones are read every time."""
+"""Examples are remembered until they take this much memory; later ones are read every time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +33,14 @@ class MemorySource:
         example = self._examples.get(index)
         if example is None:
             example = self.source[index]
-            if self._used[0] < self.max_bytes:  # threads may overshoot by a picture each
-                self._used[0] += sum(example[key].nbytes for key in PICTURES & example.keys())
+            if self._used[0] < self.max_bytes:  # threads may overshoot by an example each
+                self._used[0] += sum(value.nbytes for value in example.values() if isinstance(value, np.ndarray))
                 self._examples[index] = example
         return example
 
     def annotation(self, index: int) -> Example:
-        """The example without its pictures."""
+        """The example without its arrays."""
         example = self._examples.get(index)
         if example is None:
             return self.source.annotation(index)
-        return {key: value for key, value in example.items() if key not in PICTURES}
+        return {key: value for key, value in example.items() if not isinstance(value, np.ndarray)}

@@ -1,7 +1,5 @@
 """A prepared TFDS set as a source: random access to its array_record files, pictures decoded here by Pillow."""
 
-import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,15 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from ldm_jax.data.patience import Unreadable, read_patiently
 from ldm_jax.data.pictures import open_picture, to_array
 from ldm_jax.data.preparation import digest, import_tfds
 from ldm_jax.data.source import Example, SourceInfo
 from ldm_jax.errors import UserError
-
-_log = logging.getLogger(__name__)
-
-_WAITS = (0.2, 1.0, 5.0)
-"""Seconds before a record that could not be read is tried again: a network disk may come back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +57,11 @@ class RecordSource:
         name = f"picture {index} of {self.info.name}/{self.info.split} in {self.folder}"
         keys = {"image": self.keys.image, "label_map": self.keys.label_map}
         pictures = {part: to_array(open_picture(record[key], name)) for part, key in keys.items() if key is not None}
-        return {**pictures, **self._annotation(index, record)}
+        objects = _objects(record[self.keys.objects]) if self.keys.objects else {}
+        return {**pictures, **objects, **self._annotation(index, record)}
 
     def annotation(self, index: int) -> Example:
-        """The example without its picture."""
+        """The example without its arrays."""
         return self._annotation(index, self._record(index))
 
     def select(self, keep: Callable[[Example], bool]) -> "RecordSource":
@@ -78,30 +73,22 @@ class RecordSource:
     def _record(self, index: int) -> Example:
         position = int(self.chosen[index])
         name = f"record {position} of {self.info.name}/{self.info.split}"
-        for wait in _WAITS:
-            try:
-                return self.records[position]
-            except Exception as error:  # array_record reports every fault by whatever exception its reader meets
-                _log.warning("%s cannot be read (%s); trying again in %g s", name, error, wait)
-                time.sleep(wait)
         try:
-            return self.records[position]
-        except Exception as error:
+            return read_patiently(lambda: self.records[position], name)
+        except Unreadable as error:
             raise UserError(
-                f"{name} cannot be read after {1 + len(_WAITS)} tries ({error}); the files in {self.folder} are "
-                "damaged, or their disk fails: remove that folder to have the set made again"
+                f"{error}; the files in {self.folder} are damaged, or their disk fails: remove that folder to have "
+                "the set made again"
             ) from error
 
     def _annotation(self, index: int, record: Example) -> Example:
         keys = self.keys
         tags = _text(record[keys.tags]) if keys.tags else ""
-        objects = _objects(record[keys.objects]) if keys.objects else {}
         return {
             "caption": _text(record[keys.caption]) if keys.caption else "",
             "tags": tuple(tags.split(", ")) if tags else (),
             "label": int(record[keys.label]) if keys.label else -1,
             "id": _text(record[keys.id]) if keys.id else str(int(self.chosen[index])),
-            **objects,
         }
 
 

@@ -16,11 +16,14 @@ from jaxtyping import Float, UInt8
 
 from ldm_jax.config import DataConfig
 from ldm_jax.data.pictures import fit_square, from_array, to_array
-from ldm_jax.data.source import PICTURES, Example, SourceInfo
-from ldm_jax.errors import UserError
+from ldm_jax.data.source import Example, SourceInfo
 
 Transform: TypeAlias = Callable[[Example, int], Example]
 """Maps an example and its global sample index to an example."""
+
+
+TRANSFORM = "shorter side to the size by Lanczos, centre square, 0..255 to -1..1"
+"""What `FitPicture` does, in words that stand in what was made with it: whoever changes one changes the other."""
 
 
 def sample_rng(seed: int, purpose: str, n: int) -> np.random.Generator:
@@ -54,9 +57,27 @@ class FitPicture:
 
 
 @dataclass(frozen=True)
+class TellSizes:
+    """Add `sizes` int32 [6] in pixels, as SDXL is told of them (Podell et al. 2023, arXiv:2307.01952, section 2.2).
+
+    They are height and width of the picture as it was, top and left of the square that `FitPicture` cuts out, counted
+    in the resized picture, and height and width of what comes out. It has to see the picture before it is cut.
+    """
+
+    size: int
+
+    def __call__(self, example: Example, n: int) -> Example:
+        """Apply to the sample with index n."""
+        height, width, _ = example["image"].shape
+        side = min(height, width)
+        top, left = (round((length - side) / 2 * self.size / side) for length in (height, width))
+        return {**example, "sizes": np.asarray([height, width, top, left, self.size, self.size], np.int32)}
+
+
+@dataclass(frozen=True)
 class Mirror:
-    """Mirror left and right with a probability, with labels and boxes; of cached moments [flips, h, w, c], take those
-    of that mirroring."""
+    """Mirror left and right with a probability, with labels and boxes; of moments [flips, h, w, c], take those of that
+    mirroring."""
 
     seed: int
     probability: float
@@ -65,10 +86,10 @@ class Mirror:
         """Apply to the sample with index n."""
         mirrored = self.probability > 0 and sample_rng(self.seed, "mirror", n).random() < self.probability
         if "moments" in example:
-            example = {**example, "moments": _moments_of(example["moments"], mirrored)}
+            example = {**example, "moments": example["moments"][int(mirrored)]}
         if not mirrored:
             return example
-        pictures = {key: example[key][:, ::-1] for key in PICTURES & example.keys()}
+        pictures = {key: example[key][:, ::-1] for key in ("image", "label_map") if key in example}
         boxes = {"boxes": _mirror_boxes(example["boxes"])} if "boxes" in example else {}
         return {**example, **pictures, **boxes}
 
@@ -115,11 +136,3 @@ def _fit_labels(labels: UInt8[np.ndarray, "h w 1"], size: int) -> UInt8[np.ndarr
 def _mirror_boxes(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
     left, top, right, bottom = boxes.T
     return np.stack([1 - right, top, 1 - left, bottom], axis=-1)
-
-
-def _moments_of(moments: np.ndarray, mirrored: bool) -> np.ndarray:
-    if mirrored and len(moments) < 2:
-        raise UserError(
-            "these latents were cached without their mirror images; remove the cache file to encode them again"
-        )
-    return moments[int(mirrored)]

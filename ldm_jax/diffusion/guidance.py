@@ -21,10 +21,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 from ldm_jax.config import PredictionType
+from ldm_jax.diffusion.learned_variance import split_output
 from ldm_jax.diffusion.prediction import DenoiseFn, target_for
 from ldm_jax.diffusion.schedule import NoiseSchedule, PerSample, per_sample
 
 Latent: TypeAlias = Float[Array, "b *spatial c"]
+Output: TypeAlias = Float[Array, "b *spatial o"]
+"""A prediction, and behind it the channels of a learned variance, if there is one."""
 Times: TypeAlias = Num[Array, " b"]
 
 Scale: TypeAlias = float | int | PerSample
@@ -106,8 +109,8 @@ def usual_rule(schedule: NoiseSchedule, guidance: Guidance) -> Rule:
 def guide(conditional: DenoiseFn, other: DenoiseFn, rule: Rule) -> DenoiseFn:
     """Guide with two calls for each step: least memory, and the two may be different networks."""
 
-    def denoise(zt: Latent, t: Times) -> Latent:
-        return rule(conditional(zt, t), other(zt, t), t)
+    def denoise(zt: Latent, t: Times) -> Output:
+        return _guided(rule, conditional(zt, t), other(zt, t), zt, t)
 
     return denoise
 
@@ -118,11 +121,19 @@ def guide_batched(denoise_pairs: DenoiseFn, rule: Rule) -> DenoiseFn:
     Its condition must be paired in the same way: `denoise_pairs = partial(denoise, context=pair(context, empty))`.
     """
 
-    def denoise(zt: Latent, t: Times) -> Latent:
-        prediction = denoise_pairs(pair(zt, zt), pair(t, t)).reshape(-1, 2, *zt.shape[1:])
-        return rule(prediction[:, 0], prediction[:, 1], t)
+    def denoise(zt: Latent, t: Times) -> Output:
+        prediction = denoise_pairs(pair(zt, zt), pair(t, t))
+        pairs = prediction.reshape(-1, 2, *prediction.shape[1:])
+        return _guided(rule, pairs[:, 0], pairs[:, 1], zt, t)
 
     return denoise
+
+
+def _guided(rule: Rule, conditional: Output, other: Float[Array, "b *spatial p"], zt: Latent, t: Times) -> Output:
+    """The guided prediction; a learned variance is the conditional one's, as in guided-diffusion."""
+    (prediction, v), (away, _) = split_output(conditional, zt), split_output(other, zt)
+    guided = rule(prediction, away, t)
+    return jnp.concatenate([guided, v.astype(guided.dtype)], axis=-1) if v.shape[-1] else guided
 
 
 def guide_by_classifier(
@@ -138,14 +149,16 @@ def guide_by_classifier(
     z_0 is left (alpha = 0) only the noise is shifted.
     """
 
-    def denoise(zt: Latent, t: Times) -> Latent:
+    def denoise(zt: Latent, t: Times) -> Output:
         gradient = jax.grad(lambda z: jnp.sum(log_probability(z, t)))(zt)
         alpha, sigma = levels_at(schedule, t)
         weight = jnp.asarray(scale, jnp.float32) * sigma
         d_epsilon = -per_sample(weight, zt) * gradient
         to_z0 = jnp.where(alpha > 0, weight * sigma / jnp.where(alpha > 0, alpha, 1.0), 0.0)
         d_z0 = per_sample(to_z0, zt) * gradient
-        return denoise_fn(zt, t) + target_for(prediction_type, d_z0, d_epsilon, alpha, sigma)
+        prediction, v = split_output(denoise_fn(zt, t), zt)
+        shifted = prediction + target_for(prediction_type, d_z0, d_epsilon, alpha, sigma)
+        return jnp.concatenate([shifted, v], axis=-1) if v.shape[-1] else shifted
 
     return denoise
 

@@ -4,10 +4,10 @@ Both are in bits per dimension, lower is better, of the continuous values of z_0
 
 (1) -log p(z_0) <= KL(q(z_T | z_0) || N(0, 1)) + sum_{t > 0} KL(q(z_{t-1} | z_t, z_0) || p(z_{t-1} | z_t))
     - log p(z_0 | z_first)                                           Ho et al. 2020, arXiv:2006.11239, eq. 5
-(2) p(z_{t-1} | z_t) is the posterior with the estimate of z_0 in its place. Its variance V is that of the posterior, v
-    (`small`), or v (sigma_t / sigma_{t-1})^2, which is beta_t (`large`): KL = (log V / v + v / V - 1
-    + weight^2 |z_0 - estimate|^2 / V) / 2 for each dimension. Where the signal is strong only the large one is near
-    the spread that data have; DDPM's are these two.                 the same, section 3.2 and eq. 8
+(2) p(z_{t-1} | z_t) is the posterior with the estimate of z_0 in its place. Its variance is that of the posterior, v
+    (`small`), or v (sigma_t / sigma_{t-1})^2, which is beta_t (`large`), or between them where the denoiser has learned
+    it; the KL is that of `learned_variance.py`. Where the signal is strong only the large one is near the spread that
+    data have; DDPM's are these two.                                 the same, section 3.2 and eq. 8
 (3) p(z_0 | z_first) = N(estimate, (sigma / alpha)^2) at the first timestep   Kingma et al. 2021, arXiv:2107.00630, 3.3
 (4) With y = z / alpha and s = sigma / alpha, the probability flow is dy / ds = epsilon(z, t), and along it
     log p(y_0) = log p(y_S) + int div_y epsilon ds, with z_S of unit spread where the model begins to draw
@@ -26,12 +26,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from ldm_jax import rng
 from ldm_jax.config import PredictionType
+from ldm_jax.diffusion.learned_variance import log_growth, split_output, step_kl
 from ldm_jax.diffusion.prediction import DenoiseFn, to_epsilon, to_x0
-from ldm_jax.diffusion.process import add_noise, posterior_weights
+from ldm_jax.diffusion.process import add_noise
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.errors import UserError
 
-Variance: TypeAlias = Literal["small", "large"]
+Variance: TypeAlias = Literal["small", "large", "learned"]
 _FlowState: TypeAlias = tuple[Array, Array, Array, Array]
 """y, the integral of the divergence, the timestep before, and its s."""
 
@@ -70,29 +71,33 @@ def variational_bound(
         z0: clean latents.
         keys: one for each sample; a sample's bound does not depend on what else is in the batch.
         variance: of the model's steps (2).
+
+    Raises:
+        UserError: the variance is to be the learned one, and the denoiser has none.
     """
     dims = math.prod(z0.shape[1:])
     bits = 1 / (math.log(2) * dims)
 
-    def squared_error(t: Int[Array, ""]) -> Float[Array, " b"]:
+    def error_at(t: Int[Array, ""]) -> tuple[Float[Array, "b *spatial c"], Float[Array, "b *spatial v"]]:
+        """The error of one estimate of z_0, and what was learned of the variance."""
         times = jnp.full(len(z0), t)
         drawn = jax.vmap(lambda key: jax.random.fold_in(key, t))(keys)
         zt = add_noise(schedule, z0, rng.normal(drawn, z0.shape[1:]), times)
-        x0 = to_x0(prediction_type, denoise_fn(zt, times), zt, schedule.alpha[t], schedule.sigma[t])
-        return _sum(jnp.square(z0 - x0))
+        prediction, v = split_output(denoise_fn(zt, times), zt)
+        return z0 - to_x0(prediction_type, prediction, zt, schedule.alpha[t], schedule.sigma[t]), v
 
     def step(_: None, t: Int[Array, ""]) -> tuple[None, Float[Array, " b"]]:
-        weights = posterior_weights(*schedule.at(t), *schedule.at(t - 1))
-        weight, true = weights[0], weights[2]
-        ratio = (schedule.sigma[t] / schedule.sigma[t - 1]) ** 2 if variance == "large" else jnp.ones(())  # V / v
-        mismatch = dims * (jnp.log(ratio) + 1 / ratio - 1)
-        return None, 0.5 * bits * (mismatch + squared_error(t) * weight**2 / (true * ratio))  # (2)
+        error, v = error_at(t)
+        fixed = jnp.full_like(error, 1.0 if variance == "large" else -1.0)
+        v = _learned(v, z0) if variance == "learned" else fixed
+        growth = log_growth(v, schedule.sigma[t], schedule.sigma[t - 1])
+        return None, bits * _sum(step_kl(schedule, t, error, growth))  # (2)
 
     _, kl = jax.lax.scan(step, None, jnp.arange(1, schedule.num_train_timesteps))
     alpha, sigma = schedule.alpha[-1], schedule.sigma[-1]
     prior = 0.5 * _sum(sigma**2 + (alpha * z0) ** 2 - 1 - 2 * jnp.log(sigma))
     spread = schedule.sigma[0] / schedule.alpha[0]  # (3)
-    first = squared_error(jnp.asarray(0)) / (2 * spread**2)
+    first = _sum(jnp.square(error_at(jnp.asarray(0))[0])) / (2 * spread**2)
     constant = dims * (jnp.log(spread) + 0.5 * math.log(2 * math.pi))
     return VariationalBound(bits * prior, kl, bits * (first + constant))
 
@@ -132,13 +137,17 @@ def flow_likelihood(
         alpha, sigma = schedule.alpha[t], schedule.sigma[t]
 
         def epsilon(z: Float[Array, "b *spatial c"]) -> Float[Array, "b *spatial c"]:
-            return to_epsilon(prediction_type, denoise_fn(z, jnp.full(len(z), t)), z, alpha, sigma)
+            prediction, _ = split_output(denoise_fn(z, jnp.full(len(z), t)), z)
+            return to_epsilon(prediction_type, prediction, z, alpha, sigma)
+
+        # backwards, as u . J u = u . J^T u, for attention kernels have no forward derivative
+        here, pull_back = jax.vjp(epsilon, alpha * y)
 
         def along(total: Float[Array, " b"], u: Array) -> tuple[Float[Array, " b"], None]:
-            return total + _sum(u * jax.jvp(epsilon, (alpha * y,), (u,))[1]), None
+            return total + _sum(u * pull_back(u)[0]), None
 
         total, _ = jax.lax.scan(along, jnp.zeros(len(z0)), probes)
-        return epsilon(alpha * y), alpha * total / (1 if num_probes is None else num_probes)  # (5)
+        return here, alpha * total / (1 if num_probes is None else num_probes)  # (5)
 
     def step(state: _FlowState, t: Int[Array, ""]) -> tuple[_FlowState, None]:
         y, integral, before, s = state
@@ -156,6 +165,12 @@ def flow_likelihood(
     spread = jnp.sqrt(schedule.alpha[last] ** 2 + schedule.sigma[last] ** 2) / schedule.alpha[last]
     log_end = -0.5 * _sum((y / spread) ** 2) - dims * (jnp.log(spread) + 0.5 * math.log(2 * math.pi))
     return -(log_end + integral) / (math.log(2) * dims)
+
+
+def _learned(v: Float[Array, "b *spatial v"], z0: Float[Array, "b *spatial c"]) -> Float[Array, "b *spatial c"]:
+    if v.shape != z0.shape:
+        raise UserError("variance=learned needs a denoiser that learns it: diffusion.variance=learned in training")
+    return v
 
 
 def _sum(x: Float[Array, "b *spatial c"]) -> Float[Array, " b"]:

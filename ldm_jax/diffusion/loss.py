@@ -8,6 +8,7 @@ With e the difference between prediction and target, averaged over the latent:
     w_x0 = min(SNR, gamma),  w_epsilon = min(SNR, gamma) / SNR,  w_v = min(SNR, gamma) / (SNR + 1),
     w_flow = min(SNR, gamma) / (sqrt(SNR) + 1)^2, as |e_flow| = (1 + alpha / sigma) |e_x0|
     Hang et al. 2023, arXiv:2303.09556, section 3.4
+(4) where the variance is learned, vlb_weight * T * its own loss is added: `learned_variance.py`, eq. 3
 """
 
 from typing import assert_never
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ldm_jax.config import DiffusionConfig
-from ldm_jax.diffusion.prediction import DenoiseFn, target_for
+from ldm_jax.diffusion.learned_variance import split_output, variance_loss
+from ldm_jax.diffusion.prediction import DenoiseFn, target_for, to_x0
 from ldm_jax.diffusion.process import add_noise
 from ldm_jax.diffusion.schedule import NoiseSchedule
 
@@ -29,13 +31,20 @@ def diffusion_loss(
     epsilon: Float[Array, "b *spatial c"],
     t: Int[Array, " b"],
 ) -> Float[Array, " b"]:
-    """Weighted loss of each sample in float32, averaged over its latent (1), (3)."""
+    """Weighted loss of each sample in float32, averaged over its latent (1), (3), (4)."""
     alpha, sigma = schedule.at(t)
     target = target_for(config.prediction_type, z0, epsilon, alpha, sigma)
-    prediction = denoise_fn(add_noise(schedule, z0, epsilon, t), t)
-    error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+    zt = add_noise(schedule, z0, epsilon, t)
+    prediction, v = split_output(denoise_fn(zt, t).astype(jnp.float32), zt)
+    error = prediction - target.astype(jnp.float32)
     loss = jnp.mean(distance(error, config), axis=tuple(range(1, error.ndim)))
-    return loss if config.weighting == "uniform" else loss * min_snr_weight(config, jnp.square(alpha / sigma))
+    if config.weighting == "min_snr":
+        loss *= min_snr_weight(config, jnp.square(alpha / sigma))
+    if config.variance == "learned":
+        estimate = to_x0(config.prediction_type, prediction, zt, alpha, sigma)
+        of_variance = variance_loss(schedule, t, z0, estimate, v)
+        loss += config.vlb_weight * schedule.num_train_timesteps * of_variance
+    return loss
 
 
 def distance(error: Float[Array, "*shape"], config: DiffusionConfig) -> Float[Array, "*shape"]:

@@ -23,7 +23,8 @@ from ldm_jax.config import PredictionType
 from ldm_jax.diffusion.schedule import PerSample, per_sample
 
 DenoiseFn: TypeAlias = Callable[[Float[Array, "b *spatial c"], Num[Array, " b"]], Float[Array, "b *spatial c"]]
-"""`denoise_fn(z_t, t) -> prediction`, with a timestep for each sample."""
+"""`denoise_fn(z_t, t) -> prediction`, with a timestep for each sample; behind its channels those of a learned variance,
+if there is one (`learned_variance.py`)."""
 
 
 def target_for(

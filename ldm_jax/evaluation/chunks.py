@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.npz_files import write_npz
+from ldm_jax.training.processes import barrier, note
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ def all_parts(
     index = jax.process_index() if process_index is None else process_index
     processes = jax.process_count() if process_count is None else process_count
     starts = list(range(0, count, chunks.size))
+    note(f"computing its parts of {what}", "longest")  # they may be there already, or take long
     with tqdm(total=count, desc=what, unit="picture", disable=index != 0) as progress:
         parts = {}
         for i, start in enumerate(starts):
@@ -83,21 +85,14 @@ def all_parts(
             if i % processes == index:
                 parts[start] = chunks.part(start, stop, compute)
             progress.update(stop - start)
-    _wait_for_others(processes)
+    barrier("parts", "reading what the others have computed")
     for start in starts:
         if start not in parts:
             found = chunks.load(start, min(start + chunks.size, count))
             if found is None:
                 raise UserError(
                     f"{chunks.file(start)} of another process is not there; name a folder that all processes see: "
-                    "--out DIR"
+                    "--out DIR, and $LDM_JAX_CACHE for references"
                 )
             parts[start] = found
     return {name: np.concatenate([parts[start][name] for start in starts]) for name in parts[0]}
-
-
-def _wait_for_others(processes: int) -> None:
-    if processes > 1 and jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("evaluation")

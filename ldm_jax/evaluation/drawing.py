@@ -5,10 +5,12 @@ held-out picture i mod N, or none.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from ldm_jax import sharding
@@ -18,11 +20,12 @@ from ldm_jax.config import ClassConditioning, MeshConfig, SamplingConfig, to_dic
 from ldm_jax.data.preparation import digest
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
-from ldm_jax.evaluation.fingerprint import tree_fingerprint
+from ldm_jax.evaluation.command import EvaluateCommand
 from ldm_jax.evaluation.pictures import PictureSet
 from ldm_jax.model import make_model, require_diffusion_of_pictures
 from ldm_jax.sampling.batches import BatchDrawer, guidance_numbers
 from ldm_jax.sampling.generate import Method, Request
+from ldm_jax.sampling.model_hash import model_hash
 from ldm_jax.sampling.session import Session
 
 
@@ -36,9 +39,62 @@ def drawn_pictures(
     """
     session.require_denoiser()
     require_diffusion_of_pictures(session.experiment)
-    captions = _captions(session)
+    captions = held_out_captions(session)
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
-    drawer = BatchDrawer(make_model(session.experiment, mesh), session.params, session.sampler(config), config, mesh)
+    local = dataclasses.replace(
+        session, model=make_model(session.experiment, mesh), params=sharding.within_reach(session.params)
+    )
+    read = sample_reader(local, config, mesh, captions, seed=seed, batch_size=batch_size)
+    weights, used = model_hash(session), _used(config)
+    experiment = to_dict(session.experiment)
+    told = [captions, experiment["diffusion"]] + ([] if session.given.is_empty else [experiment["given"]])
+    about = {"kind": "samples", "path": name, "seed": seed, "sampling": used, "weights_sha256": weights}
+    about |= {"autoencoder_sha256": model_hash(session, "autoencoder")}
+    return PictureSet(
+        name=name,
+        fingerprint=digest(["samples", weights, used, seed, *told]),
+        count=count,
+        read=read,
+        about={**about, "conditions": _kind(session)},
+        drawn=True,
+    )
+
+
+def sampling_of(command: EvaluateCommand, default: SamplingConfig) -> SamplingConfig:
+    """The sampling configuration of a model with the flags that were given."""
+    names = ("sampler", "num_sample_steps", "guidance_scale", "eta")
+    given = {name: getattr(command, name) for name in names if getattr(command, name) is not None}
+    return dataclasses.replace(default, **given)
+
+
+def dealt_captions(session: Session, count: int) -> list[str]:
+    """The caption of each sample.
+
+    Raises:
+        UserError: the model takes no captions, or its data set has none.
+    """
+    captions = held_out_captions(session)
+    if not captions:
+        raise UserError(f"{session.experiment.name} takes no prompts, to which its pictures could belong")
+    return [captions[i % len(captions)] for i in range(count)]
+
+
+def sample_reader(
+    session: Session,
+    config: SamplingConfig,
+    mesh: Mesh,
+    captions: Sequence[str],
+    *,
+    seed: int,
+    batch_size: int,
+) -> Callable[[int, int], UInt8[np.ndarray, "b h w c"]]:
+    """What draws the samples from an index up to another one, at most `batch_size` later, on the devices of a mesh for
+    which the model was made.
+
+    Raises:
+        UserError: the sampler does not fit the model; when it is called, the pictures are not finite numbers.
+    """
+    drawer = BatchDrawer(session.model, session.params, session.sampler(config), config, mesh)
     size = drawer.batch_size(batch_size, batch_size)
 
     def read(start: int, stop: int) -> UInt8[np.ndarray, "b h w c"]:
@@ -48,18 +104,7 @@ def drawn_pictures(
         request = Request(inputs, null, guidance_numbers(config, [config.guidance_scale] * size))
         return drawer.draw(request, method, np.full(size, seed), index)[: stop - start]
 
-    weights, used = tree_fingerprint(session.params), _used(config)
-    experiment = to_dict(session.experiment)
-    told = [captions, experiment["diffusion"]] + ([] if session.given.is_empty else [experiment["given"]])
-    about = {"kind": "samples", "path": name, "seed": seed, "sampling": used, "weights_sha256": weights}
-    return PictureSet(
-        name=name,
-        fingerprint=digest(["samples", weights, used, seed, *told]),
-        count=count,
-        read=read,
-        about={**about, "conditions": _kind(session)},
-        drawn=True,
-    )
+    return read
 
 
 def _used(config: SamplingConfig) -> dict:
@@ -77,7 +122,12 @@ def _kind(session: Session) -> str:
     return "classes in turn" if isinstance(conditioning, ClassConditioning) else "none"
 
 
-def _captions(session: Session) -> list[str]:
+def held_out_captions(session: Session) -> list[str]:
+    """The captions that samples are drawn for; none where the model takes no prompts.
+
+    Raises:
+        UserError: it does, and the data have none.
+    """
     if not token_inputs(session.experiment.conditioning):
         return []
     source = load_source(session.experiment.data, "test")
@@ -86,7 +136,7 @@ def _captions(session: Session) -> list[str]:
     return [source.annotation(i)["caption"] for i in range(len(source))]
 
 
-def _inputs(session: Session, index: np.ndarray, captions: list[str]) -> Inputs:
+def _inputs(session: Session, index: np.ndarray, captions: Sequence[str]) -> Inputs:
     return _told(session, index, captions) | _given(session, index)
 
 
@@ -97,10 +147,10 @@ def _given(session: Session, index: np.ndarray) -> Inputs:
     return jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows) if rows else {}
 
 
-def _told(session: Session, index: np.ndarray, captions: list[str]) -> Inputs:
+def _told(session: Session, index: np.ndarray, captions: Sequence[str]) -> Inputs:
     conditioning = session.experiment.conditioning
     if captions:
-        return session.prompt_inputs([captions[i % len(captions)] for i in index])
+        return session.prompt_inputs([captions[int(i) % len(captions)] for i in index])
     if isinstance(conditioning, ClassConditioning):
         return session.class_inputs([str(i % conditioning.num_classes) for i in index])
     return session.null_inputs(len(index))

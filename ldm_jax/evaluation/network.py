@@ -13,7 +13,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, UInt8
 from ldm_jax.autoencoder.perceptual import Trunk, standardize
 from ldm_jax.autoencoder.perceptual_weights import read_trunk
 from ldm_jax.conditioning.clip_vision import ClipVisionTransformer
+from ldm_jax.config import InceptionProtocol, NetworkName
 from ldm_jax.data.preparation import digest
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.dinov2 import Dinov2, read_dinov2
@@ -31,7 +32,6 @@ from ldm_jax.evaluation.efficientnet import (
     efficientnet_slot,
     is_no_efficientnet_weight,
 )
-from ldm_jax.evaluation.fingerprint import tree_fingerprint
 from ldm_jax.evaluation.frozen_norm import mean_over_space
 from ldm_jax.evaluation.inception import (
     Inception,
@@ -47,9 +47,7 @@ from ldm_jax.interop.mapping import read_params
 from ldm_jax.interop.transformers.vision import read_clip_vision, read_clip_vision_config
 from ldm_jax.model import Params
 from ldm_jax.model import apply as apply_module
-
-NetworkName: TypeAlias = Literal["alexnet", "efficientnet_lite0", "inception", "dinov2", "clip"]
-InceptionProtocol: TypeAlias = Literal["adm", "pytorch-fid", "clean-fid", "torchvision"]
+from ldm_jax.sampling.model_hash import hash_params
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -85,7 +83,7 @@ class FeatureNetwork:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the weights and the protocol."""
-        return digest([self.label, self.protocol, tree_fingerprint(self.params)])
+        return digest([self.label, self.protocol, hash_params(self.params)])
 
     @functools.cached_property
     def extract(self) -> Callable[[Params, UInt8[Array, "b h w c"]], Features]:

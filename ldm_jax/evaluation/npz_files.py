@@ -8,6 +8,7 @@ at its word.
 """
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ def read_npz(file: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
         UserError: the file is missing, damaged, or holds objects.
     """
     try:
-        with np.load(file, allow_pickle=False) as content:
+        content = np.load(file, allow_pickle=False)
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array, a .npy")
+        with content:
             return {name: content[name] for name in content.files}
     except OSError as error:
         raise UserError(f"cannot read {file} ({error.strerror or error}); check that it is there") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{file} is no .npz of plain arrays ({error}); get it again, or write it with np.savez"
         ) from error
@@ -67,7 +71,7 @@ def npz_statistics(file: Path, arrays: dict[str, Shaped[np.ndarray, "..."]], lab
         raise UserError(
             f"{file} holds statistics of {network}, not of {label}; choose that network or another reference"
         )
-    count = int(arrays["count"]) if "count" in arrays else None
+    count = _count(file, arrays["count"]) if "count" in arrays else None
     pooled = _statistics(file, arrays, "mu", "sigma", count)
     if pooled is None:
         raise UserError(f"{file} holds {', '.join(arrays) or 'nothing'}; statistics are called mu and sigma")
@@ -93,14 +97,28 @@ def write_npz(file: Path, arrays: dict[str, Shaped[np.ndarray, "..."]]) -> None:
     temporary.replace(file)
 
 
+def _count(file: Path, count: Shaped[np.ndarray, "..."]) -> int:
+    if count.shape != () or count.dtype.kind not in "iu" or count < 0:
+        raise UserError(f"count of {file} is {count.dtype}{list(count.shape)}, not a number of pictures")
+    return int(count)
+
+
 def _statistics(
     file: Path, arrays: dict[str, Shaped[np.ndarray, "..."]], mean: str, covariance: str, count: int | None
 ) -> Statistics | None:
     if mean not in arrays or covariance not in arrays:
         return None
+    if kinds := [
+        f"{name} is {arrays[name].dtype}" for name in (mean, covariance) if arrays[name].dtype.kind not in "fiu"
+    ]:
+        raise UserError(f"{file} holds no statistics: {', '.join(kinds)}, and not numbers")
     mu, sigma = (np.asarray(arrays[name], np.float64) for name in (mean, covariance))
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise UserError(
             f"{mean} and {covariance} of {file} are {list(mu.shape)} and {list(sigma.shape)}, not [d] and [d, d]"
         )
+    if not np.allclose(sigma, sigma.T, rtol=1e-4, atol=1e-6 * np.abs(sigma).max(), equal_nan=True):
+        raise UserError(f"{covariance} of {file} is not symmetric, so it is no covariance; compute it again")
+    if (np.diag(sigma) < 0).any():
+        raise UserError(f"{covariance} of {file} has negative variances, so it is no covariance; compute it again")
     return Statistics(mean=mu, covariance=sigma, count=count)

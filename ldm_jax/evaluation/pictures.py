@@ -4,7 +4,8 @@ Nothing is guessed: pictures of different sizes, some of them grey, or with tran
 each way to make them equal gives other scores.
 """
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from ldm_jax.data.preparation import digest
 from ldm_jax.data.source import Source
 from ldm_jax.data.transforms import evaluation_transforms
 from ldm_jax.errors import UserError
-from ldm_jax.evaluation.fingerprint import arrays_fingerprint
+from ldm_jax.manifest import NAME, read_manifest
 from ldm_jax.pictures import to_uint8
+from ldm_jax.sampling.model_hash import hash_params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +53,19 @@ def folder_pictures(folder: Path, image_size: int | None = None) -> PictureSet:
     Raises:
         UserError: there are none.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name a folder of pictures, an .npz or a run")
     if not folder.is_dir():
         raise UserError(f"the folder {folder} does not exist; name one with pictures")
-    inside = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    files = sorted(path for path in inside if not any(part.startswith(".") for part in path.parts))
+    files = drawn_files(folder) or _files_below(folder)
     if not files:
         raise UserError(f"there are no pictures in {folder}; files that end in {' '.join(sorted(SUFFIXES))} are taken")
-    states = [(str(path), (folder / path).stat().st_size, (folder / path).stat().st_mtime_ns) for path in files]
+    return file_pictures(folder, files, image_size)
+
+
+def file_pictures(folder: Path, files: Sequence[str], image_size: int | None = None) -> PictureSet:
+    """Files of a folder, by their paths inside it, as `folder_pictures` reads them."""
+    contents = [(path, _file_digest(folder / path)) for path in files]
     first: list[tuple[int, ...]] = []  # the shape of the first picture, once it is known
 
     def read(start: int, stop: int) -> UInt8[np.ndarray, "b h w c"]:
@@ -71,7 +79,7 @@ def folder_pictures(folder: Path, image_size: int | None = None) -> PictureSet:
 
     return PictureSet(
         name=str(folder),
-        fingerprint=digest(["folder", image_size, states]),
+        fingerprint=digest(["folder", image_size, contents]),
         count=len(files),
         read=read,
         about={"kind": "folder", "path": str(folder.resolve()), "image_size": image_size},
@@ -80,7 +88,7 @@ def folder_pictures(folder: Path, image_size: int | None = None) -> PictureSet:
 
 def npz_pictures(file: Path, pictures: UInt8[np.ndarray, "n h w c"]) -> PictureSet:
     """The pictures of an .npz, which lie in memory."""
-    fingerprint = arrays_fingerprint({"arr_0": pictures})
+    fingerprint = hash_params({"arr_0": pictures})
     about = {"kind": "npz", "path": str(file.resolve()), "sha256": fingerprint}
     return PictureSet(
         name=str(file),
@@ -125,6 +133,30 @@ def local_batch(rows: UInt8[np.ndarray, "b h w c"], size: int) -> UInt8[np.ndarr
 def local_shards() -> int:
     """Devices of this process, over which a batch is split."""
     return len(jax.local_devices())
+
+
+def drawn_files(folder: Path) -> list[str]:
+    """The pictures of a finished folder of `ldm sample`, without the grid of them; none for another folder."""
+    try:
+        manifest = read_manifest(folder / NAME)
+    except UserError:
+        return []
+    return sorted(manifest["results"]) if manifest["kind"] == "samples" else []
+
+
+def _files_below(folder: Path) -> list[str]:
+    inside = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return [str(path) for path in sorted(inside) if not any(part.startswith(".") for part in path.parts)]
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); make it readable, or move it away"
+        ) from None
 
 
 def _read_file(path: Path, image_size: int | None) -> UInt8[np.ndarray, "h w c"]:

@@ -15,16 +15,16 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from ldm_jax import sharding
-from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips, PerceptualNet
+from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips
 from ldm_jax.autoencoder.perceptual_weights import EXTRA, perceptual_package, read_perceptual
-from ldm_jax.config import MeshConfig
+from ldm_jax.config import SMALLEST_PICTURE, MeshConfig, PerceptualNet
 from ldm_jax.data.preparation import digest
-from ldm_jax.evaluation.fingerprint import tree_fingerprint
 from ldm_jax.evaluation.image_quality import psnr, ssim
 from ldm_jax.evaluation.pictures import PictureSet, local_batch, local_shards
-from ldm_jax.evaluation.scores import Score, resample_weights
+from ldm_jax.evaluation.scores import Score, ScoreOptions, mean_score
 from ldm_jax.model import LatentDiffusion, Params, apply
 from ldm_jax.pictures import draw_grid, to_uint8
+from ldm_jax.sampling.model_hash import hash_params
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ def reconstructions(model: LatentDiffusion, params: Params, pictures: PictureSet
     """The pictures behind the autoencoder, computed when they are read."""
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
     size = -(-batch_size // local_shards()) * local_shards()
-    autoencoder = {"autoencoder": jax.device_put(params["autoencoder"], sharding.replicated(mesh))}
+    params = sharding.within_reach({"autoencoder": params["autoencoder"]})
+    autoencoder = jax.device_put(params, sharding.replicated(mesh))
 
     @jax.jit
     def pass_through(params: Params, image: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -56,7 +57,7 @@ def reconstructions(model: LatentDiffusion, params: Params, pictures: PictureSet
         images = pass_through(autoencoder, jax.device_put(batch, sharding.batch_sharding(mesh)))
         return to_uint8(np.asarray(images))[: stop - start]
 
-    weights = tree_fingerprint(params["autoencoder"])
+    weights = hash_params(params["autoencoder"])
     again = dataclasses.replace(
         pictures,
         name=f"{pictures.name} reconstructed",
@@ -69,14 +70,14 @@ def reconstructions(model: LatentDiffusion, params: Params, pictures: PictureSet
 
 
 def pair_scores(pairs: Pairs, batch_size: int, *, bootstrap: int, seed: int) -> list[Score]:
-    """PSNR, SSIM and LPIPS with intervals over the pictures; without its weights LPIPS is left out, and that is said.
+    """PSNR, SSIM and LPIPS with intervals over the pictures.
+
+    Without its weights, or of pictures in which its network sees nothing, LPIPS is left out, and that is said.
 
     Raises:
-        UserError: the pictures are too small for one of them.
+        UserError: the pictures are too small for SSIM.
     """
-    lpips = {net: _lpips(net) for net in TRUNKS if _has_weights(net)}
-    if not lpips:
-        logger.warning("LPIPS is left out: %s brings its weights", EXTRA)
+    lpips = {net: _lpips(net) for net in _lpips_nets(min(pairs.originals.read(0, 1).shape[1:3]))}
     values: dict[str, list[np.ndarray]] = {}
     for start in range(0, pairs.originals.count, batch_size):
         stop = min(start + batch_size, pairs.originals.count)
@@ -86,7 +87,9 @@ def pair_scores(pairs: Pairs, batch_size: int, *, bootstrap: int, seed: int) -> 
         measured |= {f"lpips_{net}": distance(a, b)[: stop - start] for net, distance in lpips.items()}
         for name, rows in measured.items():
             values.setdefault(name, []).append(rows)
-    return [_mean_score(name, np.concatenate(rows), bootstrap, seed) for name, rows in values.items()]
+    options = ScoreOptions(label=_PAIRS, protocol=_PROTOCOL, bootstrap=bootstrap, seed=seed)
+    means = {name: np.concatenate(rows) for name, rows in values.items()}
+    return [mean_score(name, rows, options, reference=len(rows)) for name, rows in means.items()]
 
 
 def draw_pairs(pairs: Pairs, path: Path, credit: str) -> None:
@@ -99,6 +102,17 @@ def draw_pairs(pairs: Pairs, path: Path, credit: str) -> None:
         rows += [list(first[part]), list(second[part])]
         labels += ["held out", "reconstructed"]
     draw_grid(rows, labels, path, footer=credit)
+
+
+def _lpips_nets(side: int) -> list[PerceptualNet]:
+    """Those that can look at pictures whose shorter side is this."""
+    there: list[PerceptualNet] = [net for net in TRUNKS if _has_weights(net)]
+    if not there:
+        logger.warning("LPIPS is left out: %s brings its weights", EXTRA)
+    for net in there:
+        if side < SMALLEST_PICTURE[net]:
+            logger.warning("LPIPS over %s is left out: it needs %d pixels at least", net, SMALLEST_PICTURE[net])
+    return [net for net in there if side >= SMALLEST_PICTURE[net]]
 
 
 def _has_weights(net: PerceptualNet) -> bool:
@@ -116,19 +130,3 @@ def _lpips(net: PerceptualNet) -> Callable[[np.ndarray, np.ndarray], Float[np.nd
             return apply(Lpips(net), params, first, second)
 
     return lambda a, b: np.asarray(distance(params, jnp.asarray(a), jnp.asarray(b)))
-
-
-def _mean_score(name: str, values: Float[np.ndarray, " n"], bootstrap: int, seed: int) -> Score:
-    value, count = float(values.mean()), len(values)
-    replicas = (values @ resample_weights(count, bootstrap, seed)) / count
-    spread = 1.96 * float(replicas.std(ddof=1)) if bootstrap > 1 and np.isfinite(values).all() else None
-    return Score(
-        name=name,
-        value=value,
-        low=None if spread is None else value - spread,
-        high=None if spread is None else value + spread,
-        num_samples=count,
-        num_reference=count,
-        network=_PAIRS,
-        protocol=_PROTOCOL,
-    )

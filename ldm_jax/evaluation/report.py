@@ -1,7 +1,5 @@
-"""Scores for people and for programs: a table, and a JSON file with everything it takes to compute them again."""
+"""Scores for people and for programs: a table, and a file that is its own manifest, to compute them again by."""
 
-import datetime
-import importlib.metadata
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,10 +9,14 @@ from typing import Any
 
 import jax
 
+from ldm_jax import sharding
+from ldm_jax.config import MeshConfig
+from ldm_jax.errors import UserError
+from ldm_jax.evaluation.command import EvaluateCommand
 from ldm_jax.evaluation.scores import Score
-from ldm_jax.training.seals import write_atomically
+from ldm_jax.files.whole_files import write_atomically
+from ldm_jax.manifest import Manifest, as_text, changes, make_manifest
 
-_PACKAGES = ("ldm_jax", "jax", "jaxlib", "flax", "numpy", "pillow")
 _COLUMNS = ("score", "value", "95 % interval", "n", "reference", "halves", "network")
 
 
@@ -40,30 +42,51 @@ def _row(score: Score) -> tuple[str, ...]:
     )
 
 
-def as_record(scores: Sequence[Score], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores, what they are of, and with what they were computed; numbers that JSON lacks are words."""
+def as_record(scores: Sequence[Score], command: EvaluateCommand, about: Mapping[str, Any]) -> Manifest:
+    """The manifest of scores, with what they are of; numbers that JSON lacks are words."""
+    mesh = dict(sharding.make_mesh(MeshConfig(), jax.local_devices()).shape)
+    record = make_manifest("scores", config=command_to_json(command), seed=command.seed, mesh=mesh, **about)
     values = [{name: _plain(value) for name, value in asdict(score).items()} for score in scores]
-    return {
-        "scores": values,
-        **about,
-        "computed": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
-    }
+    return record | {"results": {"scores": values}}
 
 
 def write_record(file: Path, record: Mapping[str, Any]) -> None:
     """Write the file whole or not at all; raises OSError where that fails."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(record, indent=1) + "\n")
+    write_atomically(file, as_text(record))
+
+
+def command_to_json(command: EvaluateCommand) -> dict[str, Any]:
+    """The flags of an evaluation, with paths that hold wherever they are read, and without how processes meet."""
+    values = {name: value for name, value in asdict(command).items() if name != "distributed"}
+    for name in ("target", "reference", "out", "text_weights"):
+        values[name] = None if values[name] is None else str(Path(values[name]).absolute())
+    return values | {"weights": [str(Path(path).absolute()) for path in command.weights]}
+
+
+def command_from_json(values: Mapping[str, Any]) -> EvaluateCommand:
+    """Inverse of `command_to_json`; raises TypeError for flags that are not known."""
+    given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return EvaluateCommand(**given)
+
+
+def require_same(what: str, known: Any, found: Any) -> None:
+    """Refuse to score other pictures or networks than those of a record; where they lie does not matter.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    old, new = (json.loads(json.dumps(values)) for values in (known, found))
+    if changed := [line for line in changes("", _without_paths(old), _without_paths(new))]:
+        listing = "\n  ".join(line.lstrip(".") for line in changed)
+        raise UserError(
+            f"{what} of this score are others now:\n  {listing}\nrestore them, or score them anew: ldm evaluate"
+        )
+
+
+def _without_paths(values: Any) -> Any:
+    return {k: v for k, v in values.items() if k != "path"} if isinstance(values, dict) else values
 
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

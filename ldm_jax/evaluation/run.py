@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,27 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from ldm_jax.config import Experiment, SamplingConfig
+from ldm_jax.config import Experiment
+from ldm_jax.data.pictures import SUFFIXES
 from ldm_jax.data.preparation import default_cache_dir
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.command import EvaluateCommand
-from ldm_jax.evaluation.drawing import drawn_pictures
+from ldm_jax.evaluation.drawing import drawn_pictures, sampling_of
 from ldm_jax.evaluation.features import extract_features, kept_pictures
+from ldm_jax.evaluation.likelihood import LikelihoodOptions, likelihoods
+from ldm_jax.evaluation.likelihood_report import draw_terms, likelihood_scores, terms_record
 from ldm_jax.evaluation.moments import statistics_of
 from ldm_jax.evaluation.network import FeatureNetwork, load_network
 from ldm_jax.evaluation.npz_files import npz_samples, npz_statistics, read_npz, write_npz, write_statistics
 from ldm_jax.evaluation.pictures import PictureSet, folder_pictures, npz_pictures, source_pictures
 from ldm_jax.evaluation.reconstruction import draw_pairs, pair_scores, reconstructions
-from ldm_jax.evaluation.report import as_record, write_record
+from ldm_jax.evaluation.report import as_record, require_same, write_record
 from ldm_jax.evaluation.scores import FeatureSet, Metric, Score, ScoreOptions, compute_scores, possible_metrics
+from ldm_jax.evaluation.text import judge_text, open_text_target
 from ldm_jax.interop.model_files import is_run, open_model
+from ldm_jax.manifest import Manifest
+from ldm_jax.sampling.model_hash import hash_params
 from ldm_jax.sampling.session import Session, load_session
 from ldm_jax.training.run_folder import RunFolder
 
@@ -32,9 +38,13 @@ logger = logging.getLogger(__name__)
 
 SCORES = "scores.json"
 RECONSTRUCTION = "reconstruction.json"
+TEXT = "text.json"
 PAIRS = "reconstruction.png"
+LIKELIHOOD = "likelihood.json"
+TERMS = "likelihood.png"
 
 DEFAULT_SAMPLES = 2000
+DEFAULT_LIKELIHOODS = 256
 
 Arrays = dict[str, Shaped[np.ndarray, "..."]]
 
@@ -49,19 +59,51 @@ class _Opened:
     session: Session | None = None
 
 
-def evaluate_target(command: EvaluateCommand) -> tuple[list[Score], dict[str, Any]]:
+def evaluate_target(command: EvaluateCommand, expected: Manifest | None = None) -> tuple[list[Score], Manifest]:
     """The scores and their record, which is written when all of them are known.
+
+    Args:
+        command: the flags.
+        expected: a record of the same flags, of the same pictures and networks as which these must be.
 
     Raises:
         UserError: bad input; no score is written, and the features that were computed stay for the next time.
     """
-    networks = _networks(command)
-    scores, about, name = (_reconstruction if command.reconstruction else _distribution)(command, networks)
-    record = as_record(scores, {**about, "seed": command.seed, "networks": [_about(network) for network in networks]})
+    _check_outputs(command)
+    needs_none = command.likelihood is not None or command.text == ("clip",)
+    networks = [] if needs_none else _networks(command)
+    if expected is not None:
+        require_same("networks", expected.get("networks"), [_about(network) for network in networks])
+    scores, about, name = _kind_of_work(command)(command, networks, expected)
+    record = as_record(scores, command, about | {"networks": [_about(network) for network in networks]})
     if jax.process_index() == 0:
         write_record(_out(command) / name, record)
         logger.info("scores are in %s", _out(command) / name)
     return scores, record
+
+
+def _check_outputs(command: EvaluateCommand) -> None:
+    """Find what cannot be written now, and not when everything is computed."""
+    if _out(command).exists() and not _out(command).is_dir():
+        raise UserError(f"--out {_out(command)} is a file; name a folder")
+    for flag, name in (
+        ("--export-samples", command.export_samples),
+        ("--export-statistics", command.export_statistics),
+    ):
+        if name is not None and (Path(name).suffix != ".npz" or Path(name).is_dir()):
+            raise UserError(f"{flag} {name} must be a file that ends in .npz")
+        try:
+            Path(name or ".").parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{flag} {name} cannot be written ({error}); choose another place") from error
+
+
+def _kind_of_work(command: EvaluateCommand) -> Callable[..., tuple[list[Score], dict[str, Any], str]]:
+    if command.likelihood is not None:
+        return _likelihood
+    if command.text:
+        return _text
+    return _reconstruction if command.reconstruction else _distribution
 
 
 def _networks(command: EvaluateCommand) -> list[FeatureNetwork]:
@@ -83,10 +125,12 @@ def _out(command: EvaluateCommand) -> Path:
 
 
 def _distribution(
-    command: EvaluateCommand, networks: Sequence[FeatureNetwork]
+    command: EvaluateCommand, networks: Sequence[FeatureNetwork], expected: Manifest | None
 ) -> tuple[list[Score], dict[str, Any], str]:
     target = _open_target(command)
     reference = _open_reference(command, target)
+    about = {"samples": _described(target), "reference": _described(reference)}
+    _require_expected(about, expected)
     assert target.pictures is not None  # statistics alone are refused as a target
     if reference.pictures is not None:
         _require_one_shape(target.pictures, reference.pictures)
@@ -107,13 +151,19 @@ def _distribution(
         scores += compute_scores(samples, known, metrics, options)
     if command.export_samples:
         _export_samples(command, target.pictures, out)
-    about = {"samples": _described(target), "reference": _described(reference)}
     return scores, about, SCORES
+
+
+def _require_expected(about: dict[str, Any], expected: Manifest | None) -> None:
+    if expected is not None:
+        for name, found in about.items():
+            require_same(f"the {name}", expected.get(name), found)
 
 
 def _described(opened: _Opened) -> dict[str, Any]:
     if opened.pictures is None:
-        return {"kind": "statistics", "path": opened.name}
+        arrays = hash_params(opened.arrays or {})
+        return {"kind": "statistics", "path": str(Path(opened.name).absolute()), "fingerprint": arrays}
     return {**opened.pictures.about, "fingerprint": opened.pictures.fingerprint, "num_pictures": opened.pictures.count}
 
 
@@ -121,31 +171,29 @@ def _open_target(command: EvaluateCommand) -> _Opened:
     path = Path(command.target)
     if not path.exists():
         raise UserError(f"{path} does not exist; name a run, a folder of pictures or an .npz")
+    is_pictures = path.is_dir() and not any((path / name).is_file() for name in ("config.json", "model_index.json"))
+    if command.ema_sigma_rel is not None and (is_pictures or path.suffix == ".npz"):
+        raise UserError(f"--ema-sigma-rel={command.ema_sigma_rel} is for a run, and {path} is pictures; leave it out")
     if path.suffix == ".npz":
         pictures = npz_samples(path, read_npz(path))
         if pictures is None:
             raise UserError(f"{path} holds statistics alone, which have no samples; give it as --reference")
         return _Opened(name=str(path), pictures=npz_pictures(path, pictures[: command.num_samples]))
-    if path.is_dir() and not (path / "config.json").is_file() and not (path / "model_index.json").is_file():
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        raise UserError(f"{path} is one picture; name a folder of pictures, an .npz or a run")
+    if is_pictures:
         pictures = folder_pictures(path, command.image_size)
         return _Opened(name=str(path), pictures=_first(pictures, command.num_samples))
-    session = open_model(path)
+    session = open_model(path, ema_sigma_rel=command.ema_sigma_rel)
     pictures = drawn_pictures(
         session,
-        _sampling(command, session.experiment.sampling),
+        sampling_of(command, session.experiment.sampling),
         name=str(path),
         count=command.num_samples or DEFAULT_SAMPLES,
         seed=command.seed,
         batch_size=command.batch_size,
     )
     return _Opened(name=str(path), pictures=pictures, session=session)
-
-
-def _sampling(command: EvaluateCommand, default: SamplingConfig) -> SamplingConfig:
-    names = ("sampler", "num_sample_steps", "guidance_scale", "eta")
-    return dataclasses.replace(
-        default, **{name: getattr(command, name) for name in names if getattr(command, name) is not None}
-    )
 
 
 def _first(pictures: PictureSet, count: int | None) -> PictureSet:
@@ -186,8 +234,11 @@ def _require_one_shape(first: PictureSet, second: PictureSet) -> None:
     """Networks resize what they see, but pictures of another size have other details."""
     if first.drawn:  # a run draws what its data set has, or another reference was chosen for it
         return
-    a, b = first.read(0, 1).shape[1:3], second.read(0, 1).shape[1:3]
-    if a != b:
+    a, b = first.read(0, 1).shape[1:], second.read(0, 1).shape[1:]
+    if a[2] != b[2]:
+        grey, colour = (first, second) if a[2] == 1 else (second, first)
+        logger.warning("%s is grey and %s is not: its colours are part of the distance", grey.name, colour.name)
+    if a[:2] != b[:2]:
         raise UserError(
             f"the pictures of {first.name} have {a[1]}x{a[0]} pixels and those of {second.name} have {b[1]}x{b[0]}; "
             "compare pictures of one size, or resize and crop those of folders with --image-size N"
@@ -245,12 +296,14 @@ def _export_samples(command: EvaluateCommand, pictures: PictureSet, out: Path) -
 
 
 def _reconstruction(
-    command: EvaluateCommand, networks: Sequence[FeatureNetwork]
+    command: EvaluateCommand, networks: Sequence[FeatureNetwork], expected: Manifest | None
 ) -> tuple[list[Score], dict[str, Any], str]:
     session = _open_first_stage(Path(command.target))
     data = session.experiment.data
     pictures = _first(source_pictures(load_source(data, "test"), data), command.num_samples)
     pairs, out = reconstructions(session.model, session.params, pictures, command.batch_size), _out(command)
+    about = {"pictures": {**pairs.reconstructions.about, "num_pictures": pictures.count}}
+    _require_expected(about, expected)
     scores = pair_scores(pairs, command.batch_size, bootstrap=command.bootstrap, seed=command.seed)
     for network in networks:
         known = extract_features(pairs.originals, network, default_cache_dir() / "evaluation", command.batch_size)
@@ -266,7 +319,40 @@ def _reconstruction(
     if jax.process_index() == 0:
         out.mkdir(parents=True, exist_ok=True)
         draw_pairs(pairs, out / PAIRS, session.credit)
-    return scores, {"pictures": {**pairs.reconstructions.about, "num_pictures": pictures.count}}, RECONSTRUCTION
+    return scores, about, RECONSTRUCTION
+
+
+def _text(
+    command: EvaluateCommand, networks: Sequence[FeatureNetwork], expected: Manifest | None
+) -> tuple[list[Score], dict[str, Any], str]:
+    target = open_text_target(command)
+    about: dict[str, Any] = {"samples": _described(_Opened(name="samples", pictures=target.samples.pictures))}
+    _require_expected(about, expected)
+    scores, judges = judge_text(command, networks, target, _out(command))
+    if expected is not None:
+        require_same("the judges", expected.get("judges"), judges)
+    return scores, about | {"judges": judges}, TEXT
+
+
+def _likelihood(
+    command: EvaluateCommand, networks: Sequence[FeatureNetwork], expected: Manifest | None
+) -> tuple[list[Score], dict[str, Any], str]:
+    del networks  # nothing is looked at
+    assert command.likelihood is not None  # which is why this is called
+    path, out = Path(command.target), _out(command)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a run")
+    session = open_model(path, ema_sigma_rel=command.ema_sigma_rel)
+    options = LikelihoodOptions(command.likelihood, command.flow_steps, command.flow_probes, command.seed)
+    count = command.num_samples or DEFAULT_LIKELIHOODS
+    found = likelihoods(session, options, count=count, batch_size=command.batch_size, cache=out / "likelihood")
+    if jax.process_index() == 0 and "kl" in found.latent:
+        out.mkdir(parents=True, exist_ok=True)
+        draw_terms(found, out / TERMS, session.experiment.name)
+    pictures = {**found.pictures.about, "num_pictures": found.pictures.count}
+    _require_expected({"pictures": pictures}, expected)
+    about = {"pictures": pictures, "likelihood": {**options._asdict(), **terms_record(found)}}
+    return likelihood_scores(found, options, command.bootstrap), about, LIKELIHOOD
 
 
 def _open_first_stage(path: Path) -> Session:

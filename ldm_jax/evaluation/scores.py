@@ -11,11 +11,12 @@ many pictures would get.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from ldm_jax.config import Metric
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.class_score import class_probabilities, inception_score, weighted_score
 from ldm_jax.evaluation.frechet import frechet_distance, frechet_distance_from, square_root
@@ -23,7 +24,6 @@ from ldm_jax.evaluation.kernel_distance import kernel_distance, kernel_distance_
 from ldm_jax.evaluation.moments import Statistics, statistics_of
 from ldm_jax.evaluation.neighbours import membership
 
-Metric: TypeAlias = Literal["fd", "sfd", "kid", "is", "pr", "dc"]
 METRICS: tuple[Metric, ...] = ("fd", "sfd", "kid", "is", "pr", "dc")
 
 FID_SAMPLES = 50_000
@@ -124,22 +124,49 @@ def distance_name(label: str, num_samples: int, *, spatial: bool = False) -> str
     return f"{name}_n{num_samples}" if is_fid else name
 
 
+def score_names(metric: Metric, label: str, num_samples: int) -> tuple[str, ...]:
+    """What `compute_scores` calls the scores of a metric."""
+    names: dict[Metric, tuple[str, ...]] = {
+        "fd": (distance_name(label, num_samples),),
+        "sfd": (distance_name(label, num_samples, spatial=True),),
+        "kid": (f"kid_{label}",),
+        "is": (f"is_{label}",),
+        "pr": (f"precision_{label}", f"recall_{label}"),
+        "dc": (f"density_{label}", f"coverage_{label}"),
+    }
+    return names[metric]
+
+
 def resample_weights(count: int, resamples: int, seed: int) -> Float[np.ndarray, "n r"]:
     """How often each picture is drawn, for each resample."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(count, np.full(count, 1 / count), size=resamples).T.astype(np.float64)
 
 
-def _score(
-    name: str, value: float, replicas: Sequence[float], samples: FeatureSet, options: ScoreOptions, **more: Any
+def mean_score(
+    name: str,
+    values: Float[np.ndarray, " n"],
+    options: ScoreOptions,
+    *,
+    count: int | None = None,
+    reference: int | None = None,
+    floor: float | None = None,
 ) -> Score:
+    """The mean of a value that each picture has, with the interval (1) over the pictures; `count` samples, or all."""
+    weights = resample_weights(len(values), options.bootstrap, options.seed)
+    replicas = (values @ weights / len(values)).tolist() if np.isfinite(values).all() else []
+    count = len(values) if count is None else count
+    return _score(name, float(values.mean()), replicas, count, options, num_reference=reference, floor=floor)
+
+
+def _score(name: str, value: float, replicas: Sequence[float], count: int, options: ScoreOptions, **more: Any) -> Score:
     spread = _Z * float(np.std(replicas, ddof=1)) if len(replicas) > 1 else None
     return Score(
         name=name,
         value=value,
         low=None if spread is None else value - spread,
         high=None if spread is None else value + spread,
-        num_samples=samples.count or 0,
+        num_samples=count,
         network=options.label,
         protocol=options.protocol,
         **{"num_reference": None, **more},
@@ -188,7 +215,7 @@ def _distance(
         for _ in range(options.bootstrap)
     ]
     floor = None if reference_features is None else half_against_half(reference_features, options.seed)
-    return _score(name, value, replicas, samples, options, num_reference=reference.count, floor=floor)
+    return _score(name, value, replicas, len(features), options, num_reference=reference.count, floor=floor)
 
 
 def half_against_half(features: Float[np.ndarray, "n d"], seed: int) -> float | None:
@@ -204,14 +231,14 @@ def _kernel(samples: FeatureSet, reference: FeatureSet, options: ScoreOptions) -
     if options.kid_subsets:
         parts = kernel_distance_subsets(x, y, subsets=options.kid_subsets, size=_SUBSET, seed=options.seed)
         replicas = parts.tolist()
-        return [_score(f"kid_{options.label}", float(parts.mean()), replicas, samples, options, num_reference=len(y))]
+        return [_score(f"kid_{options.label}", float(parts.mean()), replicas, len(x), options, num_reference=len(y))]
     weights = [resample_weights(len(z), options.bootstrap, options.seed + i) for i, z in enumerate((x, y))]
     replicas = weighted_kernel_distance(x, y, *weights).tolist() if options.bootstrap else []
     value = kernel_distance(x, y)
     half = len(y) // 2
     order = np.random.default_rng(options.seed).permutation(len(y))
     floor = kernel_distance(y[order[:half]], y[order[half : 2 * half]]) if half >= 2 else None
-    return [_score(f"kid_{options.label}", value, replicas, samples, options, num_reference=len(y), floor=floor)]
+    return [_score(f"kid_{options.label}", value, replicas, len(x), options, num_reference=len(y), floor=floor)]
 
 
 def _class_score(samples: FeatureSet, reference: FeatureSet, options: ScoreOptions) -> list[Score]:
@@ -220,19 +247,15 @@ def _class_score(samples: FeatureSet, reference: FeatureSet, options: ScoreOptio
     probabilities = class_probabilities(samples.logits)
     weights = resample_weights(len(probabilities), options.bootstrap, options.seed)
     replicas = weighted_score(probabilities, weights).tolist() if options.bootstrap else []
-    return [_score(f"is_{options.label}", inception_score(samples.logits), replicas, samples, options)]
+    return [_score(f"is_{options.label}", inception_score(samples.logits), replicas, len(probabilities), options)]
 
 
 def _neighbours(samples: FeatureSet, reference: FeatureSet, options: ScoreOptions, names: Sequence[str]) -> list[Score]:
     x, y = _pooled(samples), _pooled(reference)
     values = membership(x, y)._asdict()
-    scores = []
-    for name in names:
-        weights = resample_weights(len(values[name]), options.bootstrap, options.seed)
-        replicas = (values[name] @ weights / len(values[name])).tolist()
-        value = float(values[name].mean())
-        scores.append(_score(f"{name}_{options.label}", value, replicas, samples, options, num_reference=len(y)))
-    return scores
+    return [
+        mean_score(f"{name}_{options.label}", values[name], options, count=len(x), reference=len(y)) for name in names
+    ]
 
 
 def _pooled(features: FeatureSet) -> Float[np.ndarray, "n d"]:

@@ -17,6 +17,10 @@ REMOTE = {"gs": "gcsfs", "s3": "s3fs"}
 """Schemes of object stores, and the package with which each is reached."""
 
 
+WITH_CHECKPOINTS = ("gs",)
+"""Those of them that Orbax writes arrays to and reads them from."""
+
+
 def to_place(text: str | Place) -> Place:
     """The folder or prefix that a text names.
 
@@ -32,6 +36,17 @@ def to_place(text: str | Place) -> Place:
         raise UserError(f"{text}: {scheme}:// is no place known here; use a folder, or {known}")
     _require_package(str(text), scheme)
     return epath.Path(text)
+
+
+def require_checkpoints(place: Place) -> None:
+    """Refuse a place to which no checkpoint can be written, before anything is trained.
+
+    Raises:
+        UserError: Orbax does not know the store.
+    """
+    scheme, _, rest = str(place).partition("://")
+    if rest and scheme not in WITH_CHECKPOINTS:
+        raise UserError(f"{place}: Orbax writes no checkpoints to {scheme}://; train into a folder, or gs://")
 
 
 def is_local(place: Place) -> bool:

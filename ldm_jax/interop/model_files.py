@@ -12,6 +12,7 @@ from ldm_jax.errors import UserError
 from ldm_jax.files.folders import require_empty
 from ldm_jax.files.json_files import read_json
 from ldm_jax.files.places import Place
+from ldm_jax.files.whole_files import write_atomically
 from ldm_jax.files.write_safetensors import FloatType
 from ldm_jax.interop.diffusers.export import write_pipeline
 from ldm_jax.interop.diffusers.pipeline import imported_sampler, is_pipeline, read_pipeline
@@ -21,7 +22,6 @@ from ldm_jax.interop.original.files import is_original, read_original, write_ori
 from ldm_jax.model import Params
 from ldm_jax.sampling.session import Session, load_session
 from ldm_jax.training.run_folder import RunFolder
-from ldm_jax.training.seals import write_atomically
 
 Format = Literal["run", "diffusers", "original"]
 
@@ -42,6 +42,7 @@ def open_model(
     variant: str | None = None,
     weights: Weights = "auto",
     tokenizer: Path | None = None,
+    ema_sigma_rel: float | None = None,
 ) -> Session:
     """The model at `path`, ready to draw and to train on, or a first stage alone.
 
@@ -52,6 +53,7 @@ def open_model(
         variant: of the weights of diffusers, such as "fp16".
         weights: of a single file, its moving averages (ema), the others (raw), or the first where it has them (auto).
         tokenizer: of a single file, the folder of the tokenizer that its text encoder was trained with.
+        ema_sigma_rel: of a run, the relative width of an average that is rebuilt from its snapshots.
 
     Raises:
         UserError: nothing there is a model that this project knows, or it is damaged; the message says what.
@@ -62,13 +64,14 @@ def open_model(
     of_diffusers = {"--variant": variant}
     if is_run(path):
         _refuse_flags(path, "a run", of_original | of_diffusers)
-        return _open_run(path)
+        return _open_run(path, ema_sigma_rel)
+    of_runs = {"--ema-sigma-rel": ema_sigma_rel is not None}
     path = Path(path)
     if is_pipeline(path) or is_autoencoder(path):
-        _refuse_flags(path, "a model of diffusers", of_original)
+        _refuse_flags(path, "a model of diffusers", of_original | of_runs)
         return read_pipeline(path, variant) if is_pipeline(path) else read_autoencoder(path, variant)
     if is_original(path) or config is not None:
-        _refuse_flags(path, "a checkpoint of the original repositories", of_diffusers)
+        _refuse_flags(path, "a checkpoint of the original repositories", of_diffusers | of_runs)
         return read_original(path, config, weights, tokenizer)
     raise UserError(
         f"{path} is no model known here: neither a run (config.json and checkpoints/), nor a pipeline or an "
@@ -88,6 +91,10 @@ def save_model(session: Session, path: Path, form: Format, dtype: FloatType | No
             f"{path}: a model of prompts is written with its tokenizer, and this one came without; give the folder of "
             "the one that it was trained with: --tokenizer FOLDER"
         )
+    if form != "run" and session.experiment.diffusion.variance == "learned":
+        raise UserError(
+            f"{path}: its denoiser learns the variance too, which no other system here is told; write it as a run"
+        )
     match form:
         case "run":
             _write_run(session, path)
@@ -105,12 +112,12 @@ def _refuse_flags(path: Place, kind: str, flags: dict[str, Any]) -> None:
         raise UserError(f"{path} is {kind}, for which {given[0]} means nothing; leave it out")
 
 
-def _open_run(path: Place) -> Session:
+def _open_run(path: Place, ema_sigma_rel: float | None) -> Session:
     if (path / _LATENT).is_file() and not RunFolder(path).checkpoints("diffusion").steps():
         session = load_session(path, "autoencoder")
         latent = {name: np.asarray(values, np.float32) for name, values in read_json(path / _LATENT).items()}
         return dataclasses.replace(session, params=session.params | {"latent": latent}, seal=None)
-    session = load_session(path)
+    session = load_session(path, ema_sigma_rel=ema_sigma_rel)
     if not (path / _SCHEDULER).is_file():
         return session
     _, sampler = imported_sampler(read_json(path / _SCHEDULER))
@@ -123,7 +130,8 @@ def _write_run(session: Session, path: Path) -> None:
     require_empty(path)
     run.open(experiment)
     run.save_tokenizers(session.tokenizers)
-    run.write_manifest(experiment, {"class_names": list(session.class_names), "credit": session.credit})
+    data = {"class_names": list(session.class_names), "credit": session.credit}
+    run.write_manifest(experiment, data, "model")
     if session.imported_sampler is not None:
         write_atomically(run.path / _SCHEDULER, json.dumps(dict(session.imported_sampler.options), indent=1) + "\n")
     _save(run, "autoencoder", experiment.first_stage.training.num_steps, {"autoencoder": params["autoencoder"]})

@@ -30,6 +30,7 @@ def model_differences(old: Experiment, new: Experiment) -> list[str]:
             "data.image_channels": experiment.data.image_channels,
             "conditioning": conditioning_form(experiment.conditioning),
             "denoiser": _unet_form(experiment.denoiser),
+            "diffusion.variance": experiment.diffusion.variance,
         }
         for experiment in (old, new)
     )

@@ -43,6 +43,38 @@ def find_starting_point(experiment: Experiment, run: RunFolder) -> StartingPoint
     if run.checkpoints("diffusion").steps():
         return _own_checkpoint(experiment, run)
     _check_begun(experiment, run)
+    return _from_elsewhere(experiment)
+
+
+def find_encoders(experiment: Experiment, run: RunFolder | None) -> StartingPoint:
+    """What pictures and captions are encoded with: parts of a run that has them, or of what an experiment starts from.
+
+    Raises:
+        UserError: there is no trained autoencoder, or it is damaged, not finished, or of another model.
+    """
+    if run is not None and any(run.checkpoints(stage).steps() for stage in ("autoencoder", "diffusion")):
+        return _encoders_of(experiment, run)
+    start = _from_elsewhere(experiment)
+    if "autoencoder" not in start.params:
+        raise UserError(
+            f"{experiment.name} names no trained autoencoder: encode for a run that has one (ldm latents encode RUN), "
+            "or name it with --first-stage.run RUN or --start MODEL"
+        )
+    return start
+
+
+def _encoders_of(experiment: Experiment, run: RunFolder) -> StartingPoint:
+    autoencoder = _finished_autoencoder(run.path, run.load_config().first_stage.training.num_steps)
+    if not _texts(experiment.conditioning):
+        return StartingPoint(autoencoder)
+    if not run.checkpoints("diffusion").steps():
+        text = _text_transformers(experiment.conditioning)
+        return StartingPoint({**text.params, **autoencoder}, text.tokenizers)
+    session = load_session(run.path)
+    return StartingPoint({**autoencoder, "conditioner": session.params["conditioner"]}, session.tokenizers)
+
+
+def _from_elsewhere(experiment: Experiment) -> StartingPoint:
     if experiment.start is not None:
         return _whole_model(experiment, experiment.start)
     text = _text_transformers(experiment.conditioning)

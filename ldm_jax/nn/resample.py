@@ -1,12 +1,23 @@
-"""Changes of resolution for any number of spatial axes."""
+"""Changes of resolution for any number of spatial axes.
+
+A convolution with three taps k of a row whose positions stand twice, y[j] = sum_d k[d] x[floor((j + d) / 2)], is two
+convolutions with two taps of the row itself, of which it takes the results in turn:
+
+(1) y[2i]     =  k[-1] x[i - 1] + (k[0] + k[1]) x[i]
+    y[2i + 1] = (k[-1] + k[0]) x[i] + k[1] x[i + 1]
+"""
+
+from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ldm_jax.nn.conv import Conv
+from ldm_jax.nn.conv import Conv, convolve
 
 
 def resampling_factors(spatial_dims: int) -> tuple[int, ...]:
@@ -34,6 +45,69 @@ def downsample_mean(x: Float[Array, "b *spatial c"]) -> Float[Array, "b *smaller
     return nn.avg_pool(x, factors, strides=factors)
 
 
+@jax.custom_vjp
+def upsample_and_convolve(x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."]) -> Float[Array, "b *larger d"]:
+    """A convolution with three taps in every axis of what `upsample_nearest` makes of `x`.
+
+    A CPU computes it by (1), with 4/9 of the operations in two dimensions. The gradient keeps `x` as it came.
+    """
+    return lax.platform_dependent(x, kernel, cpu=_of_cpu(kernel), default=_in_two_steps)
+
+
+def _of_cpu(kernel: Float[Array, "..."]) -> Callable[[Array, Array], Array]:
+    """By phases, if the sums of taps are exact enough and there are so many channels that products are what costs."""
+    return _by_phases if kernel.dtype == jnp.float32 and min(kernel.shape[-2:]) >= 32 else _in_two_steps
+
+
+def _forward(
+    x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."]
+) -> tuple[Float[Array, "b *larger d"], tuple[Array, Array]]:
+    return upsample_and_convolve(x, kernel), (x, kernel)
+
+
+def _backward(kept: tuple[Array, Array], gradient: Float[Array, "b *larger d"]) -> tuple[Array, Array]:
+    def of(operation: Callable[[Array, Array], Array]) -> Callable[[Array], tuple[Array, Array]]:
+        return lambda gradient: jax.vjp(operation, *kept)[1](gradient)
+
+    return lax.platform_dependent(gradient, cpu=of(_of_cpu(kept[1])), default=of(_in_two_steps))
+
+
+upsample_and_convolve.defvjp(_forward, _backward)
+
+
+def _in_two_steps(x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."]) -> Float[Array, "b *larger d"]:
+    return convolve(upsample_nearest(x), kernel)
+
+
+def _by_phases(x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."]) -> Float[Array, "b *larger d"]:
+    """(1) in each resampled axis: a convolution for each of their phases, whose results are interleaved."""
+    factors = resampling_factors(x.ndim - 2)
+
+    def of_phase(phase: tuple[int, ...]) -> Float[Array, "b *larger d"]:
+        axis = len(phase)
+        if axis == len(factors):
+            return convolve(x, _phase_kernel(kernel, phase, factors), padding=_phase_padding(phase, factors))
+        parts = [of_phase((*phase, number)) for number in range(factors[axis])]
+        shape = list(parts[0].shape)
+        shape[axis + 1] *= len(parts)
+        return jnp.stack(parts, axis + 2).reshape(shape)
+
+    return of_phase(())
+
+
+def _phase_kernel(kernel: Float[Array, "..."], phase: tuple[int, ...], factors: tuple[int, ...]) -> Float[Array, "..."]:
+    """The kernel of (1) for a phase: in a resampled axis two taps, of which one is the sum of two."""
+    for axis, (number, factor) in enumerate(zip(phase, factors, strict=True)):
+        if factor == 2:
+            first, middle, last = jnp.split(kernel, 3, axis)
+            kernel = jnp.concatenate([first + middle, last] if number else [first, middle + last], axis)
+    return kernel
+
+
+def _phase_padding(phase: tuple[int, ...], factors: tuple[int, ...]) -> list[tuple[int, int]]:
+    return [(1, 1) if factor == 1 else (1 - number, number) for number, factor in zip(phase, factors, strict=True)]
+
+
 class Upsample(nn.Module):
     """Nearest-neighbour upsampling followed by a 3x3 convolution."""
 
@@ -44,6 +118,9 @@ class Upsample(nn.Module):
         self, x: Float[Array, "b *spatial c"], size: tuple[int, ...] | None = None
     ) -> Float[Array, "b *larger c"]:
         """Double the resolution of `x`, or nearly so: `size` is another one, where halving has rounded."""
+        twice = tuple(n * factor for n, factor in zip(x.shape[1:-1], resampling_factors(x.ndim - 2), strict=True))
+        if size is None or size == twice:
+            return Conv(x.shape[-1], dtype=self.dtype, operation=upsample_and_convolve, name="conv")(x)
         return Conv(x.shape[-1], dtype=self.dtype, name="conv")(upsample_nearest(x, size))
 
 

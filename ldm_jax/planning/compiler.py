@@ -13,7 +13,7 @@ from ldm_jax.planning.collectives import find_collectives
 from ldm_jax.planning.compiled import CompiledStep, Memory
 from ldm_jax.planning.hlo import Program, parse_program
 from ldm_jax.planning.topology import Topology
-from ldm_jax.planning.traffic import estimate_bytes, has_loops
+from ldm_jax.planning.traffic import estimate_bytes, has_loops, kernel_bytes
 
 _SIZE = r"([\d.]+)([KMGT]?)"
 _SHORTAGES = (
@@ -80,16 +80,21 @@ def shortage(message: str, arguments: int) -> Memory:
 def bytes_accessed(program: Program, cost: Any) -> tuple[int, str]:
     """Bytes of memory traffic of one run, and where the number comes from.
 
-    The compiler's own analysis (TPU) counts one turn of each loop: it is scaled as the estimate from the text is.
+    The compiler's own analysis (TPU) counts one turn of each loop: it is scaled as the estimate from the text is. Of
+    Pallas kernels it counts nothing: their operands and results are added.
     """
     estimate = estimate_bytes(program)
     analysed = (cost or {}).get("bytes accessed")
     if not analysed or analysed <= 0:
         return estimate, "estimated from the compiled program's operands and results"
-    if not has_loops(program):
-        return int(analysed), "the compiler's cost analysis"
-    turns = estimate / max(estimate_bytes(program, count_loops=False), 1)
-    return int(analysed * turns), f"the compiler's cost analysis, times {turns:.2f} for loops, which it counts once"
+    source, total, kernels = "the compiler's cost analysis", float(analysed), kernel_bytes(program)
+    if has_loops(program):
+        turns = estimate / max(estimate_bytes(program, count_loops=False), 1)
+        source += f", times {turns:.2f} for loops, which it counts once"
+        total *= turns
+    if kernels:
+        source += f", and {kernels / 1e9:.1f} GB of Pallas kernels, which it does not count"
+    return int(total) + kernels, source
 
 
 def argument_bytes(arguments: Any) -> int:

@@ -48,7 +48,7 @@ def abstract_step(experiment: Experiment, stage: StageName, mesh: Mesh) -> Abstr
 
 def _training_step(program: StageProgram, frozen: Any, batch: dict[str, Any], mesh: Mesh) -> AbstractStep:
     root = jax.eval_shape(lambda: rng.root_key(0))
-    state = jax.eval_shape(program.init, root, frozen, {})
+    state = jax.eval_shape(program.init, root, frozen, {})._replace(constants=program.constants)
     shardings = sharding.state_shardings(mesh, state)
     size = jax.tree.leaves(batch)[0].shape[0]
     batch = {**batch, "sample_index": jax.ShapeDtypeStruct((size,), jnp.int32)}

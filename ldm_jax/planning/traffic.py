@@ -4,12 +4,13 @@
     they run; of an operand that a fusion only slices, the slice; of one that it updates in place, the update
 """
 
-from ldm_jax.planning.hlo import Instruction, Program
+from ldm_jax.planning.hlo import Instruction, Program, shape_bytes
 
 _CONTROL = frozenset(("tuple", "get-tuple-element", "while", "conditional", "call", "after-all", "opt-barrier"))
 _MADE_IN_PLACE = frozenset(("parameter", "constant", "bitcast", "iota", "partition-id", "replica-id"))
 _FAST_MEMORY = "S(1)"
 """In a layout: kept in the memory on the chip."""
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 
 
 def estimate_bytes(program: Program, *, count_loops: bool = True) -> int:
@@ -19,6 +20,21 @@ def estimate_bytes(program: Program, *, count_loops: bool = True) -> int:
         if instruction.opcode in _CONTROL | _MADE_IN_PLACE or instruction.opcode.endswith("-done"):
             continue
         total += (times if count_loops else 1) * _bytes(instruction, program, program.computations[name])
+    return total
+
+
+def kernel_bytes(program: Program) -> int:
+    """Bytes that the Pallas kernels of a TPU's program read and write, each operand and result once.
+
+    The compiler counts none for them. Counted as it counts all else: without the padding of tiles, by which an array
+    with a short last axis takes more of the memory.
+    """
+    total = 0
+    for name, instruction, times in program.runs(into_fusions=False):
+        if instruction.opcode == "custom-call" and _KERNEL in instruction.attributes:
+            operands = (program.computations[name].get(operand) for operand in instruction.operands)
+            shapes = [instruction.shape, *(operand.shape for operand in operands if operand is not None)]
+            total += times * sum(map(shape_bytes, shapes))
     return total
 
 

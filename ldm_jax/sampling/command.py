@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+import jax
+
 from ldm_jax.config import MeshConfig
 from ldm_jax.data.given.shelf import inputs_checksum
 from ldm_jax.errors import UserError
@@ -20,6 +22,7 @@ from ldm_jax.sampling.model_hash import hash_params, model_hash
 from ldm_jax.sampling.prompt_files import read_prompts
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session, load_session
+from ldm_jax.training import processes
 
 OpenModel: TypeAlias = Callable[..., Session]
 """`interop.model_files.open_model`, which this room does not know."""
@@ -45,10 +48,15 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
         num_samples=command.num_samples,
         seed=command.seed,
     )
-    origin = Origin(path=command.run or command.model or "", config=command.config, tokenizer=command.tokenizer)
-    session, origin = _open(origin, open_model)
+    origin = Origin(
+        path=command.run or command.model or "",
+        config=command.config,
+        tokenizer=command.tokenizer,
+        ema_sigma_rel=command.ema_sigma_rel,
+    )
+    session, origin = open_origin(origin, open_model)
     session = session.on(command.mesh) if command.mesh != MeshConfig() else session
-    weaker, weaker_origin = _open_weaker(command.weaker, command.weaker_step)
+    weaker, weaker_origin = open_weaker(command.weaker, command.weaker_step)
     config = sampling_config(command, session.experiment.sampling)
     request = DrawRequest(
         pictures=ask(asked, session, config.guidance_scale, has_weaker=weaker is not None),
@@ -61,17 +69,25 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     session, classifier_origin = _with_classifier(session, command.classifier)
     easel = Easel(session, request, weaker)
     origins = Origins(model=origin, weaker=weaker_origin, classifier=classifier_origin)
+    if not processes.is_first():
+        easel.follow(command.batch_size)
+        return []
     base = to_place(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
     out = folder_for(base, request, origins) if command.out is None else to_place(command.out)
-    return draw_to_files(easel, origins, out=out, batch_size=command.batch_size, credit=session.credit)
+    files = draw_to_files(easel, origins, out=out, batch_size=command.batch_size, credit=session.credit)
+    easel.release()
+    return files
 
 
 def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     """Draw the picture of a file again.
 
     Raises:
-        UserError: the file does not say how, the model is not the same, or there is a file in the way.
+        UserError: the file does not say how, the model is not the same, there is a file in the way, or this is one of
+            several processes.
     """
+    if jax.process_count() > 1:
+        raise UserError("--again draws one picture, for which one process is enough; run it without the others")
     source = to_place(command.again or "")
     out = to_place(command.out or ".") / f"{source.stem}-again.png"
     if out.exists():
@@ -79,10 +95,10 @@ def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     found = read_description(source)
     given = command.run or command.model
     origin = found.origins.model if given is None else dataclasses.replace(found.origins.model, path=given)
-    session, model = _open(dataclasses.replace(origin, **_given(command)), open_model)
+    session, model = open_origin(dataclasses.replace(origin, **_given(command)), open_model)
     weaker, weaker_origin = None, found.origins.weaker
     if weaker_origin is not None:
-        weaker, weaker_origin = _open_weaker(weaker_origin.path, weaker_origin.step)
+        weaker, weaker_origin = open_weaker(weaker_origin.path, weaker_origin.step)
     classifier_origin = found.origins.classifier
     if classifier_origin is not None:
         session, classifier_origin = _with_classifier(session, classifier_origin.path)
@@ -103,7 +119,7 @@ def draw_grid_of(command: GridCommand, open_model: OpenModel) -> Place:
     Raises:
         UserError: the model does not draw it.
     """
-    session, _ = _open(Origin(path=command.run), open_model)
+    session, _ = open_origin(Origin(path=command.run), open_model)
     config = sampling_config(command, session.experiment.sampling)
     scales = command.guidance_scale or (config.guidance_scale if can_guide(session) else 1.0,)
     pictures, rows = grid_pictures(command, scales)
@@ -150,14 +166,22 @@ def grid_pictures(command: GridCommand, scales: Sequence[float]) -> tuple[tuple[
     return tuple(pictures), rows
 
 
-def _open(origin: Origin, open_model: OpenModel) -> tuple[Session, Origin]:
+def open_origin(origin: Origin, open_model: OpenModel) -> tuple[Session, Origin]:
     """The model at a place, and the place with its checksum."""
     config, tokenizer = (None if p is None else Path(p).absolute() for p in (origin.config, origin.tokenizer))
     path = _absolute(origin.path)
-    session = open_model(path, config=config, tokenizer=tokenizer)
+    width = origin.ema_sigma_rel
+    session = open_model(path, config=config, tokenizer=tokenizer, ema_sigma_rel=width)
     session.require_denoiser()
     yaml, folder = (None if p is None else str(p) for p in (config, tokenizer))
-    return session, Origin(path=str(path), config=yaml, tokenizer=folder, sha256=model_hash(session))
+    return session, Origin(
+        path=str(path),
+        config=yaml,
+        tokenizer=folder,
+        ema_sigma_rel=width,
+        sha256=model_hash(session),
+        autoencoder=model_hash(session, "autoencoder"),
+    )
 
 
 def _absolute(text: str) -> Place:
@@ -165,12 +189,15 @@ def _absolute(text: str) -> Place:
     return Path(place).absolute() if is_local(place) else place
 
 
-def _open_weaker(run: str | None, step: int | None) -> tuple[Session | None, Origin | None]:
+def open_weaker(run: str | None, step: int | None) -> tuple[Session | None, Origin | None]:
+    """The weaker model of a run, at a step or the newest, and where it is from; nothing for no run."""
     if run is None:
         return None, None
     path = _absolute(run)
     session = load_session(path, step=step)
-    return session, Origin(path=str(path), step=step, sha256=model_hash(session))
+    return session, Origin(
+        path=str(path), step=step, sha256=model_hash(session), autoencoder=model_hash(session, "autoencoder")
+    )
 
 
 def _with_classifier(session: Session, run: str | None) -> tuple[Session, Origin | None]:

@@ -27,8 +27,12 @@ class Origin:
     """Folder of the tokenizer of a single file."""
     step: int | None = None
     """Checkpoint, where it is not the newest."""
+    ema_sigma_rel: float | None = None
+    """Relative width of the average, where it was rebuilt from snapshots."""
     sha256: str = ""
     """Checksum of its parameters."""
+    autoencoder: str = ""
+    """Checksum of those of its autoencoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +95,17 @@ def read_description(path: Place) -> Described:
         raise UserError(f"{path} does not say how it was drawn: it is no picture of `ldm sample`, or of an older one")
     try:
         values = json.loads(texts[_KEY])
-        origins = {name: _origin(values.get(name)) for name in ("model", "weaker", "classifier")}
-        model, weaker = origins["model"], origins["weaker"]
-        if model is None:
-            raise ValueError("no model")
+        origins = origins_of(values)
         request, place = DrawRequest.from_json(values["request"]), BatchRow(**values["place"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: its description cannot be read by this version ({error})") from None
-    return Described(request, place, Origins(model=model, weaker=weaker, classifier=origins["classifier"]))
+    return Described(request, place, origins)
+
+
+def origins_of(values: Mapping[str, Any]) -> Origins:
+    """Inverse of `Origins.to_json` for values that hold it; raises KeyError or TypeError where they do not."""
+    others = {name: _origin(values.get(name)) for name in ("weaker", "classifier")}
+    return Origins(model=Origin(**values["model"]), **others)
 
 
 def _origin(values: Mapping[str, Any] | None) -> Origin | None:

@@ -17,6 +17,7 @@ from ldm_jax.sampling.generate import Method, Request
 from ldm_jax.sampling.picture_inputs import PictureInputs
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session
+from ldm_jax.training import processes
 
 
 class BatchRow(NamedTuple):
@@ -53,15 +54,21 @@ class Easel:
         if session.classifier is not None:
             session.classifier([picture.class_label for picture in request.pictures])  # what is wrong with them
         self.request, self._session, self._inputs = request, session, PictureInputs(session, request)
+        self.mesh = session.mesh
         weaker_model = None if weaker is None else WeakerModel(weaker.model, weaker.params)
         sampler = session.sampler(request.config)
         self._drawer = BatchDrawer(
             session.model, session.params, sampler, request.config, sharding.make_mesh(session.mesh), weaker_model
         )
         self._weaker = None if weaker is None else weaker.model
+        self._agreed = False
 
     def draw(self, batch_size: int, done: Collection[int] = ()) -> Iterator[Drawn]:
-        """Draw the pictures whose positions are not `done`, in batches that do not depend on what is."""
+        """Draw the pictures whose positions are not `done`, in batches that do not depend on what is.
+
+        Of several processes all have to draw, and what is done is what the first one says.
+        """
+        done = self._agree_on(done)
         for kind in self._kinds():
             size = self._drawer.batch_size(batch_size, len(kind))
             for begin in range(0, len(kind), size):
@@ -73,6 +80,21 @@ class Easel:
         """How what a picture is given looks; nothing where it is given nothing."""
         spec = self.request.pictures[position].given
         return [self._session.given.shown(spec)] if spec else []
+
+    def follow(self, batch_size: int) -> None:
+        """Draw with the first of several processes, which has the pictures."""
+        for _ in self.draw(batch_size):
+            pass
+
+    def release(self) -> None:
+        """Let the processes go that follow, where there was nothing to draw."""
+        if not self._agreed:
+            self._agree_on(range(len(self.request.pictures)))
+
+    def _agree_on(self, done: Collection[int]) -> set[int]:
+        self._agreed = True
+        mine = np.isin(np.arange(len(self.request.pictures)), list(done))
+        return set(np.flatnonzero(sharding.to_all(mine)[0]).tolist())
 
     def draw_at(self, position: int, place: BatchRow) -> UInt8[np.ndarray, "h w c"]:
         """Draw one picture where it was drawn before.
@@ -97,6 +119,7 @@ class Easel:
 
     def _batch(self, pictures: Sequence[PictureRequest]) -> UInt8[np.ndarray, "b h w c"]:
         """Draw pictures of one kind."""
+        processes.note("drawing pictures")
         config, first = self.request.config, pictures[0]
         inputs, negative, towards = self._inputs(pictures)
         request = Request(inputs, negative, guidance_numbers(config, [p.guidance_scale for p in pictures]))
@@ -196,4 +219,4 @@ def _are_equal(one: Session, other: Session, name: str) -> bool:
     trees = one.params[name], other.params[name]
     if jax.tree.structure(trees[0]) != jax.tree.structure(trees[1]):
         return False
-    return jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)), *trees))
+    return jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(sharding.to_host(a), sharding.to_host(b)), *trees))

@@ -1,6 +1,6 @@
 """Pictures in a folder: each written when it is drawn, so that the same request goes on where it was stopped.
 
-manifest.json    what was asked for, and of which model: another request is refused
+manifest.json    how they are made, by which another request is refused, and when all are there their checksums
 NAME_0000.png    picture by picture, by its position in the request; a file is there as a whole or not at all
 grid.png         all of them, or the first
 """
@@ -14,18 +14,19 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ldm_jax.config import to_dict
 from ldm_jax.data.given.shelf import spec_label
 from ldm_jax.errors import UserError
-from ldm_jax.files.places import Place
-from ldm_jax.pictures import draw_grid, read_picture, save_picture
-from ldm_jax.sampling.description import Origins, describe
+from ldm_jax.files.places import Place, to_place
+from ldm_jax.files.whole_files import write_atomically
+from ldm_jax.manifest import NAME, Manifest, as_text, circumstances, known_manifest, make_manifest, read_manifest
+from ldm_jax.pictures import draw_grid, pixels_digest, read_picture, save_picture
+from ldm_jax.sampling.description import Origins, describe, origins_of
 from ldm_jax.sampling.draw import Easel
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
-from ldm_jax.training.seals import write_atomically
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 GRID = "grid.png"
 _GRID_COLUMNS, _GRID_ROWS = 32, 64
 
@@ -38,13 +39,16 @@ def draw_to_files(easel: Easel, origins: Origins, *, out: Place, batch_size: int
     """
     request = easel.request
     paths = [out / name for name in picture_names(request)]
-    _check_folder(out, paths, _manifest(request, origins))
+    manifest = _check_folder(out, paths, request, origins)
+    done = {position for position, path in enumerate(paths) if path.exists()}
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / MANIFEST, json.dumps(_manifest(request, origins), indent=1) + "\n")
-        done = {position for position, path in enumerate(paths) if path.exists()}
-        if len(done) < len(paths):
+        if manifest is None or len(done) < len(paths) or not manifest["results"]:
+            manifest = _begin(manifest, easel, origins, batch_size)
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(out / NAME, as_text(manifest))
             _draw_missing(easel, origins, paths, done, batch_size, credit)
+            results = {path.name: pixels_digest(read_picture(path)[0]) for path in paths}
+            write_atomically(out / NAME, as_text(manifest | {"results": results}))
         else:
             logger.info("all %d pictures are in %s already", len(paths), out)
         shown = _write_grid(easel, paths, out / GRID, credit)
@@ -59,9 +63,9 @@ def folder_for(base: Place, request: DrawRequest, origins: Origins) -> Place:
     """A folder in `base` named after the request: the one in which it was begun, or a new one."""
     first = request.pictures[0]
     name = f"{slug(first.prompt or first.class_label or '')}seed{first.seed}"
-    manifest = _manifest(request, origins)
+    wanted = _decisive(request, origins)
     candidates = (base / (name if n == 1 else f"{name}-{n}") for n in count(1))
-    return next(path for path in candidates if not path.exists() or _read(path / MANIFEST) == manifest)
+    return next(path for path in candidates if not path.exists() or _asked_of(path / NAME) == wanted)
 
 
 def picture_names(request: DrawRequest) -> list[str]:
@@ -78,35 +82,49 @@ def slug(text: str) -> str:
     return "-".join(words)[:40] + "_" if words else ""
 
 
-def _manifest(request: DrawRequest, origins: Origins) -> dict[str, Any]:
+def _begin(found: Manifest | None, easel: Easel, origins: Origins, batch_size: int) -> Manifest:
+    """The manifest of pictures that are now drawn, or drawn on."""
+    if found is not None:
+        return found | {"continued": [*found["continued"], circumstances() | {"batch_size": batch_size}]}
+    asked = {"config": easel.request.to_json(), **origins.to_json(), "mesh": to_dict(easel.mesh)}
+    seeds = list(dict.fromkeys(picture.seed for picture in easel.request.pictures))
+    data = known_manifest(to_place(origins.model.path) / NAME).get("data", {})
+    return make_manifest("samples", **asked, seed=seeds, batch_size=batch_size, data=data)
+
+
+def _decisive(request: DrawRequest, origins: Origins) -> dict[str, Any]:
+    """What decides the pictures, in words and as a checksum of it all, as it is read from a file."""
     asked = {**request.summary(), **{f"{name}_sha256": value for name, value in origins.checksums().items()}}
-    return json.loads(json.dumps(asked))  # as it is read
+    return json.loads(json.dumps(asked))
 
 
-def _check_folder(out: Place, paths: Sequence[Place], wanted: dict[str, Any]) -> None:
-    """Refuse a folder that holds another request, or other files of these names."""
-    found = _read(out / MANIFEST)
-    if found is None:
-        if (out / MANIFEST).exists():
-            raise UserError(f"{out / MANIFEST} is damaged; choose another folder: --out DIR")
+def _asked_of(path: Place) -> dict[str, Any] | None:
+    """What decides the pictures of a manifest; None where it cannot be read."""
+    try:
+        manifest = read_manifest(path)
+        return _decisive(DrawRequest.from_json(manifest["config"]), origins_of(manifest))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _check_folder(out: Place, paths: Sequence[Place], request: DrawRequest, origins: Origins) -> Manifest | None:
+    """The manifest of the same request; refuse a folder that holds another one, or other files of these names."""
+    if not (out / NAME).exists():
         if taken := next((path for path in (*paths, out / GRID) if path.exists()), None):
             raise UserError(f"{taken} is there already and is not overwritten; choose another folder: --out DIR")
-    elif found != wanted:
+        return None
+    wanted, found = _decisive(request, origins), _asked_of(out / NAME)
+    if found is None:
+        raise UserError(f"{out / NAME} is damaged, or of another version; choose another folder: --out DIR")
+    if found != wanted:
         names = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name) and name != "request"]
         changed = [f"{name}: {found.get(name)!r} -> {wanted.get(name)!r}" for name in names]
-        listing = "\n  ".join(changed or ["the order of the pictures, or more of them than a manifest shows"])
+        listing = "\n  ".join(changed or ["the order of the pictures, or more of them than this shows"])
         raise UserError(
             f"{out} holds pictures of another request:\n  {listing}\nnothing was changed; ask for the same to go on "
             "with them, or choose another folder: --out DIR"
         )
-
-
-def _read(path: Place) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    return read_manifest(out / NAME)
 
 
 def _draw_missing(

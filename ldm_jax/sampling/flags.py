@@ -11,6 +11,7 @@ import tyro
 from ldm_jax.config import (
     LARGEST,
     ClippingKind,
+    DistributedConfig,
     GuidanceCalls,
     MeshConfig,
     SamplerName,
@@ -36,6 +37,8 @@ class SampleCommand:
     """YAML of a single file (--model), where it does not lie beside it."""
     tokenizer: str | None = None
     """Folder of the tokenizer, in the format of transformers, of a single file (--model) that takes prompts."""
+    ema_sigma_rel: float | None = None
+    """Draw with an average of this relative width, rebuilt from the run's snapshots (--training.ema-profiles)."""
     prompt: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["-p"])] = ()
     """What to draw; repeat the flag for several: --prompt "red apple" --prompt "angry cat". Words can be weighted:
     (word) by 1.1, [word] by 1 / 1.1, (word:1.3) by 1.3."""
@@ -104,6 +107,7 @@ class SampleCommand:
     batch_size: int = 16
     """Pictures drawn at once; decides speed and memory, not the pictures."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     out: str | None = None
     """Folder for the pictures, where the same command goes on with what is missing; default: a folder for each request
     in samples/ of the run, or in samples/NAME for a model of another system."""

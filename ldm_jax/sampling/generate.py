@@ -39,11 +39,11 @@ class Request(NamedTuple):
     towards: Inputs | None = None
     """Inputs at the other end of an interpolation."""
     fraction: Float[Array, " b"] | None = None
+    """How far each sample is on its way there."""
     wanted: Int[Array, " b"] | None = None
     """Classes to which a classifier leads."""
     push: Float[Array, " b"] | None = None
     """How strongly."""
-    """How far each sample is on its way there."""
 
 
 @dataclass(frozen=True, kw_only=True)

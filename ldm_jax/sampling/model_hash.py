@@ -1,41 +1,43 @@
-"""Which model drew a picture: a checksum of its parameters, computed once for a checkpoint and kept beside its seal."""
+"""Which model drew a picture: checksums of its parameters, computed once for a checkpoint and kept beside its seal."""
 
 import hashlib
 import json
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from ldm_jax.files.places import Place
+from ldm_jax.files.whole_files import write_atomically
 from ldm_jax.sampling.session import Session
-from ldm_jax.sharding import path_names
-from ldm_jax.training.seals import write_atomically
+from ldm_jax.sharding import path_names, to_host
 
 logger = logging.getLogger(__name__)
 
 _CACHE = "parameters.json"
 
 
-def model_hash(session: Session) -> str:
-    """SHA-256 of the parameters of a session: of every path, type, shape and value.
+def model_hash(session: Session, part: Literal["autoencoder"] | None = None) -> str:
+    """SHA-256 of the parameters of a session, or of a part: of every path, type, shape and value.
 
     The seal of a checkpoint tells whether it is the one whose checksum was kept.
     """
+    name, params = part or "sha256", session.params if part is None else session.params[part]
     if session.seal is None:
-        return hash_params(session.params)
+        return hash_params(params)
     try:
         seal = hashlib.sha256(session.seal.read_bytes()).hexdigest()
         cache = session.seal.with_name(_CACHE)
     except OSError:  # the checkpoint is gone, its parameters are here
-        return hash_params(session.params)
+        return hash_params(params)
     known = _read(cache)
-    if known.get("seal") == seal and isinstance(known.get("sha256"), str):
-        return known["sha256"]
-    found = hash_params(session.params)
+    known = known if known.get("seal") == seal else {"seal": seal}
+    if isinstance(known.get(name), str):
+        return known[name]
+    found = hash_params(params)
     try:
-        write_atomically(cache, json.dumps({"seal": seal, "sha256": found}) + "\n")
+        write_atomically(cache, json.dumps(known | {name: found}) + "\n")
     except OSError as error:
         logger.info("the checksum of the model cannot be kept in %s (%s)", cache, error)
     return found
@@ -46,7 +48,7 @@ def hash_params(params: Any) -> str:
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     digest = hashlib.sha256()
     for path, leaf in sorted(leaves, key=lambda entry: path_names(entry[0])):
-        array = np.ascontiguousarray(leaf)
+        array = np.ascontiguousarray(to_host(leaf))
         digest.update(json.dumps([path_names(path), str(array.dtype), array.shape]).encode())
         digest.update(array.view(np.uint8).data if array.size else b"")
     return digest.hexdigest()

@@ -25,6 +25,7 @@ from ldm_jax.model import LatentDiffusion, Params, make_model, require_diffusion
 from ldm_jax.sampling.batches import BatchDrawer, guidance_numbers
 from ldm_jax.sampling.generate import Method, Request
 from ldm_jax.training.checkpoints import Checkpoints, abstract_like
+from ldm_jax.training.rebuild import rebuild_average
 from ldm_jax.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -62,8 +63,14 @@ class Session:
     """Seal of the checkpoint that its parameters come from, if they do."""
 
     def on(self, mesh: MeshConfig) -> "Session":
-        """The same model, made for and drawing on devices arranged in another way."""
-        model = make_model(self.experiment, sharding.make_mesh(mesh))
+        """The same model, made for and drawing on devices arranged in another way.
+
+        Raises:
+            UserError: the mesh does not fit the devices or the model.
+        """
+        arranged = sharding.make_mesh(mesh)
+        sharding.check_tensor_axis(arranged, self.params)
+        model = make_model(self.experiment, arranged)
         return dataclasses.replace(self, model=model, mesh=mesh)
 
     @property
@@ -181,7 +188,9 @@ class Session:
         """The sampler that a configuration names; raises UserError where `make_sampler` does."""
         if config.sampler == "imported" and self.imported_sampler is not None:
             return self.imported_sampler.make(config)
-        return make_sampler(config, self.model.schedule, self.experiment.diffusion.prediction_type)
+        diffusion = self.experiment.diffusion
+        learned = diffusion.variance == "learned"
+        return make_sampler(config, self.model.schedule, diffusion.prediction_type, learned_variance=learned)
 
 
 def _no_data(split: Split) -> Source:
@@ -189,14 +198,20 @@ def _no_data(split: Split) -> Source:
 
 
 def load_session(
-    run_dir: Place, stage: Literal["autoencoder", "diffusion"] = "diffusion", step: int | None = None
+    run_dir: Place,
+    stage: Literal["autoencoder", "diffusion"] = "diffusion",
+    step: int | None = None,
+    *,
+    ema_sigma_rel: float | None = None,
 ) -> Session:
     """The model of a trained run, with the averaged parameters of its newest good checkpoint, or of that of `step`.
 
-    Of the stage `autoencoder` the parameters are `{"autoencoder": ...}` alone.
+    Of the stage `autoencoder` the parameters are `{"autoencoder": ...}` alone. With `ema_sigma_rel` what is trained is
+    averaged with that relative width, rebuilt from the run's snapshots.
 
     Raises:
-        UserError: the folder is not a run, the stage has no checkpoint yet, or all of them are damaged.
+        UserError: the folder is not a run, the stage has no checkpoint yet, all of them are damaged, or there are no
+            snapshots.
     """
     run = RunFolder(run_dir)
     experiment = run.load_config()
@@ -219,9 +234,13 @@ def load_session(
     data = run.read_manifest().get("data", {})
     names, credit = tuple(data.get("class_names", ())), data.get("credit", "")
     encoder = PromptEncoder(tokenizers, warn=True) if tokenizers else None
-    seal = checkpoints.directory / f"{restored[0]:08d}.json"
+    params, seal = restored[1]["model"], checkpoints.directory / f"{restored[0]:08d}.json"
+    if ema_sigma_rel is not None:
+        training = experiment.training if stage == "diffusion" else experiment.first_stage.training
+        average = rebuild_average(run.snapshots(stage), training, wanted["model"], ema_sigma_rel, restored[0])
+        params, seal = {**params, **average}, None
     shelf = GivenShelf(experiment, tuple(data.get("object_names", ())))
-    return Session(experiment, model, restored[1]["model"], encoder, names, credit, shelf=shelf, seal=seal)
+    return Session(experiment, model, params, encoder, names, credit, shelf=shelf, seal=seal)
 
 
 def _restore(checkpoints: Checkpoints, step: int, wanted: dict[str, Any]) -> tuple[int, dict[str, Any]]:

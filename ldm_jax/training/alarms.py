@@ -19,7 +19,7 @@ TOO_WIDE = 0.9
 
 def first_stage_alarms(config: FirstStageConfig, metrics: Metrics, step: int) -> dict[str, str]:
     """What is wrong with a first stage after `step`: a sentence each, with what to do about it, by its name."""
-    autoencoder, judge = config.autoencoder, config.discriminator
+    autoencoder, judge = config.autoencoder, config.judge
     found: dict[str, str] = {}
     if judge is not None and step >= judge.start_step + judge.warmup_steps:
         if metrics["discriminator_accuracy"] > TOO_SURE:
@@ -27,7 +27,7 @@ def first_stage_alarms(config: FirstStageConfig, metrics: Metrics, step: int) ->
                 f"the discriminator is right {metrics['discriminator_accuracy']:.0%} of the time and teaches little; "
                 "lower its learning rate, or set r1_weight or lecam_weight"
             )
-        if judge.adaptive and metrics["adaptive_weight"] >= judge.max_adaptive_weight:
+        if judge.adaptive and metrics["adaptive_weight"] >= 0.999 * judge.max_adaptive_weight:
             found["adaptive weight"] = (
                 f"the adaptive weight is at its cap of {judge.max_adaptive_weight:g}: the discriminator's gradient has "
                 "vanished; lower max_adaptive_weight, or let it learn for more warmup_steps"

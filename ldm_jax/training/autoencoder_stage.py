@@ -1,6 +1,6 @@
 """The first stage of a run: how the autoencoder is started, evaluated and shown."""
 
-from typing import Any
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +8,20 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ldm_jax import sharding
-from ldm_jax.model import LatentDiffusion, Params
+from ldm_jax.autoencoder.perceptual import Lpips
+from ldm_jax.config import FirstStageConfig, PerceptualNet
+from ldm_jax.model import LatentDiffusion, Params, apply
 from ldm_jax.pictures import draw_grid, to_uint8
 from ldm_jax.training import processes
 from ldm_jax.training.alarms import Alarms, first_stage_alarms
 from ldm_jax.training.autoencoder_step import reconstruction_distance
 from ldm_jax.training.loop import Stage
+from ldm_jax.training.perceptual import fingerprint_constants, read_constants
 from ldm_jax.training.program import autoencoder_program
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 _GRID_COLUMNS = 8
 
@@ -25,19 +30,26 @@ def make_autoencoder_stage(work: Workspace) -> Stage:
     """The stage that trains the autoencoder on pictures."""
     config = work.experiment.first_stage
     program = autoencoder_program(work.model, work.experiment)
-    reconstruct = jax.jit(lambda params, image: _reconstruct(work.model, params, image))
+    compare = jax.jit(lambda state, image: _compare(work.model, config.perceptual.net, state, image))
+
+    def constants() -> Params:
+        found = read_constants(config)
+        work.run.check_perceptual(fingerprint_constants(found))
+        logger.info("autoencoder: %s", _describe(config))
+        return found
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        errors = []
+        found: dict[str, list[np.ndarray]] = {}
         for batch in work.epoch(work.test, config.training.batch_size):
-            error = reconstruct(state.model_params, batch["image"])[1]
-            errors.append(sharding.to_host(error)[sharding.to_host(batch["valid"])])
-        return {"heldout_loss": float(np.mean(np.concatenate(errors)))}
+            valid = sharding.to_host(batch["valid"])
+            for name, distances in compare(_evaluated(state), batch["image"])[1].items():
+                found.setdefault(name, []).append(sharding.to_host(distances)[valid])
+        return {name: float(np.mean(np.concatenate(distances))) for name, distances in found.items()}
 
     def draw(state: TrainState, step: int) -> None:
         batch = next(work.epoch(work.test, config.training.batch_size))
         count = min(int(np.sum(sharding.to_host(batch["valid"]))), 2 * _GRID_COLUMNS)
-        decoded = reconstruct(state.model_params, batch["image"])[0]
+        decoded = compare(_evaluated(state), batch["image"])[0]
         pictures = [to_uint8(sharding.to_host(image))[:count] for image in (batch["image"], decoded)]
         if not processes.is_first():
             return
@@ -60,13 +72,30 @@ def make_autoencoder_stage(work: Workspace) -> Stage:
         evaluate=evaluate,
         draw=draw,
         alarms=Alarms(lambda metrics, step: first_stage_alarms(config, metrics, step)),
+        constants=constants,
     )
 
 
-def _reconstruct(
-    model: LatentDiffusion, params: Params, image: Float[Array, "b h w c"]
-) -> tuple[Float[Array, "b h w c"], Float[Array, " b"]]:
-    """Decoded mode of the posterior, and its mean absolute error for each picture."""
-    identity: Any = {**params, **model.init_latent()}  # the autoencoder's own latents
-    decoded = model.decode(identity, model.encode(params, image).mode())
-    return decoded, reconstruction_distance(jnp.asarray(image), decoded, "l1")
+def _evaluated(state: TrainState) -> TrainState:
+    """Without what only training needs."""
+    return state._replace(params={}, opt_state=())
+
+
+def _compare(
+    model: LatentDiffusion, net: PerceptualNet, state: TrainState, image: Float[Array, "b h w c"]
+) -> tuple[Float[Array, "b h w c"], dict[str, Float[Array, " b"]]]:
+    """Decoded mode of the averaged model's posterior, and its distances for each picture by name."""
+    identity: Params = {**state.model_params, **model.init_latent()}  # the autoencoder's own latents
+    decoded = model.decode(identity, model.encode(identity, image).mode())
+    distances = {"heldout_loss": reconstruction_distance(jnp.asarray(image), decoded, "l1")}
+    if "perceptual" in state.constants:
+        distances["heldout_lpips"] = apply(Lpips(net), state.constants["perceptual"], image, decoded)
+    return decoded, distances
+
+
+def _describe(config: FirstStageConfig) -> str:
+    """What the reconstructions are trained by, in words."""
+    perceptual, judge = config.perceptual, config.judge
+    lpips = f"LPIPS ({perceptual.net}) of weight {perceptual.weight:g}" if perceptual.weight else "no LPIPS (weight 0)"
+    against = "no discriminator" if judge is None else f"a discriminator from step {judge.start_step}"
+    return f"trained by {config.reconstruction_loss}, {lpips} and {against}"

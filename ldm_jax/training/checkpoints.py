@@ -74,13 +74,11 @@ class Checkpoints:
             metrics: what was measured at this step; the policy may go by it.
 
         Raises:
-            UserError: the folder cannot be written, the save before this one failed, or the policy goes by a metric
-                that is not measured.
+            UserError: the folder cannot be written, or the save before this one failed.
         """
         self.wait()
         if _agreed(step in self.steps() and step not in self._damaged):
             return
-        self.keep.check_measured(metrics or {})
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:

@@ -13,10 +13,10 @@ from ldm_jax.errors import UserError
 from ldm_jax.files.places import to_place
 from ldm_jax.training.checkpoint_contents import ArrayInfo, digest_checkpoint, read_contents
 from ldm_jax.training.checkpoints import Checkpoints
-from ldm_jax.training.run_folder import RunFolder
+from ldm_jax.training.run_folder import STAGES, RunFolder
 from ldm_jax.training.seals import DamagedCheckpoint
 
-STAGES = ("autoencoder", "diffusion", "classifier")
+_FOLDERS = (*STAGES, *(f"{stage}_snapshots" for stage in STAGES))
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -33,8 +33,18 @@ class CheckpointsCommand:
     """What to do."""
     run: tyro.conf.Positional[str]
     """Folder of the run, or its gs:// or s3:// prefix."""
-    stage: Literal["autoencoder", "diffusion", "classifier"] | None = None
-    """Stage to look at; default: both."""
+    stage: (
+        Literal[
+            "autoencoder",
+            "diffusion",
+            "classifier",
+            "autoencoder_snapshots",
+            "diffusion_snapshots",
+            "classifier_snapshots",
+        ]
+        | None
+    ) = None
+    """Stage, or the snapshots of its averages, to look at; default: all."""
     step: int | None = None
     """Step to look at; default: all (list, verify), or the newest of each stage (show, digest)."""
     json: bool = False
@@ -62,7 +72,7 @@ def run_checkpoints(command: CheckpointsCommand) -> int:
 
 
 def _stages(run: RunFolder, stage: str | None) -> dict[str, Checkpoints]:
-    found = {name: run.checkpoints(name) for name in STAGES if stage in (None, name)}
+    found = {name: run.checkpoints(name) for name in _FOLDERS if stage in (None, name)}
     found = {name: c for name, c in found.items() if c.steps() or c.unsealed()}
     if not found:
         raise UserError(

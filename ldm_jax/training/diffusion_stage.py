@@ -9,7 +9,7 @@ from ldm_jax import sharding
 from ldm_jax.model import Params
 from ldm_jax.training.diffusion_step import condition_inputs, heldout_loss
 from ldm_jax.training.latents import LatentReader
-from ldm_jax.training.loop import Stage
+from ldm_jax.training.loop import Scoring, Stage
 from ldm_jax.training.program import diffusion_program
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.workspace import Workspace
@@ -23,6 +23,7 @@ def make_diffusion_stage(
     frozen: Params,
     draw: Callable[[TrainState, int], None],
     initial: Params | None = None,
+    scoring: Scoring | None = None,
 ) -> Stage:
     """The stage that trains denoiser and conditioner on latents, from `initial` parameters where there are some.
 
@@ -52,4 +53,5 @@ def make_diffusion_stage(
         batches=latents.train_batches,
         evaluate=evaluate,
         draw=draw,
+        scoring=scoring,
     )

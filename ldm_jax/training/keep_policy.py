@@ -1,6 +1,6 @@
 """Which checkpoints of a stage are kept: the newest, the best, and those of every so many steps for good."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,14 +41,14 @@ class KeepPolicy:
         measured = [step for step, values in metrics.items() if self.metric in values]
         return sorted(measured, key=lambda step: (sign * metrics[step][self.metric], -step))
 
-    def check_measured(self, values: Mapping[str, float]) -> None:
-        """Refuse to go by a metric that is not among what was measured.
+    def check_measured(self, names: Collection[str]) -> None:
+        """Refuse to go by a metric that is not among what is measured.
 
         Raises:
             UserError: naming those that are.
         """
-        if self.best and values and self.metric not in values:
+        if self.best and self.metric not in names:
             raise UserError(
                 f"TrainingConfig.best_metric={self.metric!r} is not measured here, so no checkpoint is the best by it; "
-                f"use one of {', '.join(sorted(values))}"
+                f"use one of {', '.join(sorted(names))}"
             )

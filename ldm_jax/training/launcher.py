@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 FINAL = (2, 3, 130)
 """Exit statuses that another attempt would end with, too: a user's error, a diverged loss, a second Ctrl-C."""
 
+_SHARED = ("train", "sample", "evaluate", "latents")
+"""Commands whose work several processes share."""
+
 _LONGEST_PAUSE = 60.0
 
 
@@ -41,7 +44,7 @@ class LaunchCommand:
     """Restarts at most, of all processes together and from the last checkpoint, when one has failed; an error that
     would come again is not tried again."""
     pause: float = 1.0
-    """Seconds before the first restart; before each further one twice as long, up to a minute."""
+    """Seconds before a restart; twice as long after each attempt that failed within a minute, up to a minute."""
     grace: float = 15.0
     """Seconds that the others have to end by themselves after one has failed."""
     logs: str | None = None
@@ -60,7 +63,7 @@ def launch(arguments: Sequence[str]) -> int:
     """
     flags, command = split_arguments(arguments)
     config = tyro.cli(LaunchCommand, prog="ldm launch", args=flags)
-    if not command or command[0] != "train":
+    if not command or command[0] not in _SHARED:
         raise UserError("say what to run behind two dashes: ldm launch --processes 4 -- train NAME --flags")
     return Launcher(config, command).run()
 
@@ -103,7 +106,10 @@ class Launcher:
     def _until_done(self) -> int:
         pause, left = self.config.pause, self.config.restarts
         while True:
+            began = time.monotonic()
             codes = self._attempt()
+            if time.monotonic() - began > _LONGEST_PAUSE:
+                pause = self.config.pause
             status = status_of(codes)
             if status == 0 or status in FINAL or self.asked or left == 0:
                 return status

@@ -9,10 +9,10 @@ from typing import Any, TextIO
 
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, is_local
+from ldm_jax.files.whole_files import write_atomically
 from ldm_jax.training import processes
 from ldm_jax.training.board import Board
 from ldm_jax.training.run_folder import RunFolder
-from ldm_jax.training.seals import write_atomically
 
 logger = logging.getLogger(__name__)
 

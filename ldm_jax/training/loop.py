@@ -44,6 +44,18 @@ class TrainingDiverged(UserError):
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """Scores that take longer than a held-out loss."""
+
+    every: int
+    """Steps between two."""
+    names: tuple[str, ...]
+    """Of the scores."""
+    score: Callable[[TrainState, int], dict[str, float]]
+    """Those of the state after a step that can be computed; all processes call it at the same steps."""
+
+
+@dataclass(frozen=True)
 class Stage:
     """What distinguishes one stage from another for the loop."""
 
@@ -65,6 +77,15 @@ class Stage:
     """Pictures of the state after a step."""
     alarms: Callable[[dict[str, float], int], int] = lambda metrics, step: 0
     """Warns of what the metrics of a step say is wrong; how many things are."""
+    scoring: Scoring | None = None
+    """What else is measured, at a rhythm of its own."""
+    constants: Callable[[], Params] = dict
+    """Reads what the loss measures with (`TrainState.constants`), once there is a step to do."""
+
+
+def measures(scoring: Scoring | None) -> tuple[str, ...]:
+    """Names of what is measured of a state."""
+    return ("heldout_loss", *(() if scoring is None else scoring.names))
 
 
 def run_stage(
@@ -77,16 +98,20 @@ def run_stage(
     Raises:
         TrainingDiverged: a loss or gradient is not finite; the last good checkpoint is kept.
         Interrupted: SIGTERM or SIGINT came, to whichever process; the state was saved.
-        UserError: a checkpoint cannot be written, or all of them are damaged.
+        UserError: a checkpoint cannot be written, all of them are damaged, or the best are to be kept by a metric that
+            is not measured.
     """
     sharding.check_batch_size(
         f"{stage.name} training", stage.training.batch_size, stage.training.gradient_accumulation, mesh
     )
     startup = startup or Startup()
-    checkpoints = run.checkpoints(stage.name, KeepPolicy.of(stage.training))
+    keep = KeepPolicy.of(stage.training)
+    keep.check_measured(measures(stage.scoring))
+    checkpoints = run.checkpoints(stage.name, keep)
     with processes.first_before_others():
         if processes.is_first():
             checkpoints.remove_unfinished()
+            run.snapshots(stage.name).remove_unfinished()
     state, shardings = _start(stage, checkpoints, mesh, root)
     start = _same_everywhere(int(state.step), run)
     if start >= stage.training.num_steps:
@@ -96,6 +121,7 @@ def run_stage(
         "%s: step %d of %d, %.2f M parameters, batch %d",
         *(stage.name, start, stage.training.num_steps, num_parameters(state.params) / 1e6, stage.training.batch_size),
     )
+    state, shardings = _with_constants(stage, state, shardings, mesh)
     step = ObservedStep(stage.name, jit_step(stage.step, shardings, mesh), startup, _profile(stage, run))
     log = MetricsLog(run, stage.name, start)
     try:
@@ -140,14 +166,25 @@ def _start(stage: Stage, checkpoints: Checkpoints, mesh: Mesh, root: Key[Array, 
     return from_items(restored[1], abstract), shardings
 
 
+def _with_constants(
+    stage: Stage, state: TrainState, shardings: TrainState, mesh: Mesh
+) -> tuple[TrainState, TrainState]:
+    """The state with what the loss measures with, and where that lies: whole on every device."""
+    constants = sharding.place_whole(mesh, stage.constants())
+    placed = jax.tree.map(lambda leaf: leaf.sharding, constants)
+    return state._replace(constants=constants), shardings._replace(constants=placed)
+
+
 def _quick() -> dict[str, int] | None:
     """Compiler options for what runs once: on a CPU, compiling an initialisation takes longer than any gain from it."""
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
-    """A state as a checkpoint holds it: `model`, complete for sampling, and `training`, the rest."""
+    """A state as a checkpoint holds it, without constants: `model`, complete for sampling, and `training`, the rest."""
     training = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    further = {"profiles": state.profiles, "kept": state.of_training}
+    training |= {name: tree for name, tree in further.items() if tree}
     return {"model": state.model_params, "training": training}
 
 
@@ -155,10 +192,13 @@ def from_items(items: dict[str, Any], abstract: TrainState) -> TrainState:
     """Inverse of `to_items`; `abstract` tells which of the model's parameters are trained."""
     model = items["model"]
     average = {name: model[name] for name in abstract.ema_params}
-    frozen = {name: model[name] for name in abstract.frozen}
+    training = items["training"]
+    kept = {**model, **training.get("kept", {})}
+    frozen = {name: kept[name] for name in abstract.frozen}
     structure = jax.tree.structure(abstract.opt_state)
-    opt_state = jax.tree.unflatten(structure, jax.tree.leaves(items["training"]["opt_state"]))
-    return TrainState(items["training"]["step"], items["training"]["params"], average, opt_state, frozen)
+    opt_state = jax.tree.unflatten(structure, jax.tree.leaves(training["opt_state"]))
+    profiles = training.get("profiles", {})
+    return TrainState(training["step"], training["params"], average, opt_state, frozen, profiles, {})
 
 
 @dataclass
@@ -191,7 +231,7 @@ class _Loop:
         )
         with bar:
             for number in range(start + 1, training.num_steps + 1):
-                processes.note(f"at step {number} of {self.stage.name}", busy=number == start + 1)
+                processes.note(f"at step {number} of {self.stage.name}", "busy" if number == start + 1 else "step")
                 state, metrics = self.step(state, batch, self.root)
                 if number == start + 1:
                     self.since += self.step.compile_seconds  # which is no part of the time of a step
@@ -225,32 +265,44 @@ class _Loop:
             processes.note(f"evaluating, drawing or saving after step {number} of {self.stage.name}")
 
         values: dict[str, float] = {}
-        heldout: dict[str, float] = {}
+        measured: dict[str, float] = {}
         if due(training.log_every):
             values |= self._report(number, metrics, bar)
         if due(training.eval_every) or (training.keep_best > 0 and due(training.checkpoint_every)):
             self._check(self.previous)
-            heldout = self._heldout(state, number)
-            values |= heldout
+            measured |= self._heldout(state, number)
+        if self._scores_are_due(number):
+            measured |= self._scores(state, number)
+        values |= measured
         if values:
             self.log.write(number, values)
         if due(training.sample_every):
             self.stage.draw(state, number)
             if processes.is_first():
                 draw_losses(self.run_folder)
+        if training.ema_profiles and due(training.snapshot_every):
+            self._snapshot(state, number)
         if due(training.checkpoint_every) or stop:
             self._check(self.previous)
             self._check_parameters(state, number)
             self.log.flush()  # no line that a checkpoint stands for may come after it
-            self.checkpoints.save(number, to_items(state), heldout)
+            # what a signal asked for is not measured as the others are, and is never the best
+            self.checkpoints.save(number, to_items(state), measured if due(training.checkpoint_every) else {})
         if stop and not last:
             self.checkpoints.wait()
             raise Interrupted(
                 f"{self.stage.name} was asked to stop after step {number} of {training.num_steps}, and is saved; the "
                 "same command goes on from there"
             )
-        if due(training.eval_every) or due(training.sample_every):
+        if due(training.eval_every) or due(training.sample_every) or self._scores_are_due(number):
             self._restart_clock()
+
+    def _snapshot(self, state: TrainState, number: int) -> None:
+        self._check(self.previous)
+        self._check_parameters(state, number)
+        snapshots = self.run_folder.snapshots(self.stage.name)
+        snapshots.save(number, {"profiles": state.profiles})
+        snapshots.wait()  # else a checkpoint behind it could be complete before it is
 
     def _report(self, number: int, metrics: Metrics, bar: "tqdm[Any]") -> dict[str, float]:
         self._check((number, metrics))
@@ -270,6 +322,21 @@ class _Loop:
         if bad:
             raise self._diverged(number, ", ".join(bad))
         return values
+
+    def _scores_are_due(self, number: int) -> bool:
+        training, scoring = self.stage.training, self.stage.scoring
+        if scoring is None:
+            return False
+        goes_by_one = training.keep_best > 0 and training.best_metric in scoring.names
+        rhythms = (scoring.every, training.checkpoint_every) if goes_by_one else (scoring.every,)
+        return number == training.num_steps or any(number % every == 0 for every in rhythms)
+
+    def _scores(self, state: TrainState, number: int) -> dict[str, float]:
+        assert self.stage.scoring is not None  # or they are not due
+        self._check(self.previous)
+        processes.note(f"scoring samples after step {number} of {self.stage.name}")
+        values = self.stage.scoring.score(state, number)
+        return {name: value for name, value in values.items() if math.isfinite(value)}
 
     def _check(self, done: tuple[int, Metrics] | None) -> None:
         if done is None:

@@ -123,12 +123,12 @@ def make_first_stage_optimizer(config: FirstStageConfig) -> optax.GradientTransf
 
     steps = config.training.num_steps
     by_average = config.averaged_codebook is not None
-    if config.discriminator is None and not by_average:
+    if config.judge is None and not by_average:
         return make_optimizer(config.optimizer, steps)
     optimizers: dict[Hashable, optax.GradientTransformation] = {
         "autoencoder": alone(config.optimizer),
         "fixed": optax.set_to_zero(),
     }
-    if config.discriminator is not None:
-        optimizers["discriminator"] = alone(config.discriminator.optimizer)
+    if config.judge is not None:
+        optimizers["discriminator"] = alone(config.judge.optimizer)
     return optax.multi_transform(optimizers, lambda params: jax.tree_util.tree_map_with_path(label, params))

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from jax._src import clusters, distributed  # detection, the key-value store and
 
 from ldm_jax.config import DistributedConfig
 from ldm_jax.errors import UserError
-from ldm_jax.training.watchdog import PEER_LOST, Limits, Watch
+from ldm_jax.training.watchdog import PEER_LOST, Limits, Patience, Watch, end_process
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ VARIABLES = {
 """Environment variable of each flag that tells of the other processes."""
 
 _LONG = 7 * 24 * 3600
+_LATER = 15
+"""Seconds by which jax's own limits are longer: ours come first, and say more."""
 _VERDICT_SECONDS = 5.0
 
 _steps, _barriers = itertools.count(1), itertools.count(1)
@@ -106,13 +109,14 @@ def _initialize(config: DistributedConfig) -> bool:
     try:
         if explicit and config.process_id != 0:
             _await_coordinator(config)
-        jax.distributed.initialize(
-            **others,
-            cluster_detection_method=method,
-            initialization_timeout=int(config.start_seconds),
-            heartbeat_timeout_seconds=int(config.heartbeat_seconds) + 15,  # ours comes first, and says more
-            shutdown_timeout_seconds=int(config.heartbeat_seconds),
-        )
+        with _all_come(config):
+            jax.distributed.initialize(
+                **others,
+                cluster_detection_method=method,
+                initialization_timeout=int(config.start_seconds) + _LATER,
+                heartbeat_timeout_seconds=int(config.heartbeat_seconds) + _LATER,
+                shutdown_timeout_seconds=int(config.heartbeat_seconds),
+            )
     except ValueError as error:
         raise UserError(f"--distributed.method {config.method}: {error}") from error
     except (RuntimeError, OSError) as error:
@@ -122,6 +126,25 @@ def _initialize(config: DistributedConfig) -> bool:
             "processes started, and is its port open? --distributed.method none runs alone"
         ) from error
     return True
+
+
+@contextlib.contextmanager
+def _all_come(config: DistributedConfig) -> Iterator[None]:
+    """End this process if the block takes too long: jax would abort it, with a stack and no word of the others."""
+    explicit = config.num_processes is not None
+    who = f"process {config.process_id} of {config.num_processes}" if explicit else "this process"
+    where = config.coordinator or "process 0 of the cluster that jax sees"
+    verdict = (
+        f"{who} has waited {config.start_seconds:.0f} s for the others, and not all have come; are all started, and do "
+        f"they reach {where}? --distributed.method none runs alone"
+    )
+    timer = threading.Timer(config.start_seconds, end_process, (verdict, PEER_LOST))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _cluster_is_seen() -> bool:
@@ -150,7 +173,7 @@ def _start_watch(config: DistributedConfig) -> None:
         logging.getLogger("ldm_jax").setLevel(logging.ERROR)  # what is news is said once
     if state.num_processes == 1:
         return
-    limits = Limits(config.heartbeat_seconds, config.busy_seconds)
+    limits = Limits(config.heartbeat_seconds, config.busy_seconds, config.longest_seconds)
     _watch = Watch(state.process_id, state.num_processes, limits)
     host = str(state.coordinator_address).rpartition(":")[0].strip("[]")
     if state.process_id == 0:
@@ -190,14 +213,15 @@ def next_step() -> int:
     return next(_steps)
 
 
-def note(task: str, *, busy: bool = True) -> None:
-    """Tell the watch that a task begins; `busy`: it may take one process much longer than others."""
+def note(task: str, patience: Patience = "busy") -> None:
+    """Tell the watch that a task begins, and how long one process may need for it while the others wait."""
     if _watch is not None:
-        _watch.note(task, busy=busy)
+        _watch.note(task, patience)
 
 
-def barrier(name: str) -> None:
-    """Return when all processes have come here; a dead one ends the wait through the watch."""
+def barrier(name: str, task: str) -> None:
+    """Return when all processes have come here, to begin a task; who is dead or stuck before ends them by the watch."""
+    note(task)
     if are_joined() and jax.process_count() > 1:
         _client().wait_at_barrier(f"ldm_jax/{name}/{next(_barriers)}", _LONG * 1000)
 
@@ -205,17 +229,18 @@ def barrier(name: str) -> None:
 @contextlib.contextmanager
 def first_before_others() -> Iterator[None]:
     """Let process 0 go through the block while the others wait: they find what it has made."""
-    barrier("before")
+    barrier("before", "coming to what process 0 prepares for all")
+    note("preparing data and folder for all", "longest")
     if not is_first():
-        barrier("first")
+        barrier("first", "opening what process 0 has prepared")
     yield
     if is_first():
-        barrier("first")
-    barrier("after")
+        barrier("first", "waiting for the others to open it")
+    barrier("after", "going on with what is prepared")
 
 
 def _end_together() -> None:
-    barrier("end")
+    barrier("end", "ending")
     if _watch is not None:
         _watch.finish()
     jax.distributed.shutdown()

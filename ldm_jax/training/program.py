@@ -10,9 +10,9 @@ from jaxtyping import Array, Key
 from ldm_jax import rng, sharding
 from ldm_jax.config import Experiment
 from ldm_jax.model import LatentDiffusion, Params
-from ldm_jax.training.autoencoder_state import init_averages, init_first_stage, make_follow
+from ldm_jax.training.autoencoder_state import abstract_constants, init_averages, init_first_stage, make_follow
 from ldm_jax.training.autoencoder_step import make_autoencoder_loss
-from ldm_jax.training.diffusion_step import make_diffusion_loss
+from ldm_jax.training.diffusion_step import init_history, make_diffusion_loss, make_history_follow
 from ldm_jax.training.optimizers import make_first_stage_optimizer, make_optimizer
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.step import Step, make_step
@@ -24,6 +24,8 @@ class StageProgram(NamedTuple):
     init: Callable[[Key[Array, ""], Params, Params], TrainState]
     """Root key, frozen and initial parameters to the first state; what is not among them is drawn."""
     step: Step
+    constants: Params
+    """Shapes of what the step is given beside its state's own (`TrainState.constants`)."""
 
 
 def autoencoder_program(model: LatentDiffusion, experiment: Experiment) -> StageProgram:
@@ -33,10 +35,12 @@ def autoencoder_program(model: LatentDiffusion, experiment: Experiment) -> Stage
 
     def init(root: Key[Array, ""], frozen: Params, initial: Params) -> TrainState:
         params = {**init_first_stage(model, config, rng.named_key(root, "init")), **initial}
-        return TrainState.create(params, {**frozen, **init_averages(config, params)}, optimizer)
+        frozen = {**frozen, **init_averages(config, params)}
+        return TrainState.create(params, frozen, optimizer, len(config.training.ema_profiles))
 
     loss_fn = make_autoencoder_loss(model, config)
-    return StageProgram(init, make_step(loss_fn, optimizer, config.training, make_follow(config)))
+    step = make_step(loss_fn, optimizer, config.training, make_follow(config))
+    return StageProgram(init, step, abstract_constants(config))
 
 
 def diffusion_program(model: LatentDiffusion, experiment: Experiment) -> StageProgram:
@@ -46,11 +50,11 @@ def diffusion_program(model: LatentDiffusion, experiment: Experiment) -> StagePr
     def init(root: Key[Array, ""], frozen: Params, initial: Params) -> TrainState:
         params = {**model.init_denoiser(rng.named_key(root, "init")), **initial}
         trained = {name: value for name, value in params.items() if name not in frozen}
-        return TrainState.create(trained, frozen, optimizer)
+        frozen = {**frozen, **init_history(experiment.diffusion)}
+        return TrainState.create(trained, frozen, optimizer, len(experiment.training.ema_profiles))
 
-    return StageProgram(
-        init, make_step(make_diffusion_loss(model, experiment.diffusion), optimizer, experiment.training)
-    )
+    loss_fn, follow = make_diffusion_loss(model, experiment.diffusion), make_history_follow(experiment.diffusion)
+    return StageProgram(init, make_step(loss_fn, optimizer, experiment.training, follow), {})
 
 
 def jit_step(step: Step, shardings: TrainState, mesh: Mesh) -> Any:

@@ -5,35 +5,31 @@ manifest.json    versions, commit, devices, data  metrics.jsonl        a line ev
 tokenizer.json   of text-conditional runs         tensorboard/, samples/, loss.png
 """
 
-import datetime
 import hashlib
-import importlib.metadata
 import json
 import logging
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import jax
 from tokenizers import Tokenizer
 
 from ldm_jax import config as configs
+from ldm_jax import manifest as manifests
 from ldm_jax.conditioning.tokenizer import load_tokenizer, token_inputs
 from ldm_jax.data.preparation import default_cache_dir
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, is_local
+from ldm_jax.files.whole_files import write_atomically
+from ldm_jax.training.checkpoint_contents import digest_checkpoint
 from ldm_jax.training.checkpoints import Checkpoints
 from ldm_jax.training.keep_policy import KeepPolicy
-from ldm_jax.training.seals import DamagedCheckpoint, write_atomically
+from ldm_jax.training.seals import DamagedCheckpoint
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("ldm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+STAGES = ("autoencoder", "diffusion", "classifier")
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class RunFolder:
     @property
     def manifest_file(self) -> Place:
         """How the run is made."""
-        return self.path / "manifest.json"
+        return self.path / manifests.NAME
 
     def tokenizer_file(self, name: str = "tokens") -> Place:
         """Tokenizer of a text-conditional run that makes the conditioner's input `name`."""
@@ -88,10 +84,15 @@ class RunFolder:
         """Checkpoints of a stage (`autoencoder` or `diffusion`)."""
         return Checkpoints(self.path / "checkpoints" / stage, keep or KeepPolicy())
 
+    def snapshots(self, stage: str) -> Checkpoints:
+        """Averages of a stage from which others are rebuilt, all of them kept."""
+        return self.checkpoints(f"{stage}_snapshots", KeepPolicy(every=1))
+
     def examples_at(self, stage: str, step: int) -> int:
         """Position of a stage in its data after a step: the examples that it has taken."""
         experiment = self.load_config()
-        training = experiment.first_stage.training if stage == "autoencoder" else experiment.training
+        is_first = stage.startswith("autoencoder")
+        training = experiment.first_stage.training if is_first else experiment.training
         return step * training.batch_size
 
     def load_config(self) -> configs.Experiment:
@@ -127,29 +128,51 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"cannot write to {self.path} ({error}); use another folder: --run-dir DIR") from error
 
-    def write_manifest(self, experiment: configs.Experiment, data: dict[str, Any]) -> None:
-        """Write how this run is made: versions, commit, devices, data fingerprint, seed, XLA flags.
+    def write_manifest(
+        self, experiment: configs.Experiment, data: dict[str, Any], kind: Literal["run", "model"] = "run"
+    ) -> None:
+        """Write how this run is made: experiment, versions, commit, devices, data fingerprint, seed, flags.
 
         When a run goes on, what it started with stays, and a line of `continued` tells what it goes on with.
         """
-        manifest, circumstances = self.read_manifest(), _circumstances()
+        manifest, now = self.read_manifest(), manifests.circumstances()
         if not manifest:
             if self.manifest_file.exists():
                 logger.warning("%s is damaged and is written anew, with what is known now", self.manifest_file)
-            manifest = {**circumstances, "seed": experiment.seed, "data": data, "continued": []}
+            asked = {"config": configs.to_dict(experiment), "mesh": configs.to_dict(experiment.mesh)}
+            manifest = manifests.make_manifest(kind, **asked, seed=experiment.seed, data=data, autoencoder=None)
         else:
-            manifest["continued"].append(circumstances)
-            if manifest["devices"] and manifest["devices"] != circumstances["devices"]:
+            manifest["continued"].append(now)
+            if manifest["devices"] and manifest["devices"] != now["devices"]:
                 logger.warning(
                     "%s was started on %d devices (%s) and goes on with %d (%s): equal up to rounding, not to the bit",
                     *(self.path, len(manifest["devices"]), manifest["devices"][0]),
-                    *(len(circumstances["devices"]), circumstances["devices"][0]),
+                    *(len(now["devices"]), now["devices"][0]),
                 )
-        write_atomically(self.manifest_file, json.dumps(manifest, indent=1) + "\n")
+        write_atomically(self.manifest_file, manifests.as_text(manifest))
 
-    def read_manifest(self) -> dict[str, Any]:
+    def record_results(self, autoencoder: str) -> None:
+        """Add to the manifest of a finished run the checksum of its autoencoder, and `digests` as its results."""
+        if manifest := self.read_manifest():
+            found = {"autoencoder": autoencoder, "results": self.digests()}
+            write_atomically(self.manifest_file, manifests.as_text(manifest | found))
+
+    def digests(self) -> dict[str, Any]:
+        """Step and digest of the newest checkpoint of each stage that has one.
+
+        Raises:
+            DamagedCheckpoint: one cannot be read.
+        """
+        newest = {stage: self.checkpoints(stage).steps()[-1:] for stage in STAGES}
+        return {stage: self._digest(stage, steps[0]) for stage, steps in newest.items() if steps}
+
+    def _digest(self, stage: str, step: int) -> dict[str, Any]:
+        folder = self.checkpoints(stage).folder(step)
+        return {"step": step, "sha256": digest_checkpoint(folder, step, self.examples_at(stage, step))}
+
+    def read_manifest(self) -> manifests.Manifest:
         """What `write_manifest` wrote; empty when it is missing or damaged, for no result depends on it."""
-        return configs.read_manifest(self.manifest_file)
+        return manifests.known_manifest(self.manifest_file)
 
     def check_data(self, data: dict[str, Any]) -> None:
         """Refuse to go on with other data than the run was started with.
@@ -165,6 +188,19 @@ class RunFolder:
                     "--run-dir DIR"
                 )
 
+    def check_perceptual(self, fingerprint: str | None) -> None:
+        """Refuse to go on with another LPIPS than the run was started with.
+
+        Raises:
+            UserError: its weights have another fingerprint.
+        """
+        known = self.read_manifest().get("data", {}).get("perceptual")
+        if known not in (None, fingerprint):
+            raise UserError(
+                f"the weights of LPIPS are not those that {self.path} was started with; restore them, or train into "
+                "another folder: --run-dir DIR"
+            )
+
     def is_finished(self, experiment: configs.Experiment) -> bool:
         """Whether the checkpoint of the last step is there, and whole."""
         checkpoints, last = self.checkpoints(experiment.second_stage), experiment.training.num_steps
@@ -175,33 +211,3 @@ class RunFolder:
         except DamagedCheckpoint:
             return False
         return True
-
-
-def _circumstances() -> dict[str, Any]:
-    return {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "git_commit": _git_commit(),
-        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
-        "num_processes": jax.process_count(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -6,17 +6,14 @@ it replaces what was there in one move; in an object store, where an object appe
 
 import json
 import os
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from etils import epath
 
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, is_local
-
-_CHUNK = 1 << 22
+from ldm_jax.files.whole_files import file_checksum, json_checksum, write_sealed
 
 
 class DamagedCheckpoint(UserError):
@@ -44,7 +41,7 @@ class Seal:
 def write_seal(path: Place, seal: Seal) -> None:
     """Write a seal whole or not at all."""
     values = {"step": seal.step, "time": seal.time, "metrics": dict(seal.metrics), "files": dict(seal.files)}
-    write_atomically(path, json.dumps({**values, "crc32": _own_checksum(values)}))
+    write_sealed(path, values)
 
 
 def read_seal(path: Place, step: int) -> Seal:
@@ -56,7 +53,7 @@ def read_seal(path: Place, step: int) -> Seal:
     try:
         values = json.loads(path.read_text())
         crc = values.pop("crc32", None)
-        if crc != _own_checksum(values) and set(values) != {
+        if crc != json_checksum(values) and set(values) != {
             "step",
             "files",
         }:  # as it was before seals sealed themselves
@@ -76,7 +73,7 @@ def seal_files(folder: Place) -> dict[str, list[int]]:
     Raises:
         OSError: there are none, or the disk fails.
     """
-    files = {name: _checksum(folder / name, sync=is_local(folder)) for name in files_in(folder)}
+    files = {name: file_checksum(folder / name, sync=is_local(folder)) for name in files_in(folder)}
     if not files:
         raise FileNotFoundError(f"{folder} has vanished while it was written")
     return files
@@ -109,38 +106,10 @@ def files_in(folder: Place) -> Iterator[str]:
                 yield path.name
 
 
-def write_atomically(path: Place, text: str) -> None:
-    """Write a file so that a reader finds the old content or the new one, never a part."""
-    if not is_local(path):
-        path.write_text(text)  # an object appears when it is complete
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _own_checksum(values: Any) -> int:
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
-
-
-def _checksum(path: Place, *, sync: bool = False) -> list[int]:
-    """Size and CRC-32 of a file; `sync` also makes sure that it is on the disk."""
-    crc, size = 0, 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            crc, size = zlib.crc32(chunk, crc), size + len(chunk)
-        if sync:
-            os.fsync(file.fileno())
-    return [size, crc]
-
-
 def _readable(path: Place, *, contents: bool) -> list[int]:
     """Size and, if wanted, CRC-32 of a file; empty if the disk does not give it back."""
     try:
-        return _checksum(path) if contents else [_size(path)]
+        return file_checksum(path) if contents else [_size(path)]
     except OSError:
         return []
 

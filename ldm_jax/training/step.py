@@ -13,13 +13,14 @@ from jaxtyping import Array, Float, Int, Key
 
 from ldm_jax.config import TrainingConfig
 from ldm_jax.model import Params
-from ldm_jax.training.state import TrainState, update_average
+from ldm_jax.training.power_average import gamma_of, update_power_average
+from ldm_jax.training.state import TrainState, profile_name, update_average
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 
 LossFn = Callable[[Params, Params, Batch, Key[Array, ""], Int[Array, ""]], tuple[Float[Array, ""], Metrics]]
-"""Trained and frozen parameters, batch, root key, step -> mean loss over the batch, metrics."""
+"""Trained and fixed parameters (frozen and constant), batch, root key, step -> mean loss over the batch, metrics."""
 
 Step = Callable[[TrainState, Batch, Key[Array, ""]], tuple[TrainState, Metrics]]
 
@@ -40,11 +41,12 @@ def make_step(
     `jax.tree.leaves`, by which a non-finite gradient is traced to its layer.
     """
 
+    gammas = [gamma_of(width) for width in config.ema_profiles]
     update = optax.with_extra_args_support(optimizer).update  # clipping takes the norm that is computed here
 
     def step(state: TrainState, batch: Batch, root: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         def loss_of(params: Params, micro: Batch) -> tuple[Float[Array, ""], Metrics]:
-            return loss_fn(params, state.frozen, micro, root, state.step)
+            return loss_fn(params, {**state.frozen, **state.constants}, micro, root, state.step)
 
         gradients, metrics = accumulate_gradients(loss_of, state.params, batch, config.gradient_accumulation)
         leaf_norms = jnp.stack([jnp.linalg.norm(g.reshape(-1)) for g in jax.tree.leaves(gradients)])
@@ -53,8 +55,12 @@ def make_step(
         params: Params = optax.apply_updates(state.params, updates)  # pyright: ignore[reportAssignmentType]
         params, frozen = follow(params, state.frozen, metrics, root, state.step)
         average = update_average(state.ema_params, params, state.step, config.ema_decay, warmup=config.ema_warmup)
+        profiles = {
+            profile_name(i): update_power_average(state.profiles[profile_name(i)], params, state.step, gamma)
+            for i, gamma in enumerate(gammas)
+        }
         metrics = {**metrics, "grad_norm": norm, "leaf_norms": leaf_norms}
-        return TrainState(state.step + 1, params, average, opt_state, frozen), metrics
+        return TrainState(state.step + 1, params, average, opt_state, frozen, profiles, state.constants), metrics
 
     return step
 

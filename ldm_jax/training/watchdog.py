@@ -5,9 +5,9 @@ its verdict ends everyone, and when it is process 0 itself that is silent, every
 but what it does differs from version to version, from an exception over an abort to waiting for ever.
 
 (1) dead      the connection has ended without a farewell, or nothing came over it for `heartbeat` seconds
-(2) stuck     others are further, and it has not moved since for `heartbeat` seconds (`busy` seconds in a task that may
-              take long on one process alone, such as compiling)
-(3) all stuck nobody has begun another step for `busy` seconds
+(2) stuck     others are further, and it has not moved since for `heartbeat` seconds in a step, `busy` seconds in a task
+              that may take long on one process alone, such as compiling, `longest` seconds in preparing data for all
+(3) all stuck nobody has begun another step for `busy` seconds, or anything else for `longest` seconds
 """
 
 import contextlib
@@ -21,12 +21,15 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 logger = logging.getLogger(__name__)
 
 PEER_LOST = 76
 """Exit status of a process that was ended because another one is dead or stuck."""
+
+Patience: TypeAlias = Literal["step", "busy", "longest"]
+"""How long a task may take while others wait for it."""
 
 _LONGEST_LINE = 65536
 _FAREWELL_SECONDS = 10.0
@@ -39,11 +42,21 @@ class Limits:
 
     heartbeat: float
     busy: float
+    longest: float
 
     @property
     def interval(self) -> float:
         """Seconds between two signs of life."""
         return min(self.heartbeat / 20, 2.0)
+
+    @property
+    def soon(self) -> float:
+        """Seconds after which silence is judged, so that all have ended within the heartbeat time."""
+        return self.heartbeat - 2 * self.interval
+
+    def of(self, patience: Patience) -> float:
+        """Seconds that a task may take while others wait."""
+        return {"step": self.soon, "busy": self.busy, "longest": self.longest}[patience]
 
 
 @dataclass
@@ -55,7 +68,7 @@ class Progress:
     moved: float
     count: int = 0
     task: str = "starting"
-    busy: bool = True
+    patience: Patience = "busy"
     behind: float | None = None
     """Since when others are further and this one has not moved."""
     ended: bool = False
@@ -65,26 +78,26 @@ class Progress:
         """Take note of a sign of life."""
         self.heard = now
         if beat["count"] != self.count:
-            self.count, self.task, self.busy = beat["count"], beat["task"], beat["busy"]
+            self.count, self.task, self.patience = beat["count"], beat["task"], beat["patience"]
             self.moved, self.behind = now, None
 
 
 def judge(processes: list[Progress], now: float, limits: Limits) -> str | None:
     """What is wrong, if anything is: (1), (2), (3). Notes which processes have fallen behind."""
-    soon = limits.heartbeat - 2 * limits.interval  # so that all have ended within the time
     watched = [process for process in processes if not process.ended]
     furthest = max((process.count for process in processes), default=0)
     for process in watched:
-        if now - process.heard >= soon:
+        if now - process.heard >= limits.soon:
             return f"{process.name} is dead or stopped: no sign of life for {now - process.heard:.0f} s"
         if process.count == furthest:
             process.behind = None
         elif process.behind is None:
             process.behind = now
-        elif now - process.behind >= (limits.busy if process.busy else soon):
+        elif now - process.behind >= limits.of(process.patience):
             return f"{process.name} is stuck: {process.task} for {now - process.moved:.0f} s while others are further"
     idle = now - max((process.moved for process in watched), default=now)
-    if watched and not any(process.busy for process in watched) and idle >= limits.busy:
+    together = limits.busy if all(process.patience == "step" for process in watched) else limits.longest
+    if watched and idle >= together:
         return f"no process has begun another step for {idle:.0f} s; all are at: {watched[0].task}"
     return None
 
@@ -98,15 +111,15 @@ class Watch:
     limits: Limits
     count: int = 0
     task: str = "starting"
-    busy: bool = True
+    patience: Patience = "busy"
     finished: threading.Event = field(default_factory=threading.Event)
     farewell: dict[str, Any] | None = None
     told: threading.Event = field(default_factory=threading.Event)
     """Set when the farewell is on its way."""
 
-    def note(self, task: str, *, busy: bool) -> None:
+    def note(self, task: str, patience: Patience) -> None:
         """The main thread begins a task; all processes begin the same ones in the same order."""
-        self.task, self.busy = task, busy
+        self.task, self.patience = task, patience
         self.count += 1
 
     def finish(self) -> None:
@@ -253,7 +266,6 @@ class _Client:
 
     def run(self) -> None:
         limits, first = self.watch.limits, _name(0, self.watch.num_processes)
-        soon = limits.heartbeat - 2 * limits.interval
         hello = {"token": self.token, "process": self.watch.process_id, "whereabouts": _whereabouts()}
         self.connection.send({**hello, **_beat(self.watch)})
         heard = before = sent = time.monotonic()
@@ -270,7 +282,7 @@ class _Client:
                     end_process(message["verdict"], message["code"])
                 if "finished" in message:
                     return
-            if now - heard >= soon:
+            if now - heard >= limits.soon:
                 end_process(f"{first} is dead or stopped: no sign of life for {now - heard:.0f} s", PEER_LOST)
             if self.watch.farewell is not None:
                 self.connection.send(self.watch.farewell)
@@ -282,7 +294,7 @@ class _Client:
 
 
 def _beat(watch: Watch) -> dict[str, Any]:
-    return {"count": watch.count, "task": watch.task, "busy": watch.busy}
+    return {"count": watch.count, "task": watch.task, "patience": watch.patience}
 
 
 def _whereabouts() -> str:

@@ -1,10 +1,12 @@
 """What the two stages of a run share: configuration, folder, mesh, model, data and randomness."""
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from tokenizers import Tokenizer
@@ -13,16 +15,20 @@ from ldm_jax import rng, sharding
 from ldm_jax.conditioning.tokenizer import Marks, PromptEncoder, token_inputs, train_tokenizer
 from ldm_jax.config import (
     ClassConditioning,
+    DataConfig,
     EmbeddingConditioning,
     Experiment,
     SpatialConditioning,
     TextConditioning,
     TrainingConfig,
 )
+from ldm_jax.config.saved import differences
 from ldm_jax.data.given.heldout import HELDOUT_SEED
+from ldm_jax.data.given.make import Load
 from ldm_jax.data.given.shelf import GivenShelf
+from ldm_jax.data.latent_source import LatentSource, load_latents, misfit
 from ldm_jax.data.pipeline import MakeInputs, batches, epoch
-from ldm_jax.data.source import Source, training_texts
+from ldm_jax.data.source import Source, Split, training_texts
 from ldm_jax.data.sources import load_source
 from ldm_jax.data.transforms import evaluation_transforms, sample_rng, training_transforms
 from ldm_jax.diffusion.samplers import make_sampler
@@ -30,6 +36,7 @@ from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
 from ldm_jax.model import LatentDiffusion, make_model, require_diffusion_of_pictures
 from ldm_jax.training import processes
+from ldm_jax.training.perceptual import fingerprint_constants, read_constants
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.step import Batch
 
@@ -83,7 +90,11 @@ class Workspace:
             encode_caption=self.encode_caption,
             make_inputs=self._inputs_of(HELDOUT_SEED) if for_denoiser else None,
         )
-        return (sharding.put_batch(self.mesh, batch) for batch in local)
+        return map(self._of_epoch, local)
+
+    def _of_epoch(self, batch: dict[str, np.ndarray]) -> Batch:
+        processes.note("going once through a data set")  # which may take longer than a run may stand still
+        return sharding.put_batch(self.mesh, batch)
 
     def _inputs_of(self, seed: int) -> MakeInputs | None:
         if self.shelf.is_empty:
@@ -113,22 +124,25 @@ def _open(experiment: Experiment, run_dir: Place, given: Mapping[str, Tokenizer]
     run = RunFolder(run_dir)
     run.check(experiment)
     _check_inputs(experiment, given)
-    train, test = load_source(experiment.data, "train"), load_source(experiment.data, "test")
+    load = load_source if experiment.data.latents is None else load_latents
+    train, test = load(experiment.data, "train"), load(experiment.data, "test")
     if experiment.start is not None or experiment.first_stage.run is not None:
         trainings.pop("first_stage.training")  # there is no such training: its batch is for encoding
     for name, training in trainings.items():
         _check_batch(name, training, train)
     _check_conditioning(experiment, train)
     _check_classifier(experiment, train)
-    splits = {"train": train, "test": test}
-    shelf = GivenShelf(experiment, train.info.object_names, load=splits.__getitem__)
+    splits: dict[Split, Source] = {"train": train, "test": test}
+    shelf = GivenShelf(experiment, train.info.object_names, load=_pictures_of(experiment.data, splits))
     if not shelf.is_empty:
         shelf.of_heldout(0)  # what the data lack should be known now
     model, tokenizers = make_model(experiment, mesh), _tokenizers(experiment, run, train, given)
     sharding.check_tensor_axis(mesh, jax.eval_shape(model.init, rng.root_key(0)))
     make_sampler(experiment.sampling, model.schedule, experiment.diffusion.prediction_type)  # it is needed much later
-    data = {name: _describe(split) for name, split in splits.items()}
+    data: dict[str, object] = {name: _describe(split) for name, split in splits.items()}
     run.check_data(data)
+    if "first_stage.training" in trainings and not run.config_file.exists():
+        data |= {"perceptual": fingerprint_constants(read_constants(experiment.first_stage))}
     if processes.is_first():
         run.open(experiment)  # nothing is written before all of this has been found to fit
         run.save_tokenizers(tokenizers)
@@ -139,6 +153,22 @@ def _open(experiment: Experiment, run_dir: Place, given: Mapping[str, Tokenizer]
     encode_caption = PromptEncoder(tokenizers) if tokenizers else None
     root = rng.root_key(experiment.seed)
     return Workspace(experiment, run, mesh, model, train, test, encode_caption, root, shelf)
+
+
+def _pictures_of(config: DataConfig, splits: Mapping[Split, Source]) -> Load:
+    """What opens the pictures of splits, of which there may be latents in their place."""
+
+    @functools.cache
+    def load(split: Split) -> Source:
+        source = splits[split]
+        if not isinstance(source, LatentSource):
+            return source
+        pictures = load_source(config, split)
+        if changed := [*differences(source.info.fingerprint, pictures.info.fingerprint, "fingerprint of the pictures")]:
+            raise UserError(misfit(source, changed))
+        return pictures
+
+    return load
 
 
 def _check_batch(name: str, training: TrainingConfig, source: Source) -> None:

@@ -16,7 +16,7 @@ from ldm_jax.config import Experiment
 from ldm_jax.data.given.given import Arrays, Given, Part
 from ldm_jax.data.given.heldout import heldout_example, heldout_inputs
 from ldm_jax.data.given.make import Load, make_given
-from ldm_jax.data.source import Example, Source
+from ldm_jax.data.source import Example, Source, Split
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, is_local, to_place
@@ -53,6 +53,10 @@ class GivenShelf:
     def heldout(self) -> Source:
         """The held-out split."""
         return self._load("test")
+
+    def source(self, split: Split) -> Source:
+        """A split with the pictures of which the model is given something."""
+        return self.heldout if split == "test" else self._load(split)
 
     @property
     def is_empty(self) -> bool:

@@ -54,8 +54,15 @@ SAMPLERS: dict[str, Build] = {
 """Every sampler by its name in `SamplingConfig.sampler`."""
 
 
-def make_sampler(config: SamplingConfig, schedule: NoiseSchedule, prediction_type: PredictionType) -> Sampler:
-    """The sampler that a configuration names, over a grid that ends at clean data.
+def make_sampler(
+    config: SamplingConfig,
+    schedule: NoiseSchedule,
+    prediction_type: PredictionType,
+    *,
+    learned_variance: bool = False,
+) -> Sampler:
+    """The sampler that a configuration names, over a grid that ends at clean data; of them ddpm takes a variance that
+    the denoiser has learned.
 
     Call it on the host, not under `jax.jit`: it computes its coefficients in NumPy.
 
@@ -70,6 +77,8 @@ def make_sampler(config: SamplingConfig, schedule: NoiseSchedule, prediction_typ
     times = spaced_times(schedule.num_train_timesteps, config.num_sample_steps, config.spacing)
     clipping = Clipping(config.clipping, config.clip_range, config.clip_percentile)
     grid = _grid(config, schedule, times)
+    if config.sampler == "ddpm" and learned_variance:
+        return ddpm(grid, prediction_type, variance="learned", clipping=clipping)
     return SAMPLERS[config.sampler](config, grid, prediction_type, clipping)
 
 

@@ -22,10 +22,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num
 
 from ldm_jax import rng
+from ldm_jax.diffusion.learned_variance import split_output
 from ldm_jax.diffusion.prediction import DenoiseFn
 
 Latent: TypeAlias = Float[Array, "b *spatial c"]
-Predict: TypeAlias = Callable[[Latent, Num[Array, "*b"]], Latent]
+Output: TypeAlias = Float[Array, "b *spatial o"]
+"""A prediction, and behind it the channels of a learned variance where a sampler takes it."""
+Predict: TypeAlias = Callable[[Latent, Num[Array, "*b"]], Output]
 """`denoise_fn` with one time for the whole batch, or one for each sample."""
 
 Column: TypeAlias = Num[Array, "*n"]
@@ -52,6 +55,8 @@ class Sampler:
     """Whether a step takes fresh noise."""
     scale: Float[Array, ""] | float = 1.0
     """What standard normal noise is multiplied with to become the first `z`."""
+    takes_variance: bool = flax.struct.field(pytree_node=False, default=False)
+    """Whether `predict` gives the channels of a learned variance behind those of the prediction."""
 
     @property
     def timesteps(self) -> Num[Array, " n"]:
@@ -117,8 +122,9 @@ def _run(
     """First state, last state, and the `z` of every state after the first where they are kept."""
     z_init = z_init.astype(jnp.promote_types(z_init.dtype, jnp.float32))
 
-    def predict(z: Latent, t: Num[Array, "*b"]) -> Latent:
-        return denoise_fn(z, jnp.broadcast_to(t, z.shape[:1])).astype(z.dtype)
+    def predict(z: Latent, t: Num[Array, "*b"]) -> Output:
+        output = denoise_fn(z, jnp.broadcast_to(t, z.shape[:1])).astype(z.dtype)
+        return output if sampler.takes_variance else split_output(output, z)[0]
 
     def noise_at(i: Int[Array, ""]) -> Latent:
         if noises is not None:

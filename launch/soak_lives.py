@@ -1,0 +1,106 @@
+"""What the processes of a soak take while they live: resident memory and open files, and whether these are flat."""
+
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+LARGEST_GROWTH = 0.02
+"""Growth of memory behind the warm-up, as a share, below which a process is called flat."""
+
+
+class Sample(NamedTuple):
+    """A process at a moment."""
+
+    age: float
+    """Seconds since it was first seen."""
+    memory: int
+    """Resident bytes."""
+    files: int
+    """Open files, sockets and pipes."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """When a process is compared with itself, in seconds: behind its warm-up, and before its end."""
+
+    warm_up: float
+    length: float
+
+
+@dataclass
+class Life:
+    """A process from its start to its end."""
+
+    name: str
+    started: float
+    samples: list[Sample] = field(default_factory=list)
+
+    def measure(self, process: int) -> None:
+        """Read what the process takes now; raises OSError if it has ended."""
+        folder = Path("/proc") / str(process)
+        pages = int((folder / "statm").read_text().split()[1])
+        files = len(list((folder / "fd").iterdir()))
+        self.samples.append(Sample(time.monotonic() - self.started, pages * os.sysconf("SC_PAGE_SIZE"), files))
+
+    @property
+    def seconds(self) -> float:
+        """How long it lived, as far as it was seen."""
+        return self.samples[-1].age if self.samples else 0.0
+
+    def levels(self, windows: Windows) -> tuple[Sample, Sample] | None:
+        """What it took behind the warm-up and before its end; None for a life too short for both.
+
+        Memory is the median of the window; of open files the fewest are taken, for saving opens some for a moment.
+        """
+        early = [s for s in self.samples if windows.warm_up <= s.age < windows.warm_up + windows.length]
+        late = [s for s in self.samples if s.age >= self.seconds - windows.length]
+        if not early or self.seconds < windows.warm_up + 2 * windows.length:
+            return None
+        return _level(early), _level(late)
+
+
+def _level(window: list[Sample]) -> Sample:
+    memory = int(statistics.median(sample.memory for sample in window))
+    return Sample(window[0].age, memory, min(sample.files for sample in window))
+
+
+def growth(levels: tuple[Sample, Sample]) -> tuple[float, int]:
+    """By which share memory has grown from one to the other, and by how many the open files."""
+    early, late = levels
+    return late.memory / early.memory - 1, late.files - early.files
+
+
+def is_flat(levels: tuple[Sample, Sample]) -> bool:
+    """Whether neither memory nor open files have grown."""
+    memory, files = growth(levels)
+    return memory < LARGEST_GROWTH and files <= 0
+
+
+def as_table(lives: list[Life], windows: Windows) -> str:
+    """The lives that are long enough, as Markdown."""
+    lines = [
+        "| process | lived, s | MiB after warm-up | MiB at its end | growth | open files | at its end |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for life in lives:
+        if (levels := life.levels(windows)) is not None:
+            memory = " | ".join(f"{level.memory / 2**20:.0f}" for level in levels)
+            files = " | ".join(str(level.files) for level in levels)
+            lines.append(f"| {life.name} | {life.seconds:.0f} | {memory} | {growth(levels)[0]:+.2%} | {files} |")
+    return "\n".join(lines)
+
+
+def workers_of(launcher: int) -> Iterator[tuple[int, int]]:
+    """Number and process id of each process that the launcher has started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) != launcher:
+                continue
+            variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
+            yield int(variables["JAX_PROCESS_ID"]), int(folder.name)
+        except (OSError, KeyError, IndexError, ValueError):  # it has ended meanwhile, or is another's
+            continue

@@ -1,0 +1,205 @@
+"""Sets of latents, written shard by shard: a killed writer leaves whole shards, and the next goes on behind them.
+
+A shard is written beside its place, brought to the disk and renamed; a seal with its checksum and its share of the
+statistics follows. Only a shard with a seal counts. When all are there, the manifest takes in the seals. Until then
+`unfinished.json` says what the set is going to be. Several processes share the work by shards: process k of n writes
+every n-th, from k on.
+"""
+
+import contextlib
+import fcntl
+import itertools
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+from tqdm import tqdm
+
+from ldm_jax.data.latent_manifest import (
+    MANIFEST,
+    UNFINISHED,
+    Manifest,
+    Recipe,
+    Shard,
+    faults,
+    found_recipe,
+    read_manifest,
+    read_shard_seal,
+    recipe_differences,
+    seal_path,
+    shard_path,
+    write_manifest,
+)
+from ldm_jax.data.latent_records import Layout
+from ldm_jax.data.latent_statistics import LatentSums
+from ldm_jax.data.source import Example
+from ldm_jax.errors import UserError
+from ldm_jax.files.whole_files import file_checksum, write_sealed
+
+Encode: TypeAlias = Callable[[Sequence[int]], Iterator[Example]]
+"""The examples at some indices of a source, in this order, with the arrays of a layout."""
+
+_WRITER_OPTIONS = "group_size:1,uncompressed"  # random access by record; floating-point noise does not compress
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which part of the work is this process's; alone, it is all of it."""
+
+    index: int = 0
+    count: int = 1
+    wait: Callable[[], None] = lambda: None
+    """Returns when all have called it."""
+
+
+def write_latents(folder: Path, recipe: Recipe, layout: Layout, encode: Encode, share: Share | None = None) -> None:
+    """Write a set of latents, or what is missing of it; all processes that share the work call this.
+
+    Of a finished set the shards are compared with their checksums, and damaged ones are written again.
+
+    Args:
+        folder: of the set.
+        recipe: what the set holds.
+        layout: what each record holds.
+        encode: gives the examples of shards that are not there yet; is called once.
+        share: the part of this process.
+
+    Raises:
+        UserError: the folder holds latents made in another way, another process writes them, or it cannot be written.
+    """
+    share = share or Share()
+    with _lock(folder) if share.index == 0 else contextlib.nullcontext():
+        if share.index == 0:
+            _begin(folder, recipe)
+        share.wait()
+        if not (folder / MANIFEST).exists():
+            _write_missing(folder, recipe, layout, encode, share)
+        share.wait()
+        if share.index == 0:
+            _finish(folder, recipe, layout)
+        share.wait()
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Be the only one that writes to the folder; the system unlocks it when this process ends, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"cannot write latents to {folder} ({error.strerror}); choose another folder") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is writing latents to {folder}; wait for it, or end it") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def clear_others(folder: Path, recipe: Recipe) -> None:
+    """Remove the set in a folder of a cache, unless it holds what `recipe` says, or a part of that."""
+    try:
+        if not folder.exists() or found_recipe(folder) == recipe:
+            return
+        _log.info("%s holds other latents: they are encoded again", folder)
+    except UserError as error:
+        _log.warning("%s: they are encoded again", error)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _begin(folder: Path, recipe: Recipe) -> None:
+    """Find out what is there, and say what is going to be."""
+    found = found_recipe(folder)
+    if found is None:
+        if {path.name for path in folder.iterdir()} - {f"{UNFINISHED}.tmp"}:
+            raise UserError(f"{folder} is not empty and holds no latents; choose another folder")
+        with _writable(folder):
+            write_sealed(folder / UNFINISHED, recipe.as_json())
+    elif changed := recipe_differences(found, recipe):
+        listing = "\n  ".join(changed)
+        raise UserError(f"{folder} holds other latents:\n  {listing}\nnothing was changed; choose another folder")
+    elif (folder / MANIFEST).exists():
+        with _writable(folder):
+            _reopen_damaged(folder, read_manifest(folder))
+
+
+def _reopen_damaged(folder: Path, manifest: Manifest) -> None:
+    """Make a finished set with damaged shards an unfinished one without them."""
+    damaged = dict(faults(folder, manifest, contents=True))
+    if not damaged:
+        _log.info("%s: all %d shards are there and whole", folder, len(manifest.shards))
+        return
+    for index, shard in enumerate(manifest.shards):
+        fault = damaged.pop(shard_path(folder, index), None)
+        if fault is None:
+            write_sealed(seal_path(folder, index), asdict(shard))
+            continue
+        _log.warning("%s %s", shard_path(folder, index), fault)
+        shard_path(folder, index).unlink(missing_ok=True)
+        seal_path(folder, index).unlink(missing_ok=True)  # there may be one of before the set was finished
+    for path, fault in damaged.items():
+        raise UserError(f"{path} {fault}")
+    write_sealed(folder / UNFINISHED, manifest.recipe.as_json())
+    (folder / MANIFEST).unlink()
+
+
+def _write_missing(folder: Path, recipe: Recipe, layout: Layout, encode: Encode, share: Share) -> None:
+    own = range(share.index, recipe.num_shards, share.count)
+    missing = [index for index in own if read_shard_seal(folder, index) is None]
+    if not missing:
+        return
+    total, left = (sum(len(recipe.rows(index)) for index in part) for part in (own, missing))
+    _log.info("encoding %d of %d pictures of %s/%s", left, total, recipe.info.name, recipe.info.split)
+    examples = encode([row for index in missing for row in recipe.rows(index)])
+    with tqdm(total=total, initial=total - left, desc="encoding", unit="picture", disable=share.index != 0) as bar:
+        for index in missing:
+            _write_shard(folder, index, layout, itertools.islice(examples, len(recipe.rows(index))), bar)
+
+
+def _write_shard(folder: Path, index: int, layout: Layout, examples: Iterator[Example], bar: "tqdm[Any]") -> None:
+    path = shard_path(folder, index)
+    temporary = path.with_name(path.name + ".tmp")
+    sums: list[LatentSums] = []
+    with _writable(path):
+        temporary.unlink(missing_ok=True)  # a writer that was interrupted in this process may hold it open
+        writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+    for example in examples:
+        with _writable(path):
+            writer.write(layout.pack(example))
+        sums.append(LatentSums.of(example["moments"]))
+        bar.update()
+    with _writable(path):
+        writer.close()
+        size, checksum = file_checksum(temporary, sync=True)
+        temporary.replace(path)
+        shard = Shard(records=len(sums), size=size, checksum=checksum, sums=reduce(add, sums))
+        write_sealed(seal_path(folder, index), asdict(shard))
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # array_record's own are of the second kind
+        raise UserError(f"cannot write latents to {path} ({error}); free space or permit writing") from error
+
+
+def _finish(folder: Path, recipe: Recipe, layout: Layout) -> None:
+    """Take the seals into the manifest, and remove them."""
+    if not (folder / MANIFEST).exists():
+        shards = [read_shard_seal(folder, index) for index in range(recipe.num_shards)]
+        whole = tuple(shard for shard in shards if shard is not None)
+        assert len(whole) == len(shards), "every process has written its shards"
+        write_manifest(folder, Manifest(recipe=recipe, layout=layout, shards=whole))
+    for path in (folder / UNFINISHED, *(seal_path(folder, index) for index in range(recipe.num_shards))):
+        path.unlink(missing_ok=True)

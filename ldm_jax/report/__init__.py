@@ -1,0 +1,1 @@
+"""Runs side by side on one page: curves, scores, pictures, and what was different about them."""

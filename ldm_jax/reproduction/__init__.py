@@ -1,0 +1,1 @@
+"""What was made, made again from its manifest and compared: runs, sample sets and scores."""

@@ -1,0 +1,253 @@
+"""The latent factory: every picture of a data set through the encoder, once, into a set of latents.
+
+Each process encodes shards of its own on its own devices. Nothing is exchanged between them, and what is in a shard
+depends neither on their number nor on interruptions.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from ldm_jax import sharding
+from ldm_jax.autoencoder.vq import AutoencoderVQ
+from ldm_jax.conditioning.tokenizer import PromptEncoder
+from ldm_jax.config import ClipTextConditioning, Experiment
+from ldm_jax.data.latent_manifest import Recipe, data_of
+from ldm_jax.data.latent_records import ArrayField, Layout
+from ldm_jax.data.latent_shards import Share, write_latents
+from ldm_jax.data.pipeline import Batch, epoch
+from ldm_jax.data.selection import Selection
+from ldm_jax.data.source import Example, Source
+from ldm_jax.data.transforms import TRANSFORM, TellSizes, evaluation_transforms
+from ldm_jax.errors import UserError
+from ldm_jax.model import LatentDiffusion, Params, make_model
+from ldm_jax.training import processes
+
+SHARD_SIZE = 1024
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LatentFactory:
+    """An encoder on the devices of this process, and what else than latents it writes down."""
+
+    experiment: Experiment
+    mesh: Mesh
+    """Devices of this process."""
+    model: LatentDiffusion
+    """Made for them."""
+    params: Params
+    """`autoencoder`, and `conditioner` where captions are embedded, on them."""
+    batch_size: int
+    """Pictures at once, which the devices divide among them."""
+    encode_caption: PromptEncoder | None = None
+    """Tokenizer of the captions, if they are embedded."""
+    with_sizes: bool = False
+    """Whether each record tells how its picture was cut."""
+    shard_size: int = SHARD_SIZE
+
+    def write(self, source: Source, folder: Path, share: Share) -> None:
+        """Write the latents of a source, or what is missing of them; raises UserError where `write_latents` does."""
+        write_latents(folder, self.recipe(source), self.layout, partial(self._examples, source), share)
+
+    def recipe(self, source: Source) -> Recipe:
+        """What latents of a source hold."""
+        return Recipe(
+            info=source.info,
+            num_pictures=len(source),
+            data=data_of(self.experiment.data),
+            transform=TRANSFORM,
+            autoencoder=self._autoencoder,
+            compute_dtype=self.experiment.compute_dtype,
+            texts=self._texts,
+            has_sizes=self.with_sizes,
+            shard_size=self.shard_size,
+        )
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What each record holds."""
+        image = jax.ShapeDtypeStruct((1, *self.model.image_shape), np.float32)
+        moments = jax.eval_shape(partial(_moments, self.model), self.params, image)
+        is_point = isinstance(self.model.autoencoder, AutoencoderVQ)
+        *spatial, channels = moments.shape[1:]
+        stored = (1 + self.experiment.data.horizontal_flip, *spatial, channels // 2 if is_point else channels)
+        arrays = {"moments": ArrayField(dtype="float32", shape=stored)}
+        if self.with_sizes:
+            arrays["sizes"] = ArrayField(dtype="int32", shape=(6,))
+        if self.encode_caption is not None:
+            tokens = self.model.null_inputs(1)["tokens"]
+            context = jax.eval_shape(partial(_context, self.model), self.params, tokens)
+            arrays["context"] = ArrayField(dtype=context.dtype.name, shape=context.shape[1:])
+        return Layout(arrays=arrays, is_point=is_point)
+
+    @cached_property
+    def _autoencoder(self) -> str:
+        return autoencoder_fingerprint(self.params)
+
+    @cached_property
+    def _texts(self) -> str | None:
+        return None if self.encode_caption is None else texts_fingerprint(self.params, self.encode_caption)
+
+    def _examples(self, source: Source, indices: Sequence[int]) -> Iterator[Example]:
+        """What is stored of the examples at some indices."""
+        chosen = Selection(source, indices)
+        for batch, arrays in one_ahead(self._encoded(chosen)):
+            host = {name: np.asarray(array) for name, array in arrays.items()}
+            for row in np.flatnonzero(batch["valid"]).tolist():
+                stored = {name: host[name][row] for name in self.layout.arrays}
+                yield {**stored, **chosen.annotation(int(batch["sample_index"][row]))}
+
+    def _encoded(self, chosen: Selection) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        """Batches, and their arrays as the devices are going to have them."""
+        data = self.experiment.data
+        before = (TellSizes(data.image_size),) if self.with_sizes else ()
+        batches = epoch(
+            chosen,
+            transforms=(*before, *evaluation_transforms(data)),
+            batch_size=self.batch_size,
+            num_threads=data.num_threads,
+            encode_caption=self.encode_caption,
+        )
+        for batch in batches:
+            arrays: dict[str, Any] = {name: batch[name] for name in ("sizes",) if name in batch}
+            yield batch, arrays | self._on_devices(batch)
+
+    def _on_devices(self, batch: Batch) -> dict[str, Any]:
+        image = batch["image"]
+        sides = [image, image[:, :, ::-1]] if self.experiment.data.horizontal_flip else [image]
+        moments = [self._moments(self.params, self._put(side)) for side in sides]
+        arrays = {"moments": _stack(moments)}
+        if self.encode_caption is not None:
+            arrays["context"] = self._context(self.params, self._put(batch["tokens"]))
+        return arrays
+
+    def _put(self, rows: np.ndarray) -> jax.Array:
+        return sharding.put_batch(self.mesh, {"rows": rows})["rows"]
+
+    @cached_property
+    def _moments(self) -> Callable[[Params, Array], Array]:
+        return make_encoder(self.model)
+
+    @cached_property
+    def _context(self) -> Callable[[Params, Array], Array]:
+        return jax.jit(partial(_context, self.model))
+
+
+def make_factory(
+    experiment: Experiment, mesh: Mesh, params: Params, *, batch_size: int, **options: Any
+) -> LatentFactory:
+    """The part of this process in a factory on all devices of `mesh`.
+
+    Args:
+        experiment: data and model.
+        mesh: all devices of all processes.
+        params: `autoencoder`, and `conditioner` where captions are embedded, wherever they are.
+        batch_size: pictures at once on all of them.
+        **options: the other fields of `LatentFactory`.
+    """
+    own = sharding.own_mesh(mesh)
+    params = sharding.place(own, params if own is mesh else jax.tree.map(sharding.to_host, params))
+    size = batch_size // sharding.num_batch_shards(mesh) * sharding.num_batch_shards(own)
+    return LatentFactory(
+        experiment=experiment, mesh=own, model=make_model(experiment, own), params=params, batch_size=size, **options
+    )
+
+
+_TOGETHER = "opening the latents that all have written"
+
+
+def share_of_process() -> Share:
+    """The share of this process, where all of them see the same disk."""
+    return Share(
+        index=jax.process_index(), count=jax.process_count(), wait=lambda: processes.barrier("latents", _TOGETHER)
+    )
+
+
+def make_encoder(model: LatentDiffusion) -> Callable[[Params, Array], Array]:
+    """Parameters and pictures [b, h, w, c] in [-1, 1] to moments [b, h', w', 2c'], compiled.
+
+    Parameters are an argument: as constants they would be part of the program, which would never be found in the
+    compilation cache.
+    """
+    return jax.jit(partial(_moments, model))
+
+
+def require_embeddable(experiment: Experiment, source: Source) -> None:
+    """Refuse to embed captions by what is trained, or captions that are drawn anew for every step.
+
+    Raises:
+        UserError: naming the field.
+    """
+    config = experiment.conditioning
+    if not isinstance(config, ClipTextConditioning):
+        raise UserError(
+            f"--texts embeds captions by a text encoder of CLIP; conditioning={type(config).__name__} is none"
+        )
+    if config.trainable:
+        raise UserError(
+            "--texts embeds captions by a text encoder that stays as it is: use --conditioning.no-trainable"
+        )
+    if source.info.max_tags:
+        raise UserError(
+            f"--texts embeds one caption for each picture, and training on {source.info.name} puts other keywords "
+            "behind it each time; leave them out with --data.source.max-tags 0"
+        )
+
+
+def autoencoder_fingerprint(params: Params) -> str:
+    """SHA-256 of the autoencoder among parameters."""
+    return parameter_fingerprint({"autoencoder": params["autoencoder"]})
+
+
+def texts_fingerprint(params: Params, encode_caption: PromptEncoder) -> str:
+    """SHA-256 of the conditioner among parameters, and of its tokenizers."""
+    digest = hashlib.sha256(parameter_fingerprint({"conditioner": params["conditioner"]}).encode())
+    for name, tokenizer in sorted(encode_caption.tokenizers.items()):
+        digest.update(f"{name} {tokenizer.to_str()}".encode())
+    return digest.hexdigest()
+
+
+def parameter_fingerprint(params: Params) -> str:
+    """SHA-256 of a parameter tree: names, shapes and values."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = sharding.to_host(leaf)
+        digest.update(f"{sharding.path_names(path)} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The same items, each given out when the next is there: what the next starts goes on beside the work on it."""
+    held: list[Item] = []
+    for item in items:
+        held.append(item)
+        if len(held) > 1:
+            yield held.pop(0)
+    yield from held
+
+
+def _moments(
+    model: LatentDiffusion, params: Params, image: Float[Array, "b *spatial c"]
+) -> Float[Array, "b *latent d"]:
+    return model.encode(params, image).moments
+
+
+def _context(model: LatentDiffusion, params: Params, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+    context = model.condition(params, {**model.null_inputs(len(tokens)), "tokens": tokens}).context
+    assert context is not None  # require_embeddable has refused the others
+    return context
+
+
+def _stack(moments: list[jax.Array]) -> jax.Array:
+    return jax.numpy.stack(moments, axis=1)

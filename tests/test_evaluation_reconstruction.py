@@ -1,0 +1,64 @@
+"""Scores of pairs of pictures: LPIPS over what networks there are, and the grid that shows both."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from module_trials import apply
+from PIL import Image
+from tiny import random_perceptual
+
+from ldm_jax.autoencoder.perceptual import Lpips
+from ldm_jax.evaluation import reconstruction
+from ldm_jax.evaluation.pictures import PictureSet
+from ldm_jax.evaluation.reconstruction import Pairs, draw_pairs, pair_scores
+
+
+def pairs_of(first: np.ndarray, second: np.ndarray) -> Pairs:
+    def given(name: str, pictures: np.ndarray) -> PictureSet:
+        return PictureSet(
+            name=name, fingerprint=name, count=len(pictures), read=lambda start, stop: pictures[start:stop]
+        )
+
+    return Pairs(given("first", first), given("second", second))
+
+
+@pytest.fixture
+def weights(monkeypatch: pytest.MonkeyPatch, one_device: None) -> Any:
+    """Random ones of AlexNet, as if the package had brought them."""
+    params = random_perceptual("alexnet")
+    monkeypatch.setattr(reconstruction, "_has_weights", lambda net: net == "alexnet")
+    monkeypatch.setattr(reconstruction, "read_perceptual", lambda net: params)
+    return params
+
+
+def test_lpips_is_that_of_the_8_bit_pictures(weights: Any):
+    """Three pairs in batches of two: the last is filled up, and what fills it does not count."""
+    numbers = np.random.default_rng(0)
+    first, second = (numbers.integers(0, 256, (3, 32, 32, 3)).astype(np.uint8) for _ in range(2))
+    scores = {s.name: s for s in pair_scores(pairs_of(first, second), 2, bootstrap=5, seed=0)}
+    a, b = (x.astype(np.float32) / 127.5 - 1 for x in (first, second))
+    expected = apply(Lpips("alexnet"), weights, jnp.asarray(a), jnp.asarray(b))
+    assert list(scores) == ["psnr", "ssim", "lpips_alexnet"]
+    assert scores["lpips_alexnet"].value == pytest.approx(float(np.mean(expected)), rel=1e-4)
+    assert scores["lpips_alexnet"].num_samples == 3
+
+
+def test_pictures_in_which_a_network_sees_nothing_go_without_it(weights: Any, caplog: pytest.LogCaptureFixture):
+    small = np.zeros((2, 16, 16, 3), np.uint8)
+    names = [s.name for s in pair_scores(pairs_of(small, small + 9), 2, bootstrap=0, seed=0)]
+    assert names == ["psnr", "ssim"]
+    assert "LPIPS over alexnet is left out: it needs 31 pixels at least" in caplog.text
+
+
+def test_each_picture_stands_above_what_comes_back(tmp_path: Path):
+    red, blue = (np.zeros((10, 8, 8, 3), np.uint8) for _ in range(2))
+    red[..., 0], blue[..., 2] = 255, 255
+    draw_pairs(pairs_of(red, blue), tmp_path / "pairs.png", "")
+    with Image.open(tmp_path / "pairs.png") as image:
+        pixels = np.asarray(image)
+    where = [np.flatnonzero((pixels == colour).all(-1).any(1)) for colour in ([255, 0, 0], [0, 0, 255])]
+    assert len(where[0]) == len(where[1]) > 0
+    assert (where[0] < where[1]).all()
