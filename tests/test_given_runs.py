@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -40,8 +41,10 @@ from ldm_jax.sampling.draw import Easel
 from ldm_jax.sampling.flags import parse_sample
 from ldm_jax.sampling.request import DrawRequest
 from ldm_jax.sampling.session import Session, load_session
+from ldm_jax.training import workspace
 from ldm_jax.training.diffusion_step import condition_inputs
-from ldm_jax.training.workspace import open_workspace
+from ldm_jax.training.latents import LatentReader
+from ldm_jax.training.workspace import Workspace, open_workspace
 
 pytestmark = [
     pytest.mark.usefixtures("one_device"),
@@ -80,6 +83,41 @@ def test_batches_carry_what_the_model_is_told(name: str, data_cache: Path, tmp_p
         np.testing.assert_array_equal(heldout[0][key], heldout[1][key])
     first = next(work.train_batches(work.train, experiment.first_stage.training, "autoencoder", 0))
     assert not set(first) & {"map", "masked", "mask", "embeddings"}, "the first stage is given none of it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["superres", "layout"])
+def test_latents_leave_what_is_given_as_it_is(
+    name: str, data_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    experiment = tiny(name, data_cache)
+
+    def work_of(folder: str, **changes: Any) -> Workspace:
+        data = dataclasses.replace(experiment.data, horizontal_flip=True, **changes)
+        return open_workspace(dataclasses.replace(experiment, data=data), tmp_path / folder)
+
+    made = work_of("made")
+    params = {"autoencoder": random_params(made.model)["autoencoder"]}
+    cached = LatentReader(made, params)
+    found = {"latents": str(made.run.latents)}
+    for other in (
+        LatentReader(work_of("plain", cache_latents=False), params),
+        LatentReader(work_of("found", **found), params),
+    ):
+        pairs = (
+            [next(reader.train_batches(0)) for reader in (cached, other)],
+            [next(reader.heldout_batches(2)) for reader in (cached, other)],
+        )
+        for one, two in pairs:
+            np.testing.assert_allclose(one["moments"], two["moments"], atol=1e-4)
+            told, same = (condition_inputs(made.model, batch) for batch in (one, two))
+            assert told.keys() == same.keys() == made.model.null_inputs(1).keys()
+            for key in told:
+                np.testing.assert_array_equal(told[key], same[key])
+    changed = SimpleNamespace(info=dataclasses.replace(made.test.info, fingerprint="another"))
+    monkeypatch.setattr(workspace, "load_source", lambda *_: changed)
+    with pytest.raises(UserError, match="do not fit this experiment:\n  fingerprint of the pictures: .* -> .*another"):
+        work_of("changed", **found)
 
 
 def test_holes_become_channels_in_the_order_of_their_system(data_cache: Path):
