@@ -116,7 +116,7 @@ def test_latents_leave_what_is_given_as_it_is(
                 np.testing.assert_array_equal(told[key], same[key])
     changed = SimpleNamespace(info=dataclasses.replace(made.test.info, fingerprint="another"))
     monkeypatch.setattr(workspace, "load_source", lambda *_: changed)
-    with pytest.raises(UserError, match="do not fit this experiment:\n  fingerprint of the pictures: .* -> .*another"):
+    with pytest.raises(UserError, match=r"do not fit this experiment:\n  fingerprint of the pictures: .* -> .*another"):
         work_of("changed", **found)
 
 
