@@ -1,6 +1,5 @@
-"""What the processes of a soak take while they live: resident memory and open files, and whether these are flat."""
+"""What the processes of a soak take while they live: memory of their own and open files, and whether these are flat."""
 
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ class Sample(NamedTuple):
     age: float
     """Seconds since it was first seen."""
     memory: int
-    """Resident bytes."""
+    """Resident bytes that are its own."""
     files: int
     """Open files, sockets and pipes."""
 
@@ -42,9 +41,9 @@ class Life:
     def measure(self, process: int) -> None:
         """Read what the process takes now; raises OSError if it has ended."""
         folder = Path("/proc") / str(process)
-        pages = int((folder / "statm").read_text().split()[1])
+        memory = _own_memory((folder / "status").read_text())
         files = len(list((folder / "fd").iterdir()))
-        self.samples.append(Sample(time.monotonic() - self.started, pages * os.sysconf("SC_PAGE_SIZE"), files))
+        self.samples.append(Sample(time.monotonic() - self.started, memory, files))
 
     @property
     def seconds(self) -> float:
@@ -61,6 +60,12 @@ class Life:
         if not early or self.seconds < windows.warm_up + 2 * windows.length:
             return None
         return _level(early), _level(late)
+
+
+def _own_memory(status: str) -> int:
+    """Bytes of a process that are no pages of files: the system drops those of libraries and brings them back."""
+    (line,) = (line for line in status.splitlines() if line.startswith("RssAnon:"))
+    return 1024 * int(line.split()[1])
 
 
 def _level(window: list[Sample]) -> Sample:

@@ -42,7 +42,7 @@ def read_contents(folder: Place) -> list[ArrayInfo]:
     Raises:
         DamagedCheckpoint: it cannot be read.
     """
-    return [info for info, _ in _leaves(_metadata(folder))]
+    return [info for info, _ in _leaves(read_tree(folder))]
 
 
 def digest_checkpoint(folder: Place, step: int, examples: int) -> str:
@@ -56,7 +56,7 @@ def digest_checkpoint(folder: Place, step: int, examples: int) -> str:
     Raises:
         DamagedCheckpoint: it cannot be read.
     """
-    return _digest(step, examples, _read(folder, _metadata(folder)))
+    return _digest(step, examples, _read(folder, read_tree(folder)))
 
 
 def digest_items(items: dict[str, Any], step: int, examples: int) -> str:
@@ -73,7 +73,12 @@ def _digest(step: int, examples: int, arrays: Iterable[tuple[ArrayInfo, np.ndarr
     return digest.hexdigest()
 
 
-def _metadata(folder: Place) -> dict[str, Any]:
+def read_tree(folder: Place) -> dict[str, Any]:
+    """What describes each array of a checkpoint, in the tree that it was saved as, with branches that hold nothing.
+
+    Raises:
+        DamagedCheckpoint: it cannot be read.
+    """
     try:
         if not (tree := ocp.checkpointables_metadata(str(folder)).metadata):
             raise FileNotFoundError("it holds no arrays")

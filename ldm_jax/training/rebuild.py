@@ -1,5 +1,6 @@
 """An average of any width, rebuilt from the snapshots of a run: one snapshot in memory at a time."""
 
+import functools
 import logging
 from typing import Any
 
@@ -10,7 +11,8 @@ from orbax.checkpoint import v1 as ocp
 from ldm_jax.config import TrainingConfig
 from ldm_jax.errors import UserError
 from ldm_jax.model import Params
-from ldm_jax.training.checkpoint_contents import ArrayInfo, read_contents
+from ldm_jax.sharding import path_names
+from ldm_jax.training.checkpoint_contents import read_tree
 from ldm_jax.training.checkpoints import Checkpoints
 from ldm_jax.training.power_average import gamma_of, profile_weights
 from ldm_jax.training.seals import DamagedCheckpoint
@@ -71,8 +73,8 @@ def _is_whole(snapshots: Checkpoints, step: int) -> bool:
 
 
 def _combine(snapshots: Checkpoints, steps: list[int], weights: np.ndarray, model: Params) -> Params:
-    contents = read_contents(snapshots.folder(steps[-1]))
-    wanted, names = _wanted(contents, model), {info.path[2] for info in contents} & set(model)
+    saved = read_tree(snapshots.folder(steps[-1]))
+    wanted, names = _wanted(saved, model), set(saved["profiles"][profile_name(0)]) & set(model)
 
     @jax.jit
     def add(total: Any, profile: Any, weight: Any) -> Any:
@@ -87,14 +89,11 @@ def _combine(snapshots: Checkpoints, steps: list[int], weights: np.ndarray, mode
     return total
 
 
-def _wanted(contents: list[ArrayInfo], model: Params) -> dict[str, Any]:
+def _wanted(saved: dict[str, Any], model: Params) -> dict[str, Any]:
     """What is read of a snapshot: all that the model has, not what the first stage was trained against."""
-    tree: dict[str, Any] = {}
-    for info in contents:
-        branch, leaf = tree, model if info.path[2] in model else None
-        for key in info.path[:-1]:
-            branch = branch.setdefault(key, {})
-        for key in info.path[2:]:
-            leaf = None if leaf is None else leaf[key]
-        branch[info.path[-1]] = ocp.PLACEHOLDER if leaf is None else leaf
-    return tree
+
+    def of_model(path: Any, leaf: Any) -> Any:
+        _, _, *names = path_names(path)
+        return functools.reduce(lambda tree, name: tree[name], names, model) if names[0] in model else ocp.PLACEHOLDER
+
+    return jax.tree_util.tree_map_with_path(of_model, saved)
