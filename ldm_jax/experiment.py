@@ -20,7 +20,7 @@ from ldm_jax.sampling.model_hash import hash_params
 from ldm_jax.sampling.session import Session
 from ldm_jax.training import processes
 from ldm_jax.training.autoencoder_stage import make_autoencoder_stage
-from ldm_jax.training.classifier_stage import make_classifier_stage
+from ldm_jax.training.classifier_stage import CLASSIFIER_MEASURES, make_classifier_stage
 from ldm_jax.training.diffusion_stage import make_diffusion_stage
 from ldm_jax.training.keep_policy import KeepPolicy
 from ldm_jax.training.latents import LatentReader
@@ -55,7 +55,9 @@ def train_experiment(experiment: Experiment, run_dir: Place) -> None:
     start = find_starting_point(experiment, run)
     work = open_workspace(experiment, run_dir, start.tokenizers)
     if experiment.classifier is not None:
-        run_stage(_classifier_stage(work, start.params), work.run, work.mesh, work.root, startup)
+        KeepPolicy.of(experiment.training).check_measured(CLASSIFIER_MEASURES)
+        stage = _classifier_stage(work, start.params)
+        _record_results(work, run_stage(stage, work.run, work.mesh, work.root, startup))
         return
     scoring = _scoring(work)  # what it lacks is said before anything is trained
     stage = _diffusion_stage(work, start.params, startup, scoring)

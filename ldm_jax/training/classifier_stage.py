@@ -22,6 +22,10 @@ from ldm_jax.training.step import Batch, LossFn, Metrics, make_step
 from ldm_jax.training.workspace import Workspace
 
 
+CLASSIFIER_MEASURES = ("heldout_loss", "heldout_accuracy")
+"""What is measured of a classifier."""
+
+
 def make_classifier_loss(model: LatentDiffusion, classifier: NoisyClassifier) -> LossFn:
     """The loss (2) on batches with `moments` [b, h, w, 2c], `class_labels` [b] and `sample_index` [b]."""
 
@@ -74,7 +78,7 @@ def make_classifier_stage(work: Workspace, latents: LatentReader, frozen: Params
             scores = np.stack([sharding.to_host(score) for score in scores_of(state.model_params, given)])
             rows.append(scores[:, sharding.to_host(batch["valid"])])
         loss, accuracy = np.concatenate(rows, axis=-1).mean(axis=-1)
-        return {"heldout_loss": float(loss), "heldout_accuracy": float(accuracy)}
+        return dict(zip(CLASSIFIER_MEASURES, (float(loss), float(accuracy)), strict=True))
 
     return Stage(
         name="classifier",
