@@ -21,7 +21,6 @@ from ldm_jax.training.state import TrainState
 from ldm_jax.training.step import Batch, LossFn, Metrics, make_step
 from ldm_jax.training.workspace import Workspace
 
-
 CLASSIFIER_MEASURES = ("heldout_loss", "heldout_accuracy")
 """What is measured of a classifier."""
 
