@@ -68,7 +68,8 @@ def make_classifier_stage(work: Workspace, latents: LatentReader, frozen: Params
     def init(root: Key[Array, ""], frozen: Params, initial: Params) -> TrainState:
         zt, t = jnp.zeros((1, *model.latent_shape)), jnp.zeros((1,), jnp.int32)
         params = classifier.init(rng.named_key(root, "init"), zt, t)["params"]
-        return TrainState.create({"classifier": params, **initial}, frozen, optimizer)
+        trained, num_profiles = {"classifier": params, **initial}, len(experiment.training.ema_profiles)
+        return TrainState.create(trained, frozen, optimizer, num_profiles)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         rows: list[np.ndarray] = []
