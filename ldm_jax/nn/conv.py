@@ -103,19 +103,30 @@ def _forward(
 def _backward(
     padding: Padding, kept: tuple[Array, Array], gradient: Float[Array, "b *positions d"]
 ) -> tuple[Float[Array, "b *spatial c"], Float[Array, "..."]]:
-    x, kernel = kept
-    convolve_by_one = partial(_convolve, strides=(1,) * len(padding), padding=padding)
-    (of_x,) = jax.vjp(lambda x: convolve_by_one(x, kernel), x)[1](gradient)
-    of_kernel = lax.platform_dependent(
-        x,
-        gradient,
-        cpu=lambda x, gradient: _kernel_gradient(x, gradient, kernel.shape[:-2], padding),
-        default=lambda x, gradient: jax.vjp(lambda kernel: convolve_by_one(x, kernel), kernel)[1](gradient)[0],
-    )
-    return of_x, of_kernel
+    return convolution_gradients(*kept, padding, gradient)
 
 
 _convolve_by_one.defvjp(_forward, _backward)
+
+
+def convolution_gradients(
+    x: Float[Array, "b *spatial c"],
+    kernel: Float[Array, "..."],
+    padding: Padding,
+    gradient: Float[Array, "b *positions d"],
+) -> tuple[Float[Array, "b *spatial c"], Float[Array, "..."]]:
+    """Gradients of the input and of the kernel of a convolution with stride 1; nothing of it is computed again."""
+    convolve_by_one = partial(_convolve, strides=(1,) * len(padding), padding=padding)
+    (of_x,) = jax.linear_transpose(lambda x: convolve_by_one(x, kernel), x)(gradient)
+
+    def by_xla(x: Float[Array, "b *spatial c"], gradient: Float[Array, "b *positions d"]) -> Float[Array, "..."]:
+        return jax.linear_transpose(lambda kernel: convolve_by_one(x, kernel), kernel)(gradient)[0]
+
+    def by_products(x: Float[Array, "b *spatial c"], gradient: Float[Array, "b *positions d"]) -> Float[Array, "..."]:
+        return _kernel_gradient(x, gradient, kernel.shape[:-2], padding)
+
+    of_cpu = by_products if has_quick_products(kernel) else by_xla
+    return of_x, lax.platform_dependent(x, gradient, cpu=of_cpu, default=by_xla)
 
 
 def _kernel_gradient(

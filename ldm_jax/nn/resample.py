@@ -7,7 +7,9 @@ convolutions with two taps of the row itself, of which it takes the results in t
     y[2i + 1] = (k[-1] + k[0]) x[i] + k[1] x[i + 1]
 """
 
+import itertools
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -17,7 +19,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ldm_jax.nn.conv import Conv, convolve
+from ldm_jax.nn.conv import Conv, Padding, convolution_gradients, convolve
 
 
 def resampling_factors(spatial_dims: int) -> tuple[int, ...]:
@@ -55,8 +57,12 @@ def upsample_and_convolve(x: Float[Array, "b *spatial c"], kernel: Float[Array, 
 
 
 def _of_cpu(kernel: Float[Array, "..."]) -> Callable[[Array, Array], Array]:
-    """By phases, if the sums of taps are exact enough and there are so many channels that products are what costs."""
-    return _by_phases if kernel.dtype == jnp.float32 and min(kernel.shape[-2:]) >= 32 else _in_two_steps
+    return _by_phases if _has_quick_phases(kernel) else _in_two_steps
+
+
+def _has_quick_phases(kernel: Float[Array, "..."]) -> bool:
+    """Whether sums of taps are exact enough, and the channels so many that products are what costs."""
+    return kernel.dtype == jnp.float32 and min(kernel.shape[-2:]) >= 32
 
 
 def _forward(
@@ -65,11 +71,11 @@ def _forward(
     return upsample_and_convolve(x, kernel), (x, kernel)
 
 
-def _backward(kept: tuple[Array, Array], gradient: Float[Array, "b *larger d"]) -> tuple[Array, Array]:
-    def of(operation: Callable[[Array, Array], Array]) -> Callable[[Array], tuple[Array, Array]]:
-        return lambda gradient: jax.vjp(operation, *kept)[1](gradient)
-
-    return lax.platform_dependent(gradient, cpu=of(_of_cpu(kept[1])), default=of(_in_two_steps))
+def _backward(
+    kept: tuple[Array, Array], gradient: Float[Array, "b *larger d"]
+) -> tuple[Float[Array, "b *spatial c"], Float[Array, "..."]]:
+    of_cpu = _gradients_by_phases if _has_quick_phases(kept[1]) else _gradients_in_two_steps
+    return lax.platform_dependent(*kept, gradient, cpu=of_cpu, default=_gradients_in_two_steps)
 
 
 upsample_and_convolve.defvjp(_forward, _backward)
@@ -77,6 +83,13 @@ upsample_and_convolve.defvjp(_forward, _backward)
 
 def _in_two_steps(x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."]) -> Float[Array, "b *larger d"]:
     return convolve(upsample_nearest(x), kernel)
+
+
+def _gradients_in_two_steps(
+    x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."], gradient: Float[Array, "b *larger d"]
+) -> tuple[Float[Array, "b *spatial c"], Float[Array, "..."]]:
+    of_larger, of_kernel = convolution_gradients(upsample_nearest(x), kernel, ((1, 1),) * (x.ndim - 2), gradient)
+    return jax.linear_transpose(upsample_nearest, x)(of_larger)[0], of_kernel
 
 
 def _by_phases(x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."]) -> Float[Array, "b *larger d"]:
@@ -95,6 +108,21 @@ def _by_phases(x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."]) -> 
     return of_phase(())
 
 
+def _gradients_by_phases(
+    x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."], gradient: Float[Array, "b *larger d"]
+) -> tuple[Float[Array, "b *spatial c"], Float[Array, "..."]]:
+    """Sums over the phases of (1), each of which has its own positions of the gradient."""
+    factors = resampling_factors(x.ndim - 2)
+    of_x, of_kernel = jnp.zeros_like(x), jnp.zeros_like(kernel)
+    for phase in itertools.product(*map(range, factors)):
+        positions = tuple(slice(number, None, factor) for number, factor in zip(phase, factors, strict=True))
+        taps = partial(_phase_kernel, phase=phase, factors=factors)
+        padding = _phase_padding(phase, factors)
+        parts = convolution_gradients(x, taps(kernel), padding, gradient[(slice(None), *positions)])
+        of_x, of_kernel = of_x + parts[0], of_kernel + jax.linear_transpose(taps, kernel)(parts[1])[0]
+    return of_x, of_kernel
+
+
 def _phase_kernel(kernel: Float[Array, "..."], phase: tuple[int, ...], factors: tuple[int, ...]) -> Float[Array, "..."]:
     """The kernel of (1) for a phase: in a resampled axis two taps, of which one is the sum of two."""
     for axis, (number, factor) in enumerate(zip(phase, factors, strict=True)):
@@ -104,8 +132,9 @@ def _phase_kernel(kernel: Float[Array, "..."], phase: tuple[int, ...], factors: 
     return kernel
 
 
-def _phase_padding(phase: tuple[int, ...], factors: tuple[int, ...]) -> list[tuple[int, int]]:
-    return [(1, 1) if factor == 1 else (1 - number, number) for number, factor in zip(phase, factors, strict=True)]
+def _phase_padding(phase: tuple[int, ...], factors: tuple[int, ...]) -> Padding:
+    pairs = zip(phase, factors, strict=True)
+    return tuple((1, 1) if factor == 1 else (1 - number, number) for number, factor in pairs)
 
 
 class Upsample(nn.Module):
