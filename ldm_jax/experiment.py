@@ -1,14 +1,16 @@
 """One experiment from data to pictures: autoencoder, latents, denoiser, and the grids that show what they can do."""
 
 import logging
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ldm_jax import sharding
 from ldm_jax.conditioning.tokenizer import token_inputs
 from ldm_jax.config import ClassConditioning, Experiment
-from ldm_jax.data.transforms import evaluation_transforms
+from ldm_jax.data.given.heldout import heldout_example
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
 from ldm_jax.interop.starting_point import find_starting_point
@@ -18,6 +20,7 @@ from ldm_jax.sampling.model_hash import hash_params
 from ldm_jax.sampling.session import Session
 from ldm_jax.training import processes
 from ldm_jax.training.autoencoder_stage import make_autoencoder_stage
+from ldm_jax.training.classifier_stage import CLASSIFIER_MEASURES, make_classifier_stage
 from ldm_jax.training.diffusion_stage import make_diffusion_stage
 from ldm_jax.training.keep_policy import KeepPolicy
 from ldm_jax.training.latents import LatentReader
@@ -43,7 +46,7 @@ def train_experiment(experiment: Experiment, run_dir: Place) -> None:
     startup.lap("import")
     run = RunFolder(run_dir)
     run.check(experiment)
-    wanted = [HELDOUT_GRID] if token_inputs(experiment.conditioning) else []
+    wanted = [HELDOUT_GRID] if _has_heldout_grid(experiment) else []
     if run.is_finished(experiment) and all((run.samples / name).exists() for name in wanted):
         logger.info(
             "%s is finished: trained for %d steps, pictures in %s", run_dir, experiment.training.num_steps, run.samples
@@ -51,6 +54,11 @@ def train_experiment(experiment: Experiment, run_dir: Place) -> None:
         return
     start = find_starting_point(experiment, run)
     work = open_workspace(experiment, run_dir, start.tokenizers)
+    if experiment.classifier is not None:
+        KeepPolicy.of(experiment.training).check_measured(CLASSIFIER_MEASURES)
+        stage = _classifier_stage(work, start.params)
+        _record_results(work, run_stage(stage, work.run, work.mesh, work.root, startup))
+        return
     scoring = _scoring(work)  # what it lacks is said before anything is trained
     stage = _diffusion_stage(work, start.params, startup, scoring)
     state = run_stage(stage, work.run, work.mesh, work.root, startup)
@@ -107,6 +115,13 @@ def _diffusion_stage(work: Workspace, given: Params, startup: Startup, scoring: 
     return make_diffusion_stage(work, latents, frozen, draw, initial, scoring)
 
 
+def _classifier_stage(work: Workspace, given: Params) -> Stage:
+    """The stage of a classifier, on the first stage of another run."""
+    frozen = sharding.place(work.mesh, {"autoencoder": given["autoencoder"]})
+    latents = LatentReader(work, frozen)
+    return make_classifier_stage(work, latents, sharding.place(work.mesh, frozen | latents.statistics()))
+
+
 def _first_stage(work: Workspace, startup: Startup) -> Params:
     """The averaged autoencoder of this run, trained now or earlier."""
     params = run_stage(make_autoencoder_stage(work), work.run, work.mesh, work.root, startup).model_params
@@ -123,6 +138,7 @@ def _session(work: Workspace, params: Params) -> Session:
         info.class_names,
         info.credit,
         mesh=work.experiment.mesh,
+        shelf=work.shelf,
     )
 
 
@@ -136,6 +152,9 @@ def _try_to_draw(work: Workspace, state: TrainState, step: int) -> None:
 
 def _draw_samples(work: Workspace, state: TrainState, step: int) -> None:
     """A grid of the configured prompts, of every class, or of anything, drawn with the averaged parameters."""
+    if work.experiment.given is not None:
+        _draw_heldout(work, state, f"samples_{step:06d}.png")
+        return
     session, config = _session(work, state.model_params), work.experiment.sampling
     per_row = config.samples_per_prompt
     conditioning = work.experiment.conditioning
@@ -155,32 +174,41 @@ def _draw_samples(work: Workspace, state: TrainState, step: int) -> None:
         draw_grid(rows, labels, work.run.samples / f"samples_{step:06d}.png", footer=session.credit)
 
 
-def _draw_heldout(work: Workspace, state: TrainState) -> None:
-    """Held-out captions, with their first keyword: the picture of each, never trained on, before what is drawn."""
-    if not token_inputs(work.experiment.conditioning):
+def _has_heldout_grid(experiment: Experiment) -> bool:
+    return experiment.classifier is None and bool(token_inputs(experiment.conditioning) or experiment.given)
+
+
+def _draw_heldout(work: Workspace, state: TrainState, name: str = HELDOUT_GRID) -> None:
+    """Held-out captions, with their first keyword, and what else the model is given: the picture of each, never trained
+    on, and how what is given looks, before what is drawn."""
+    if not _has_heldout_grid(work.experiment):
         return
-    session, config = _session(work, state.model_params), work.experiment.sampling
-    chosen = np.linspace(0, len(work.test) - 1, min(_HELDOUT_ROWS, len(work.test))).astype(int)
-    captions = [", ".join([a["caption"], *a["tags"][:1]]) for a in map(work.test.annotation, chosen.tolist())]
+    session, config, shelf = _session(work, state.model_params), work.experiment.sampling, work.shelf
+    chosen = np.linspace(0, len(work.test) - 1, min(_HELDOUT_ROWS, len(work.test))).astype(int).tolist()
+    captions = [", ".join([a["caption"], *a["tags"][:1]]) for a in map(work.test.annotation, chosen)]
     per_row = config.samples_per_prompt
-    inputs = session.prompt_inputs([caption for caption in captions for _ in range(per_row)])
-    drawn = list(session.draw(inputs, len(captions) * per_row, config, seed=work.experiment.seed))
+    repeated = [i for i in range(len(chosen)) for _ in range(per_row)]
+    given = [] if shelf.is_empty else [shelf.of_heldout(i) for i in chosen]
+    inputs = session.null_inputs(len(repeated))
+    if token_inputs(work.experiment.conditioning):
+        inputs |= session.prompt_inputs([captions[i] for i in repeated])
+    if given:
+        inputs |= jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *(given[i] for i in repeated))
+    drawn = list(session.draw(inputs, len(repeated), config, seed=work.experiment.seed))
     pictures = _test_pictures(work, state, chosen)
     if not processes.is_first():
         return
     rows = [[pictures[i], *drawn[i * per_row : (i + 1) * per_row]] for i in range(len(captions))]
     footer = "first column: the held-out picture. " + session.credit
-    draw_grid(rows, captions, work.run.samples / HELDOUT_GRID, footer=footer)
+    if given:
+        rows = [[row[0], shelf.given.shown(arrays), *row[1:]] for row, arrays in zip(rows, given, strict=True)]
+        footer = "first columns: the held-out picture, and what of it is given. " + session.credit
+    draw_grid(rows, captions, work.run.samples / name, footer=footer)
 
 
-def _test_pictures(work: Workspace, state: TrainState, chosen: np.ndarray) -> list[np.ndarray]:
+def _test_pictures(work: Workspace, state: TrainState, chosen: Sequence[int]) -> list[np.ndarray]:
     """Held-out pictures, or where only their latents are there, what these are decoded to."""
-    examples = []
-    for i in chosen:
-        example = work.test[int(i)]
-        for transform in evaluation_transforms(work.experiment.data):
-            example = transform(example, int(i))
-        examples.append(example)
+    examples = [heldout_example(work.test, work.experiment.data, i) for i in chosen]
     if "image" in examples[0]:
         return [to_uint8(example["image"]) for example in examples]
     means = np.stack([np.split(example["moments"], 2, axis=-1)[0] for example in examples])

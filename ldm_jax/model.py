@@ -24,8 +24,10 @@ from ldm_jax.autoencoder.vq import AutoencoderVQ
 from ldm_jax.conditioning.build import Conditioner, make_conditioner
 from ldm_jax.conditioning.classes import ClassEmbedder
 from ldm_jax.conditioning.conditions import Conditions, Inputs
+from ldm_jax.conditioning.masked import masked_channels
 from ldm_jax.conditioning.spatial import SpatialRescaler
-from ldm_jax.config import Experiment
+from ldm_jax.config import Experiment, MaskedPicture
+from ldm_jax.denoiser.classifier import NoisyClassifier
 from ldm_jax.denoiser.unet import UNet
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.errors import UserError
@@ -53,6 +55,10 @@ class LatentDiffusion:
     """Height, width and channels of a picture."""
     latent_shape: tuple[int, ...]
     """Height, width and channels of a latent."""
+    classifier: NoisyClassifier | None = None
+    """What guides the denoiser beside its conditions, with parameters under `classifier`, where there is one."""
+    masked: MaskedPicture | None = None
+    """How inputs `masked` and `mask` become channels, where the model is given a picture with holes."""
 
     def init_autoencoder(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters of the autoencoder: `{"autoencoder": ...}`."""
@@ -62,7 +68,7 @@ class LatentDiffusion:
 
     def init_denoiser(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters of what the second stage trains: `{"conditioner": ..., "denoiser": ...}`."""
-        inputs = self.null_inputs(1)
+        inputs = {**self.conditioner.null_inputs(1), **self._plain_inputs(1)}
         variables = self.conditioner.init(rng.named_key(key, "conditioner"), inputs)
         conditioner: Params = dict(variables).get("params", {})
         conditions = self.condition({"conditioner": conditioner}, inputs)
@@ -92,17 +98,26 @@ class LatentDiffusion:
         self, params: Params, inputs: Inputs, *, train: bool = False, dropout_key: Key[Array, ""] | None = None
     ) -> Conditions:
         """What the denoiser is told about `inputs`: the conditioner's (tokens, labels), and `concat` and `class_labels`
-        as they are where the conditioner makes none. A `context` is what the conditioner has made before."""
+        as they are where the conditioner makes none; `masked` and `mask` become `concat`. A `context` is what the
+        conditioner has made before."""
         if "context" in inputs:
             conditions = Conditions(context=inputs["context"])
         else:
             conditions = apply(self.conditioner, params["conditioner"], inputs, key=dropout_key, train=train)
         given = {name: inputs[name] for name in self._plain_inputs(1) if name in inputs}
+        if self.masked is not None and "masked" in inputs:
+            latents = self.normalize(params, self.encode(params, inputs["masked"]).mode())
+            given["concat"] = masked_channels(latents, inputs["mask"], self.masked.order)
         return conditions._replace(**given)
 
     def null_inputs(self, batch: int) -> Inputs:
-        """The inputs of `batch` samples about which nothing is said."""
-        return {**self.conditioner.null_inputs(batch), **self._plain_inputs(batch)}
+        """The inputs of `batch` samples about which nothing is said; of a picture with holes, all is a hole."""
+        inputs = {**self.conditioner.null_inputs(batch), **self._plain_inputs(batch)}
+        if self.masked is None:
+            return inputs
+        hole = jnp.full((batch, *self.image_shape), self.masked.hole)
+        rest = {name: value for name, value in inputs.items() if name != "concat"}
+        return {**rest, "masked": hole, "mask": jnp.ones((batch, *self.image_shape[:-1], 1))}
 
     def _plain_inputs(self, batch: int) -> Inputs:
         """Inputs that reach the denoiser without a conditioner: maps to concatenate, and labels beside a text."""
@@ -131,6 +146,17 @@ class LatentDiffusion:
         """Pictures, around [-1, 1], of the denoiser's latents."""
         z = z0 * params["latent"]["std"] + params["latent"]["mean"]  # inverse of (1)
         return apply(self.autoencoder, params["autoencoder"], z, method="decode")
+
+
+def make_classifier(experiment: Experiment) -> NoisyClassifier:
+    """The classifier that an experiment trains.
+
+    Raises:
+        UserError: it trains a denoiser.
+    """
+    if experiment.classifier is None:
+        raise UserError(f"{experiment.name} has no classifier")
+    return NoisyClassifier(experiment.classifier, jnp.dtype(experiment.compute_dtype))
 
 
 def make_model(experiment: Experiment, mesh: Mesh | None = None) -> LatentDiffusion:
@@ -165,6 +191,7 @@ def make_model(experiment: Experiment, mesh: Mesh | None = None) -> LatentDiffus
         schedule=make_schedule(experiment.diffusion.schedule),
         image_shape=(*image, experiment.data.image_channels),
         latent_shape=(*latent, config.latent_channels),
+        masked=experiment.given if isinstance(experiment.given, MaskedPicture) else None,
     )
 
 

@@ -16,6 +16,7 @@ from tiny import TEXT, one_device_mesh, random_params, shrink, tiny_experiment
 from ldm_jax import rng
 from ldm_jax.conditioning.tokenizer import PromptEncoder, train_tokenizer
 from ldm_jax.config import ClipTextConditioning, load_experiment
+from ldm_jax.data.given.shelf import GivenShelf
 from ldm_jax.data.latent_source import LatentSource, load_latents, open_latents
 from ldm_jax.data.latent_statistics import LatentSums
 from ldm_jax.data.source import training_texts
@@ -258,7 +259,7 @@ def clip(data_cache: Path) -> tuple[Workspace, Params]:
     encoder = PromptEncoder({"tokens": train_tokenizer(training_texts(source), 300, 8)})
     model = make_model(experiment, mesh)
     run = RunFolder(data_cache / "run")
-    work = Workspace(experiment, run, mesh, model, source, source, encoder, rng.root_key(0))
+    work = Workspace(experiment, run, mesh, model, source, source, encoder, rng.root_key(0), GivenShelf(experiment))
     return work, random_params(model)
 
 

@@ -99,20 +99,20 @@ def test_marks_on_one_number(experiment: Experiment, tmp_path: Path):
 UNDELIVERED = {
     "maps": (
         {"conditioning": SpatialConditioning(), "denoiser": {"concat_channels": 3}},
-        "the data set Shapes has no maps beside its pictures, which this model is told in training "
-        "(conditioning=SpatialConditioning), nor has any other here yet; train another model",
+        "this model (conditioning=SpatialConditioning) is told maps beside its pictures in training, and nothing makes "
+        "them; set given=LowResolution() or LabelMap() in the experiment's file",
     ),
     "concatenated": (
         {"conditioning": Unconditional(), "denoiser": {"concat_channels": 4}},
-        "the data set Shapes has no maps of denoiser.concat_channels=4 channels, which",
+        "is told maps of denoiser.concat_channels=4 channels in training, and nothing makes them; set given=Masked",
     ),
     "embeddings": (
         {"conditioning": EmbeddingConditioning(context_dim=8)},
-        "the data set Shapes has no embeddings for its pictures, which",
+        "is told embeddings for its pictures in training, and nothing makes them; set given=Neighbours()",
     ),
     "boxes": (
         {"conditioning": dataclasses.replace(TEXT, tokens="boxes")},
-        "the data set Shapes has no boxes of the objects in its pictures, which",
+        "is told boxes of the objects in its pictures in training, and nothing makes them; set given=Layout()",
     ),
     "weights": (
         {"conditioning": ClipTextConditioning()},

@@ -9,13 +9,17 @@ from jax.sharding import Mesh
 
 from ldm_jax import rng, sharding
 from ldm_jax.autoencoder.perceptual_weights import abstract_perceptual
+from ldm_jax.conditioning.tokenizer import token_inputs
 from ldm_jax.config import (
     AutoencoderVQConfig,
     ClassConditioning,
     Conditioning,
     DiscriminatorConfig,
     Experiment,
+    Given,
+    MaskedPicture,
     MeshConfig,
+    OpenMojiScenes,
     PerceptualConfig,
     PerceptualNet,
     Shapes,
@@ -37,8 +41,11 @@ def tiny_experiment(data_cache: Path) -> Experiment:
 
 
 def shrink(experiment: Experiment, data_cache: Path) -> Experiment:
-    """An experiment with its kinds and options as they are and its sizes tiny, on shapes."""
-    first = experiment.first_stage
+    """An experiment with its kinds and options as they are and its sizes tiny, on shapes.
+
+    One that is given something beside caption and class stays on its scenes, with its conditioning and patches.
+    """
+    first, given = experiment.first_stage, experiment.given
     autoencoder = dataclasses.replace(
         first.autoencoder,
         base_channels=8,
@@ -46,7 +53,7 @@ def shrink(experiment: Experiment, data_cache: Path) -> Experiment:
         num_res_blocks=1,
         attention_levels=(0,) if first.autoencoder.attention_levels else (),
         latent_channels=2,
-        patch_size=min(2, first.autoencoder.patch_size),
+        patch_size=first.autoencoder.patch_size if given else min(2, first.autoencoder.patch_size),
         num_groups=4,
     )
     if isinstance(autoencoder, AutoencoderVQConfig):
@@ -66,8 +73,8 @@ def shrink(experiment: Experiment, data_cache: Path) -> Experiment:
         experiment,
         data=dataclasses.replace(
             experiment.data,
-            source=Shapes(num_examples=20),
-            image_size=8,
+            source=OpenMojiScenes(num_examples=20) if given else Shapes(num_examples=20),
+            image_size=16 if given else 8,
             image_channels=3,
             cache_dir=str(data_cache),
             num_threads=0,
@@ -79,15 +86,17 @@ def shrink(experiment: Experiment, data_cache: Path) -> Experiment:
             discriminator=_shrink_discriminator(first.discriminator),
             training=_shorten(first.training),
         ),
-        conditioning=_shrink_conditioning(experiment.conditioning),
-        denoiser=denoiser,
+        conditioning=_shrink_conditioning(experiment.conditioning, given),
+        denoiser=dataclasses.replace(denoiser, concat_channels=3) if isinstance(given, MaskedPicture) else denoiser,
         training=_shorten(experiment.training),
         sampling=dataclasses.replace(experiment.sampling, num_sample_steps=2, samples_per_prompt=2),
     )
 
 
-def _shrink_conditioning(conditioning: Conditioning) -> Conditioning:
+def _shrink_conditioning(conditioning: Conditioning, given: Given | None) -> Conditioning:
     if isinstance(conditioning, Unconditional):
+        return conditioning
+    if given and not token_inputs(conditioning):
         return conditioning
     return CLASSES if isinstance(conditioning, ClassConditioning) else TEXT
 

@@ -11,7 +11,7 @@ only (its VQ latents stay as they are; 0.18215 and 0.2277 of KL models are such 
 middle. `attention_resolutions` of the files are downsampling factors, here they are indices of levels. Not measured.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ldm_jax.config import (
     ClassConditioning,
@@ -20,7 +20,12 @@ from ldm_jax.config import (
     DiffusionConfig,
     EmbeddingConditioning,
     Experiment,
+    Given,
     ImageFolder,
+    LabelMap,
+    Layout,
+    LowResolution,
+    MaskedPicture,
     MeshConfig,
     OptimizerConfig,
     PreparedTfds,
@@ -84,6 +89,7 @@ class Model:
     betas: tuple[float, float] = (0.0015, 0.0195)
     unet: UNetConfig
     conditioning: Conditioning = field(default_factory=Unconditional)
+    given: Given | None = None
     drop: float = 0.0
     l1: bool = False
     training: tuple[int, int, float]
@@ -220,6 +226,7 @@ TABLE = {
             base_channels=160, channel_mult=(1, 2, 2, 4), attention_levels=(3,), attention="self", concat_channels=3
         ),
         conditioning=SpatialConditioning(in_channels=3),
+        given=LowResolution(),
         training=(64, 860_000, 6.4e-5),
         sampling=(100, 1.0, 1.0),
     ),
@@ -242,6 +249,7 @@ TABLE = {
             resample_with_res_blocks=True,
             concat_channels=4,
         ),
+        given=MaskedPicture(),
         l1=True,
         training=(128, 360_000, 1e-6),
         warmup=1000,
@@ -252,7 +260,7 @@ TABLE = {
         what="OpenImages from the boxes of its objects, as tokens of a text transformer without tokenizer",
         published="FID 32.02, IS 15.92 with 200 DDIM steps, eta 0 (README)",
         rate="2e-6 x 24 x 1 GPU",
-        source=OPEN_IMAGES,
+        source=replace(OPEN_IMAGES, objects_key="bobjects"),
         betas=(0.0015, 0.0205),
         unet=UNetConfig(base_channels=128, channel_mult=(1, 2, 3, 4), attention_levels=(1, 2, 3), transformer_depth=3),
         conditioning=TextConditioning(
@@ -264,6 +272,7 @@ TABLE = {
             num_heads=8,
             num_head_channels=64,
         ),
+        given=Layout(),
         l1=True,
         training=(24, 4_400_000, 4.8e-5),
     ),
@@ -275,6 +284,7 @@ TABLE = {
         betas=(0.0015, 0.0205),
         unet=SEMANTIC,
         conditioning=LABEL_MAP,
+        given=LabelMap(),
         l1=True,
         training=(48, 360_000, 4.8e-5),
     ),
@@ -288,6 +298,7 @@ TABLE = {
         betas=(0.0015, 0.0205),
         unet=SEMANTIC,
         conditioning=LABEL_MAP,
+        given=LabelMap(),
         l1=True,
         training=(8, 360_000, 8e-6),
     ),
@@ -336,6 +347,7 @@ def get_config(variant: str) -> Experiment:
         data=DataConfig(source=row.source, image_size=row.size, horizontal_flip=row.flip, cache_latents=False),
         first_stage=load_experiment(f"zoo/{row.first_stage}").first_stage,
         conditioning=row.conditioning,
+        given=row.given,
         denoiser=row.unet,
         diffusion=DiffusionConfig(
             schedule=ScheduleConfig(beta_start=beta_start, beta_end=beta_end),

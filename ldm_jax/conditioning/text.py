@@ -64,5 +64,7 @@ class TextTransformer(nn.Module):
         return Conditions(context=layer_norm(self.dtype, "norm_out")(x))
 
     def null_inputs(self, batch: int) -> Inputs:
-        """The inputs of `batch` empty prompts."""
+        """The inputs of `batch` empty prompts; of layouts, of as many without objects."""
+        if self.config.tokens == "boxes":
+            return {"tokens": jnp.full((batch, self.config.context_length), self.config.vocab_size - 1, jnp.int32)}
         return {"tokens": empty_prompts(self.config, batch)}

@@ -8,6 +8,7 @@ its value and the nearest value that works. Nothing here imports jax, so `--help
 from ldm_jax.config.adversarial import DiscriminatorConfig
 from ldm_jax.config.autoencoder import AutoencoderConfig, AutoencoderKLConfig, AutoencoderVQConfig
 from ldm_jax.config.checks import LARGEST, nearest_divisor
+from ldm_jax.config.classifier import ClassifierConfig
 from ldm_jax.config.compute import AttentionChoice, Remat
 from ldm_jax.config.conditioning import (
     ClassConditioning,
@@ -20,12 +21,31 @@ from ldm_jax.config.conditioning import (
     TextConditioning,
     Unconditional,
 )
-from ldm_jax.config.data import DataConfig, FashionMnist, ImageFolder, OpenMoji, PreparedTfds, Shapes, Source
+from ldm_jax.config.data import (
+    DataConfig,
+    FashionMnist,
+    ImageFolder,
+    OpenMoji,
+    OpenMojiScenes,
+    PreparedTfds,
+    Shapes,
+    Source,
+)
 from ldm_jax.config.denoiser import Place, UNetConfig
 from ldm_jax.config.diffusion import DiffusionConfig, PredictionType, ScheduleConfig, ScheduleKind
 from ldm_jax.config.distributed import DistributedConfig
 from ldm_jax.config.experiment import Experiment
 from ldm_jax.config.first_stage import FirstStageConfig
+from ldm_jax.config.given import (
+    Given,
+    LabelMap,
+    Layout,
+    LowResolution,
+    MaskedOrder,
+    MaskedPicture,
+    MaskKind,
+    Neighbours,
+)
 from ldm_jax.config.mesh import MeshConfig
 from ldm_jax.config.perceptual import SMALLEST_PICTURE, PerceptualConfig, PerceptualNet
 from ldm_jax.config.sampling import ClippingKind, GuidanceCalls, SamplerName, SamplingConfig, SigmaSpacing, Spacing
@@ -49,6 +69,7 @@ __all__ = [
     "AutoencoderKLConfig",
     "AutoencoderVQConfig",
     "ClassConditioning",
+    "ClassifierConfig",
     "ClipTextConditioning",
     "ClipVisionConfig",
     "ClippingKind",
@@ -61,13 +82,22 @@ __all__ = [
     "Experiment",
     "FashionMnist",
     "FirstStageConfig",
+    "Given",
     "GuidanceCalls",
     "ImageFolder",
     "InceptionProtocol",
+    "LabelMap",
+    "Layout",
+    "LowResolution",
+    "MaskKind",
+    "MaskedOrder",
+    "MaskedPicture",
     "MeshConfig",
     "Metric",
+    "Neighbours",
     "NetworkName",
     "OpenMoji",
+    "OpenMojiScenes",
     "OptimizerConfig",
     "PerceptualConfig",
     "PerceptualNet",

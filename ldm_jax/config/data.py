@@ -22,6 +22,21 @@ class OpenMoji:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpenMojiScenes:
+    """Scenes of several OpenMoji pictograms with boxes, label map and caption (needs the `demo` extra)."""
+
+    num_examples: int = 4000
+    """Scenes in the training split; the test split has a tenth of it, of pictograms that no training scene shows."""
+    max_objects: int = 3
+    """Most pictograms in a scene; the number is drawn, and fewer are placed where there is no room."""
+    groups: tuple[str, ...] = ()
+    """Unicode groups to take pictograms from; empty takes all but `component`."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_examples", "max_objects")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FashionMnist:
     """Fashion-MNIST from its four idx files (Debian package dataset-fashion-mnist)."""
 
@@ -60,6 +75,8 @@ class PreparedTfds:
     """Feature that holds the class, if any."""
     caption_key: str = "caption"
     """Feature that holds the caption, if any."""
+    objects_key: str = "objects"
+    """Feature that holds the objects with their boxes, a sequence of `bbox` and `label`, if any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +90,7 @@ class Shapes:
         require_positive(self, "num_examples")
 
 
-Source: TypeAlias = OpenMoji | FashionMnist | ImageFolder | PreparedTfds | Shapes
+Source: TypeAlias = OpenMoji | OpenMojiScenes | FashionMnist | ImageFolder | PreparedTfds | Shapes
 
 
 @dataclass(frozen=True, kw_only=True)

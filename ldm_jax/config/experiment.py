@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ldm_jax.config.checks import HOW, require, require_not_negative
+from ldm_jax.config.classifier import ClassifierConfig
 from ldm_jax.config.compute import AttentionChoice
 from ldm_jax.config.conditioning import (
     ClassConditioning,
@@ -18,6 +19,7 @@ from ldm_jax.config.data import DataConfig
 from ldm_jax.config.denoiser import UNetConfig
 from ldm_jax.config.diffusion import DiffusionConfig
 from ldm_jax.config.first_stage import FirstStageConfig
+from ldm_jax.config.given import Given
 from ldm_jax.config.mesh import MeshConfig
 from ldm_jax.config.sampling import SamplingConfig
 from ldm_jax.config.scoring import ScoringConfig
@@ -43,7 +45,11 @@ class Experiment:
     data: DataConfig = field(default_factory=DataConfig)
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     conditioning: Conditioning = field(default_factory=Unconditional)
+    given: Given | None = None
+    """What the model is given of a picture beside caption and class, by the data and by `ldm sample`."""
     denoiser: UNetConfig = field(default_factory=UNetConfig)
+    classifier: ClassifierConfig | None = None
+    """A classifier of noisy latents, which is trained in place of the denoiser, to guide another run."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -84,6 +90,11 @@ class Experiment:
             self.first_stage.judge.check_image_size(size)
         self._check_conditioning()
 
+    @property
+    def second_stage(self) -> str:
+        """The stage behind the autoencoder."""
+        return "diffusion" if self.classifier is None else "classifier"
+
     def _check_conditioning(self) -> None:
         conditioning, denoiser = self.conditioning, self.denoiser
         kind = type(conditioning).__name__
@@ -116,3 +127,5 @@ class Experiment:
             f"diffusion.cond_drop_prob={self.diffusion.cond_drop_prob} needs conditioning.null_class=True: without an "
             "entry for `no class` there is nothing to put in its place; use 0",
         )
+        if self.given is not None:
+            self.given.check(self)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ldm_jax.config import (
     adversarial,
     autoencoder,
+    classifier,
     conditioning,
     data,
     denoiser,
@@ -19,6 +20,7 @@ from ldm_jax.config import (
     distributed,
     experiment,
     first_stage,
+    given,
     mesh,
     perceptual,
     sampling,
@@ -30,7 +32,7 @@ from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
 
 _MODELS = (autoencoder, denoiser, conditioning, diffusion)
-_STAGES = (training, adversarial, perceptual, first_stage, sampling, scoring)
+_STAGES = (training, adversarial, perceptual, first_stage, given, classifier, sampling, scoring)
 _MODULES = (data, *_MODELS, *_STAGES, mesh, distributed, experiment)
 _KINDS = {name: kind for module in _MODULES for name, kind in vars(module).items() if dataclasses.is_dataclass(kind)}
 

@@ -70,7 +70,8 @@ class Recipe:
     def from_json(cls, values: dict[str, Any]) -> "Recipe":
         """Inverse of `as_json`."""
         info = values["info"]
-        info = SourceInfo(**{**info, "class_names": tuple(info["class_names"])})
+        names = {name: tuple(info.get(name, ())) for name in ("class_names", "object_names")}
+        info = SourceInfo(**{**info, **names})
         return cls(**{**values, "info": info, "data": from_dict(values["data"])})
 
 

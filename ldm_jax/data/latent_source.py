@@ -19,7 +19,7 @@ from ldm_jax.data.latent_manifest import (
     shard_path,
 )
 from ldm_jax.data.patience import Unreadable, read_patiently
-from ldm_jax.data.source import Example, SourceInfo, Split
+from ldm_jax.data.source import Example, Source, SourceInfo, Split
 from ldm_jax.data.transforms import TRANSFORM
 from ldm_jax.errors import UserError
 
@@ -79,6 +79,31 @@ class LatentSource:
         except Exception:
             self._readers.pop(shard, None)  # the next try opens the file anew
             raise
+
+
+@dataclass(frozen=True, eq=False)
+class WithPictures:
+    """Latents whose examples carry their pictures, boxes and maps as well, of which models are given something."""
+
+    latents: Source
+    pictures: Source
+
+    @property
+    def info(self) -> SourceInfo:
+        """What is known of the pictures that were encoded."""
+        return self.latents.info
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.latents)
+
+    def __getitem__(self, index: int) -> Example:
+        """The example at an index."""
+        return {**self.pictures[index], **self.latents[index]}
+
+    def annotation(self, index: int) -> Example:
+        """The example without its arrays."""
+        return self.latents.annotation(index)
 
 
 def open_latents(folder: Path) -> LatentSource:

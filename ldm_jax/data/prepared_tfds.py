@@ -91,8 +91,26 @@ def _keys(tfds: Any, folder: Path, source: PreparedTfds) -> Keys:
         if key != getattr(defaults, field):  # named by the user, so it has to be there
             _require(features, key, kind, f"PreparedTfds.{field}", source.name)
         optional[field] = key if isinstance(features.get(key), kind) else None
+    objects_key = _objects_key(kinds, features, source)
     id_key = "id" if isinstance(features.get("id"), kinds.Text) else None
-    return Keys(image=source.image_key, label=optional["label_key"], caption=optional["caption_key"], id=id_key)
+    return Keys(
+        image=source.image_key,
+        label=optional["label_key"],
+        caption=optional["caption_key"],
+        id=id_key,
+        objects=objects_key,
+    )
+
+
+def _objects_key(kinds: Any, features: dict[str, Any], source: PreparedTfds) -> str | None:
+    key, default = source.objects_key, PreparedTfds().objects_key
+    if key != default:
+        _require(features, key, kinds.Sequence, "PreparedTfds.objects_key", source.name)
+    parts = dict(getattr(features.get(key), "feature", None) or {}) if key in features else {}
+    fits = isinstance(parts.get("bbox"), kinds.BBoxFeature) and isinstance(parts.get("label"), kinds.ClassLabel)
+    if key != default and not fits:
+        raise UserError(f"PreparedTfds.objects_key={key!r} has to hold bbox and label; it holds {', '.join(parts)}")
+    return key if fits else None
 
 
 def _require(features: dict[str, Any], key: str, kind: type, field: str, name: str) -> None:

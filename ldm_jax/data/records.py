@@ -24,6 +24,10 @@ class Keys:
     tags: str | None = None
     label: str | None = None
     id: str | None = None
+    objects: str | None = None
+    """A sequence of `bbox` and `label`, as the detection sets of TFDS have it."""
+    label_map: str | None = None
+    """A grey picture of the size of the other: 0 for the background, else 1 + the label."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,10 +55,13 @@ class RecordSource:
         """
         record = self._record(index)
         name = f"picture {index} of {self.info.name}/{self.info.split} in {self.folder}"
-        return {"image": to_array(open_picture(record[self.keys.image], name)), **self._annotation(index, record)}
+        keys = {"image": self.keys.image, "label_map": self.keys.label_map}
+        pictures = {part: to_array(open_picture(record[key], name)) for part, key in keys.items() if key is not None}
+        objects = _objects(record[self.keys.objects]) if self.keys.objects else {}
+        return {**pictures, **objects, **self._annotation(index, record)}
 
     def annotation(self, index: int) -> Example:
-        """The example without its picture."""
+        """The example without its arrays."""
         return self._annotation(index, self._record(index))
 
     def select(self, keep: Callable[[Example], bool]) -> "RecordSource":
@@ -118,6 +125,7 @@ def open_records(
         split=split,
         fingerprint=digest([fingerprint, tfds_split]),
         class_names=tuple(builder.info.features[keys.label].names) if keys.label else (),
+        object_names=tuple(builder.info.features[keys.objects]["label"].names) if keys.objects else (),
         has_captions=keys.caption is not None,
         max_tags=max_tags,
         credit=credit,
@@ -131,7 +139,8 @@ def _data_source(tfds: Any, builder: Any, split: str, keys: Keys, folder: Path) 
     if sizes.get(split) == 0:
         raise UserError(f"the {split} split of {folder} is empty; the set was prepared without pictures")
     try:
-        return builder.as_data_source(split, decoders={keys.image: tfds.decode.SkipDecoding()})
+        encoded = [key for key in (keys.image, keys.label_map) if key is not None]
+        return builder.as_data_source(split, decoders={key: tfds.decode.SkipDecoding() for key in encoded})
     except NotImplementedError:
         raise UserError(
             f"{folder} is prepared as {builder.info.file_format}, which has no random access; "
@@ -140,6 +149,12 @@ def _data_source(tfds: Any, builder: Any, split: str, keys: Keys, folder: Path) 
         ) from None
     except ValueError as error:
         raise UserError(f"{folder} has no split {split!r} ({error}); its splits are {sizes}") from None
+
+
+def _objects(sequence: Any) -> Example:
+    """Boxes and labels of TFDS's sequence, whose boxes are top, left, bottom, right."""
+    boxes = np.asarray(sequence["bbox"], np.float32).reshape(-1, 4)
+    return {"boxes": boxes[:, [1, 0, 3, 2]], "box_labels": np.asarray(sequence["label"], np.int64).reshape(-1)}
 
 
 def _text(value: Any) -> str:

@@ -8,7 +8,9 @@ Split: TypeAlias = Literal["train", "test"]
 Example: TypeAlias = dict[str, Any]
 """One example: `image` uint8 [h, w, c] (or `moments` float32 [flips, h, w, c]), `caption` str, `tags` tuple of str,
 `label` int, `id` str. Without captions `caption` is empty, without classes `label` is -1. With moments there may also
-be `sizes` int32 [6] and the embedded caption, `context` [l, d]."""
+be `sizes` int32 [6] and the embedded caption, `context` [l, d]. Where the source knows the objects in its pictures:
+`boxes` float32 [objects, 4] (left, top, right, bottom as fractions of the picture) with `box_labels` int64 [objects],
+and where it has a map of them `label_map` uint8 [h, w, 1] (0 background, 1 + label)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,8 @@ class SourceInfo:
     """SHA-256 (hex) of what the examples are; another prepared set, split or choice of examples has another one."""
     class_names: tuple[str, ...] = ()
     """Names of the classes; `label` indexes them. Empty: there are none."""
+    object_names: tuple[str, ...] = ()
+    """Names of the labels of objects in pictures; `box_labels` index them. Empty: objects are not known."""
     has_captions: bool = False
     """Whether examples carry captions."""
     max_tags: int = 0
@@ -54,7 +58,7 @@ class Source(Protocol):
         ...
 
     def annotation(self, index: int) -> Example:
-        """The example without its picture: caption, tags, label and id (much quicker)."""
+        """The example without its arrays: caption, tags, label and id (much quicker)."""
         ...
 
 

@@ -6,13 +6,14 @@ one line of the table. Those files are imported when they are used: TensorFlow D
 
 import importlib
 
-from ldm_jax.config import DataConfig, FashionMnist, ImageFolder, OpenMoji, PreparedTfds, Shapes
+from ldm_jax.config import DataConfig, FashionMnist, ImageFolder, OpenMoji, OpenMojiScenes, PreparedTfds, Shapes
 from ldm_jax.data.memory import MemorySource
 from ldm_jax.data.source import Source, Split
 from ldm_jax.errors import UserError
 
 _MODULES: dict[type, str] = {
     OpenMoji: "openmoji",
+    OpenMojiScenes: "scenes",
     FashionMnist: "fashion_mnist",
     ImageFolder: "image_folder",
     PreparedTfds: "prepared_tfds",

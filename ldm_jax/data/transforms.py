@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from ldm_jax.config import DataConfig
 from ldm_jax.data.pictures import fit_square, from_array, to_array
@@ -32,7 +33,10 @@ def sample_rng(seed: int, purpose: str, n: int) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class FitPicture:
-    """Resize and crop `image` to [size, size, channels] and map 0..255 to float32 in [-1, 1]; moments pass through."""
+    """Resize and crop `image` to [size, size, channels] and map 0..255 to float32 in [-1, 1]; moments pass through.
+
+    Label maps, as large as their pictures, are cut alike, without mixing labels.
+    """
 
     size: int
     channels: int
@@ -41,6 +45,8 @@ class FitPicture:
         """Apply to the sample with index n."""
         if "image" not in example:
             return example
+        if "label_map" in example:
+            example = {**example, "label_map": _fit_labels(example["label_map"], self.size)}
         image = example["image"]
         if image.shape != (self.size, self.size, self.channels):
             image = to_array(fit_square(from_array(image), self.size, self.channels))
@@ -70,7 +76,8 @@ class TellSizes:
 
 @dataclass(frozen=True)
 class Mirror:
-    """Mirror left and right with a probability; of moments [flips, h, w, c], take those of that mirroring."""
+    """Mirror left and right with a probability, with labels and boxes; of moments [flips, h, w, c], take those of that
+    mirroring."""
 
     seed: int
     probability: float
@@ -79,8 +86,12 @@ class Mirror:
         """Apply to the sample with index n."""
         mirrored = self.probability > 0 and sample_rng(self.seed, "mirror", n).random() < self.probability
         if "moments" in example:
-            return {**example, "moments": example["moments"][int(mirrored)]}
-        return {**example, "image": example["image"][:, ::-1]} if mirrored else example
+            example = {**example, "moments": example["moments"][int(mirrored)]}
+        if not mirrored:
+            return example
+        pictures = {key: example[key][:, ::-1] for key in ("image", "label_map") if key in example}
+        boxes = {"boxes": _mirror_boxes(example["boxes"])} if "boxes" in example else {}
+        return {**example, **pictures, **boxes}
 
 
 @dataclass(frozen=True)
@@ -112,3 +123,16 @@ def training_transforms(config: DataConfig, info: SourceInfo, seed: int) -> tupl
 def evaluation_transforms(config: DataConfig) -> tuple[Transform, ...]:
     """What evaluation sees: nothing random, the bare caption."""
     return (FitPicture(config.image_size, config.image_channels), Mirror(0, 0.0))
+
+
+def _fit_labels(labels: UInt8[np.ndarray, "h w 1"], size: int) -> UInt8[np.ndarray, "size size 1"]:
+    height, width = labels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) / 2, (width - side) / 2
+    rows, columns = ((start + (np.arange(size) + 0.5) * side / size).astype(int) for start in (top, left))
+    return labels[rows][:, columns]
+
+
+def _mirror_boxes(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+    left, top, right, bottom = boxes.T
+    return np.stack([1 - right, top, 1 - left, bottom], axis=-1)

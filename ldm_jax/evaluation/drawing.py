@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
@@ -45,11 +46,13 @@ def drawn_pictures(
     )
     read = sample_reader(local, config, mesh, captions, seed=seed, batch_size=batch_size)
     weights, used = model_hash(session), _used(config)
+    experiment = to_dict(session.experiment)
+    told = [captions, experiment["diffusion"]] + ([] if session.given.is_empty else [experiment["given"]])
     about = {"kind": "samples", "path": name, "seed": seed, "sampling": used, "weights_sha256": weights}
     about |= {"autoencoder_sha256": model_hash(session, "autoencoder")}
     return PictureSet(
         name=name,
-        fingerprint=digest(["samples", weights, used, seed, captions, to_dict(session.experiment)["diffusion"]]),
+        fingerprint=digest(["samples", weights, used, seed, *told]),
         count=count,
         read=read,
         about={**about, "conditions": _kind(session)},
@@ -112,6 +115,8 @@ def _used(config: SamplingConfig) -> dict:
 
 def _kind(session: Session) -> str:
     conditioning = session.experiment.conditioning
+    if not session.given.is_empty:
+        return f"{type(session.experiment.given).__name__} of held-out pictures in turn"
     if token_inputs(conditioning):
         return "held-out captions in turn"
     return "classes in turn" if isinstance(conditioning, ClassConditioning) else "none"
@@ -132,6 +137,17 @@ def held_out_captions(session: Session) -> list[str]:
 
 
 def _inputs(session: Session, index: np.ndarray, captions: Sequence[str]) -> Inputs:
+    return _told(session, index, captions) | _given(session, index)
+
+
+def _given(session: Session, index: np.ndarray) -> Inputs:
+    """What held-out pictures in turn give to a model that is given something."""
+    shelf = session.given
+    rows = [] if shelf.is_empty else [shelf.of_heldout(int(i) % len(shelf.heldout)) for i in index]
+    return jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows) if rows else {}
+
+
+def _told(session: Session, index: np.ndarray, captions: Sequence[str]) -> Inputs:
     conditioning = session.experiment.conditioning
     if captions:
         return session.prompt_inputs([captions[int(i) % len(captions)] for i in index])

@@ -12,7 +12,6 @@ from ldm_jax.manifest import changed_circumstances
 from ldm_jax.report.document import Block, Folded, Heading, Paragraph, Picture, Table
 from ldm_jax.report.figures import draw_curves, draw_intervals
 from ldm_jax.report.gather import RunFacts, flat_config
-from ldm_jax.training.run_folder import STAGES
 
 _TOGETHER = {"loss": ("loss", "heldout_loss")}
 """Metrics that are drawn in one figure."""
@@ -35,13 +34,14 @@ def overview(runs: Sequence[RunFacts]) -> Iterator[Block]:
 def _overview_row(run: RunFacts) -> tuple[str, ...]:
     experiment, manifest = run.experiment, run.manifest
     known = manifest.get("data", {}).get("train", {})
-    wanted = {"autoencoder": experiment.first_stage.training.num_steps, "diffusion": experiment.training.num_steps}
+    second = "diffusion" if experiment.classifier is None else "classifier"
+    wanted = {"autoencoder": experiment.first_stage.training.num_steps, second: experiment.training.num_steps}
     devices = manifest.get("devices", [])
     return (
         *(run.name, experiment.name, str(experiment.seed)),
         f"{known.get('name', '?')}, {known.get('num_pictures', '?')} pictures",
         manifest.get("started", "?"),
-        *(f"step {_last_step(run, stage)} of {wanted[stage]}" for stage in STAGES),
+        *(f"step {_last_step(run, stage)} of {steps}" for stage, steps in wanted.items()),
         _best(run),
         f"{len(devices)} x {devices[0]}" if devices else "?",
     )

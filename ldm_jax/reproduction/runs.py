@@ -49,7 +49,7 @@ def _results(manifest: Manifest, folder: Place, experiment: Experiment) -> dict[
     """Digests that the manifest tells, or else those of the checkpoints beside it."""
     run, last = RunFolder(folder), experiment.training.num_steps
     found = manifest["results"] or (run.digests() if run.config_file.exists() else {})
-    step = found.get("diffusion", {}).get("step")
+    step = found.get(experiment.second_stage, {}).get("step")
     if step != last:
         state = "has no checkpoints" if step is None else f"has come to step {step} of {last}"
         raise UserError(f"the run of {folder / NAME} is not finished and {state}: there is nothing to compare with yet")

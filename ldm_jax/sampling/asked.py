@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
+from ldm_jax.data.given.shelf import Spec, inputs_checksum
 from ldm_jax.errors import UserError
 from ldm_jax.sampling.draw import can_guide
 from ldm_jax.sampling.prompt_files import PromptLine
 from ldm_jax.sampling.request import PictureRequest, share_out
 from ldm_jax.sampling.session import Session
 
+_HELDOUT_EXAMPLES = 4
+"""From which pictures are drawn where neither prompts nor what is given are told."""
 MAX_PICTURES = 100_000
 """Pictures of one folder."""
 
@@ -27,6 +30,10 @@ class Asked:
     prompts_to: tuple[str, ...] = ()
     """Where the prompts lead to in `num_frames` steps."""
     num_frames: int = 8
+    given: tuple[str, ...] = ()
+    """What pictures are given beside prompt and class, as [NAME=]FILE."""
+    heldout: tuple[int, ...] = ()
+    """The same from held-out examples."""
     guidance_scales: tuple[float, ...] = ()
     num_samples: int = 4
     """Pictures (or strips of frames) of each prompt or class."""
@@ -37,7 +44,11 @@ class Asked:
             raise UserError("give --prompt or --class-label, not both")
         if self.prompts_to and self.num_frames < 2:
             raise UserError(f"--frames={self.num_frames} must be at least 2: both ends are frames")
-        count = self.num_samples * len(self.labels) * (self.num_frames if self.prompts_to else 1)
+        self.check_count(len(self.labels))
+
+    def check_count(self, rows: int) -> None:
+        """Refuse more pictures than a folder should hold, for so many prompts, classes or given things."""
+        count = self.num_samples * rows * (self.num_frames if self.prompts_to else 1)
         if count > MAX_PICTURES:
             raise UserError(
                 f"{count} pictures are too many for one call; draw at most {MAX_PICTURES}, with several --seed"
@@ -66,24 +77,38 @@ def ask(
     Raises:
         UserError: what is given does not go together.
     """
-    labels, count = asked.labels, len(asked.labels)
+    default = len(asked.labels) if asked.prompts or asked.lines or asked.class_labels else _HELDOUT_EXAMPLES
+    specs = session.given.ask(asked.given, asked.heldout, default)
+    count = max(len(asked.labels), len(specs))
+    asked.check_count(count)
+    labels = share_out("prompts or classes", asked.labels, count, PromptLine(prompt=""))
+    givens = share_out("--given or --heldout", specs, count, ())
+    sums = {spec: inputs_checksum(session.given.read(spec)) for spec in dict.fromkeys(specs)}
     is_guided = has_weaker or can_guide(session)
     scales = share_out("--guidance-scale", asked.guidance_scales, count, default_scale if is_guided else 1.0)
     negatives = share_out("--negative-prompt", asked.negative_prompts, count, None)
     targets = share_out("--prompt-to", asked.prompts_to, count, None)
     pictures: list[PictureRequest] = []
-    for i, (label, scale, negative, target) in enumerate(zip(labels, scales, negatives, targets, strict=True)):
+    rows = zip(labels, scales, negatives, targets, givens, strict=True)
+    for i, (label, scale, negative, target, spec) in enumerate(rows):
         given = PictureRequest(
-            prompt=label.prompt if asked.prompts or asked.lines else None,
+            prompt=label.prompt if asked.prompts or asked.lines else _own_prompt(session, spec),
             class_label=label.prompt if asked.class_labels else None,
             negative=negative if label.negative is None else label.negative,
             guidance_scale=scale if label.guidance is None else label.guidance,
             prompt_to=target,
+            given=spec,
+            given_sha256=sums.get(spec, ""),
         )
         start = i * asked.num_samples
         seed, first = (asked.seed, start) if label.seed is None else (label.seed, 0)
         pictures += _numbered(given, asked, seed, first)
     return tuple(pictures)
+
+
+def _own_prompt(session: Session, spec: Spec) -> str | None:
+    """The caption of a held-out example whose picture a model of prompts is given something of."""
+    return session.given.caption(spec) if spec and session.encode_caption is not None else None
 
 
 def _numbered(picture: PictureRequest, asked: Asked, seed: int, first: int) -> Iterator[PictureRequest]:

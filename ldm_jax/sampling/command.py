@@ -8,15 +8,17 @@ from typing import TypeAlias
 import jax
 
 from ldm_jax.config import MeshConfig
+from ldm_jax.data.given.shelf import inputs_checksum
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, is_local, to_place
 from ldm_jax.pictures import draw_grid, save_picture
 from ldm_jax.sampling.asked import Asked, ask
+from ldm_jax.sampling.classifier import guided_by, load_classifier
 from ldm_jax.sampling.description import Described, Origin, Origins, describe, read_description
 from ldm_jax.sampling.draw import Drawn, Easel, can_guide
 from ldm_jax.sampling.files import draw_to_files, folder_for
 from ldm_jax.sampling.flags import GridCommand, SampleCommand, sampling_config
-from ldm_jax.sampling.model_hash import model_hash
+from ldm_jax.sampling.model_hash import hash_params, model_hash
 from ldm_jax.sampling.prompt_files import read_prompts
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session, load_session
@@ -40,6 +42,8 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
         negative_prompts=command.negative_prompt,
         prompts_to=command.prompt_to,
         num_frames=command.frames,
+        given=command.given,
+        heldout=command.heldout,
         guidance_scales=command.guidance_scale,
         num_samples=command.num_samples,
         seed=command.seed,
@@ -60,8 +64,11 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
         prompt_syntax=command.prompt_syntax,
         long_prompts=command.long_prompts,
         interpolation=command.interpolation,
+        classifier_scale=command.classifier_scale,
     )
-    easel, origins = Easel(session, request, weaker), Origins(model=origin, weaker=weaker_origin)
+    session, classifier_origin = _with_classifier(session, command.classifier)
+    easel = Easel(session, request, weaker)
+    origins = Origins(model=origin, weaker=weaker_origin, classifier=classifier_origin)
     if not processes.is_first():
         easel.follow(command.batch_size)
         return []
@@ -92,7 +99,10 @@ def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     weaker, weaker_origin = None, found.origins.weaker
     if weaker_origin is not None:
         weaker, weaker_origin = open_weaker(weaker_origin.path, weaker_origin.step)
-    origins = Origins(model=model, weaker=weaker_origin)
+    classifier_origin = found.origins.classifier
+    if classifier_origin is not None:
+        session, classifier_origin = _with_classifier(session, classifier_origin.path)
+    origins = Origins(model=model, weaker=weaker_origin, classifier=classifier_origin)
     _require_same(source, found, origins)
     image = Easel(session, found.request, weaker).draw_at(0, found.place)
     try:
@@ -113,6 +123,7 @@ def draw_grid_of(command: GridCommand, open_model: OpenModel) -> Place:
     config = sampling_config(command, session.experiment.sampling)
     scales = command.guidance_scale or (config.guidance_scale if can_guide(session) else 1.0,)
     pictures, rows = grid_pictures(command, scales)
+    pictures = tuple(_given_first(session, picture) for picture in pictures)
     request = DrawRequest(pictures=pictures, config=config, prompt_syntax=command.prompt_syntax)
     found = {drawn.position: drawn.image for drawn in Easel(session, request).draw(command.batch_size)}
     width = len(command.seed)
@@ -124,6 +135,14 @@ def draw_grid_of(command: GridCommand, open_model: OpenModel) -> Place:
     except OSError as error:
         raise UserError(f"cannot write {out} ({error}); choose another file: --out FILE") from error
     return out
+
+
+def _given_first(session: Session, picture: PictureRequest) -> PictureRequest:
+    """The picture with what the first held-out example gives, where the model is given something."""
+    if session.given.is_empty:
+        return picture
+    (spec,) = session.given.ask((), (), 1)
+    return dataclasses.replace(picture, given=spec, given_sha256=inputs_checksum(session.given.read(spec)))
 
 
 def grid_pictures(command: GridCommand, scales: Sequence[float]) -> tuple[tuple[PictureRequest, ...], list[str]]:
@@ -179,6 +198,15 @@ def open_weaker(run: str | None, step: int | None) -> tuple[Session | None, Orig
     return session, Origin(
         path=str(path), step=step, sha256=model_hash(session), autoencoder=model_hash(session, "autoencoder")
     )
+
+
+def _with_classifier(session: Session, run: str | None) -> tuple[Session, Origin | None]:
+    if run is None:
+        return session, None
+    path = _absolute(run)
+    classifier = load_classifier(path)
+    guided = guided_by(session, classifier)
+    return guided, Origin(path=str(path), sha256=hash_params(classifier.params["classifier"]))
 
 
 def _given(command: SampleCommand) -> dict[str, str]:

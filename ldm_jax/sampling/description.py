@@ -41,14 +41,17 @@ class Origins:
 
     model: Origin
     weaker: Origin | None = None
+    classifier: Origin | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"model": vars(self.model), "weaker": None if self.weaker is None else vars(self.weaker)}
+        others = {name: getattr(self, name) for name in ("weaker", "classifier")}
+        return {"model": vars(self.model)} | {name: None if one is None else vars(one) for name, one in others.items()}
 
     def checksums(self) -> dict[str, str | None]:
         """What decides the pictures: where a model lies does not."""
-        return {"model": self.model.sha256, "weaker": None if self.weaker is None else self.weaker.sha256}
+        others = {name: getattr(self, name) for name in ("weaker", "classifier")}
+        return {"model": self.model.sha256} | {name: one and one.sha256 for name, one in others.items()}
 
 
 class Described(NamedTuple):
@@ -67,6 +70,7 @@ def describe(request: DrawRequest, drawn: Drawn, origins: Origins, credit: str) 
         "prompt": picture.prompt,
         "negative": picture.negative,
         "class": picture.class_label,
+        "given": ", ".join(picture.given) or None,
         "seed": picture.seed,
         "index": picture.index,
         "sampler": f"{config.sampler}, {config.num_sample_steps} steps, guidance scale {picture.guidance_scale}",
@@ -100,8 +104,12 @@ def read_description(path: Place) -> Described:
 
 def origins_of(values: Mapping[str, Any]) -> Origins:
     """Inverse of `Origins.to_json` for values that hold it; raises KeyError or TypeError where they do not."""
-    weaker = values["weaker"]
-    return Origins(model=Origin(**values["model"]), weaker=None if weaker is None else Origin(**weaker))
+    others = {name: _origin(values.get(name)) for name in ("weaker", "classifier")}
+    return Origins(model=Origin(**values["model"]), **others)
+
+
+def _origin(values: Mapping[str, Any] | None) -> Origin | None:
+    return None if values is None else Origin(**values)
 
 
 def _only(request: DrawRequest, position: int) -> DrawRequest:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ldm_jax import sharding
-from ldm_jax.config import ClassConditioning, Unconditional, differences
+from ldm_jax.config import ClassConditioning, SpatialConditioning, Unconditional, differences
 from ldm_jax.errors import UserError
 from ldm_jax.model import require_diffusion_of_pictures
 from ldm_jax.sampling.batches import BatchDrawer, WeakerModel, guidance_numbers
@@ -51,7 +51,9 @@ class Easel:
             check_picture(session, picture, weaker)
         if weaker is not None:
             check_weaker(session, weaker)
-        self.request, self._inputs = request, PictureInputs(session, request)
+        if session.classifier is not None:
+            session.classifier([picture.class_label for picture in request.pictures])  # what is wrong with them
+        self.request, self._session, self._inputs = request, session, PictureInputs(session, request)
         self.mesh = session.mesh
         weaker_model = None if weaker is None else WeakerModel(weaker.model, weaker.params)
         sampler = session.sampler(request.config)
@@ -73,6 +75,11 @@ class Easel:
                 positions = kind[begin : begin + size]
                 if not all(position in done for position in positions):
                     yield from self._draw_batch(positions, size, done)
+
+    def shown(self, position: int) -> list[UInt8[np.ndarray, "h w 3"]]:
+        """How what a picture is given looks; nothing where it is given nothing."""
+        spec = self.request.pictures[position].given
+        return [self._session.given.shown(spec)] if spec else []
 
     def follow(self, batch_size: int) -> None:
         """Draw with the first of several processes, which has the pictures."""
@@ -119,7 +126,12 @@ class Easel:
         if first.prompt_to is not None:
             fraction = jnp.asarray([p.fraction for p in pictures], jnp.float32)
             request = request._replace(towards=towards, fraction=fraction)
+        if self._session.classifier is not None:
+            push = np.full(len(pictures), self.request.classifier_scale, np.float32)
+            wanted = self._session.classifier([picture.class_label for picture in pictures])
+            request = request._replace(wanted=jnp.asarray(wanted), push=jnp.asarray(push))
         method = Method(
+            prediction_type=self._session.experiment.diffusion.prediction_type,
             guided=first.guidance_scale != 1.0,
             calls=config.guidance_calls,
             weaker=self._weaker if first.guidance_scale != 1.0 else None,
@@ -142,6 +154,8 @@ def can_guide(session: Session) -> bool:
     conditioning = session.experiment.conditioning
     if isinstance(conditioning, ClassConditioning):
         return conditioning.null_class
+    if isinstance(conditioning, SpatialConditioning):  # maps have no empty one but that which training has shown
+        return session.experiment.diffusion.cond_drop_prob > 0
     return not isinstance(conditioning, Unconditional)
 
 
@@ -166,6 +180,8 @@ def check_picture(session: Session, picture: PictureRequest, weaker: Session | N
             raise UserError("a negative prompt does nothing at guidance_scale=1.0; use --guidance-scale 5, or leave it")
         if weaker is not None:
             raise UserError("--negative-prompt and --weaker both say what guidance leads away from; give one of them")
+    if not session.given.is_empty and not picture.given:
+        raise UserError("this model is given something for each picture: say what by --given FILE or --heldout INDEX")
     if picture.prompt_to is not None and picture.prompt is None:
         raise UserError("an interpolation leads from one prompt to another: give --prompt beside --prompt-to")
 

@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ldm_jax.config import to_dict
+from ldm_jax.data.given.shelf import spec_label
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, to_place
 from ldm_jax.files.whole_files import write_atomically
@@ -50,7 +51,7 @@ def draw_to_files(easel: Easel, origins: Origins, *, out: Place, batch_size: int
             write_atomically(out / NAME, as_text(manifest | {"results": results}))
         else:
             logger.info("all %d pictures are in %s already", len(paths), out)
-        shown = _write_grid(request, paths, out / GRID, credit)
+        shown = _write_grid(easel, paths, out / GRID, credit)
     except OSError as error:
         raise UserError(f"cannot write pictures to {out} ({error}); choose another folder: --out DIR") from error
     together = "all" if shown == len(paths) else shown
@@ -143,18 +144,21 @@ def _draw_missing(
             raise
 
 
-def _write_grid(request: DrawRequest, paths: Sequence[Place], grid: Place, credit: str) -> int:
+def _write_grid(easel: Easel, paths: Sequence[Place], grid: Place, credit: str) -> int:
     """One row for each prompt, class or strip of frames, read back from the files; returns how many it shows."""
-    numbered = enumerate(request.pictures)
+    numbered = enumerate(easel.request.pictures)
     groups = [(label, [i for i, _ in group]) for label, group in groupby(numbered, key=lambda entry: _row(entry[1]))]
     shown = [(label[0], positions[:_GRID_COLUMNS]) for label, positions in islice(groups, _GRID_ROWS)]
     rows = [[read_picture(paths[i])[0] for i in positions] for _, positions in shown]
-    draw_grid(rows, [label for label, _ in shown], grid, footer=credit)
+    given = [easel.shown(positions[0]) for _, positions in shown]
+    footer = f"first column: what is given. {credit}" if any(map(len, given)) else credit
+    together = [[*one, *row] for one, row in zip(given, rows, strict=True)]
+    draw_grid(together, [label for label, _ in shown], grid, footer=footer)
     return sum(map(len, rows))
 
 
-def _row(picture: PictureRequest) -> tuple[str, int | None]:
-    """Label of a picture's row, and the noise of a strip of frames, which is a row of its own."""
+def _row(picture: PictureRequest) -> tuple[str, int | None, tuple[str, ...]]:
+    """Label of a picture's row, the noise of a strip of frames, which is a row of its own, and what it is given."""
     if picture.prompt_to is not None:
-        return f"{picture.prompt} → {picture.prompt_to}", picture.index
-    return picture.prompt or picture.class_label or "", None
+        return f"{picture.prompt} → {picture.prompt_to}", picture.index, picture.given
+    return picture.prompt or picture.class_label or spec_label(picture.given), None, picture.given

@@ -58,6 +58,12 @@ class SampleCommand:
     """Whether a prompt longer than the encoder's context is encoded in chunks of that length, or cut."""
     class_label: tuple[str, ...] = ()
     """Class to draw, by number or name (class-conditional models); repeat the flag for several."""
+    given: tuple[str, ...] = ()
+    """What the model is given beside prompt and class, as files: a small picture, a label map, boxes as JSON. A model
+    of several parts has them named (--given picture=cat.png --given mask=hole.png); repeat the flag for several
+    pictures. Default: that of a few held-out examples."""
+    heldout: tuple[int, ...] = ()
+    """The same from held-out examples, by their number; repeat the flag for several."""
     num_samples: int = 4
     """Pictures for each prompt or class."""
     seed: int = 0
@@ -82,6 +88,10 @@ class SampleCommand:
     """Run of a weaker model, which guidance leads away from instead of the empty prompt (autoguidance)."""
     weaker_step: int | None = None
     """Checkpoint of the weaker model, which can then be of the same run; default: its newest."""
+    classifier: str | None = None
+    """Run of a classifier of noisy latents, which leads towards the class of --class-label."""
+    classifier_scale: float = 1.0
+    """How strongly it does."""
     eta: float | None = None
     """Share of fresh noise in each DDIM step."""
     churn: float | None = None

@@ -13,16 +13,17 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Num
 
 from ldm_jax import rng
 from ldm_jax.conditioning.conditions import Conditions, Inputs
 from ldm_jax.conditioning.prompt_chunks import condition_on_chunks
-from ldm_jax.config import GuidanceCalls
-from ldm_jax.diffusion.guidance import Guidance, guide, guide_batched, pair, usual_rule
+from ldm_jax.config import GuidanceCalls, PredictionType
+from ldm_jax.denoiser.classifier import log_probability
+from ldm_jax.diffusion.guidance import Guidance, guide, guide_batched, guide_by_classifier, pair, usual_rule
 from ldm_jax.diffusion.prediction import DenoiseFn
 from ldm_jax.diffusion.samplers.sampler import Sampler, initial_noise, sample
-from ldm_jax.model import LatentDiffusion, Params
+from ldm_jax.model import LatentDiffusion, Params, apply
 from ldm_jax.sampling.interpolation import Kind, interpolate_conditions
 
 
@@ -39,6 +40,10 @@ class Request(NamedTuple):
     """Inputs at the other end of an interpolation."""
     fraction: Float[Array, " b"] | None = None
     """How far each sample is on its way there."""
+    wanted: Int[Array, " b"] | None = None
+    """Classes to which a classifier leads."""
+    push: Float[Array, " b"] | None = None
+    """How strongly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,8 @@ class Method:
     """Calls of the denoiser in a guided step."""
     weaker: LatentDiffusion | None = None
     """A weaker model, from which guidance leads away in place of the negative inputs."""
+    prediction_type: PredictionType = "epsilon"
+    """What the denoiser predicts, for a classifier."""
     interpolation: Kind = "slerp"
     """Way between two conditions."""
 
@@ -101,6 +108,20 @@ def denoiser_for(
     model: LatentDiffusion, params: Params, request: Request, method: Method, weaker: Params | None = None
 ) -> DenoiseFn:
     """The denoiser of a request, conditioned and guided; `weaker` are the parameters of the weaker model."""
+    denoise_fn, classifier = _guided(model, params, request, method, weaker), model.classifier
+    if classifier is None or request.wanted is None or request.push is None:
+        return denoise_fn
+    labels = request.wanted
+
+    def certainty(zt: Float[Array, "b *latent z"], t: Num[Array, " b"]) -> Float[Array, " b"]:
+        return log_probability(apply(classifier, params["classifier"], zt, t), labels)
+
+    return guide_by_classifier(denoise_fn, certainty, model.schedule, method.prediction_type, request.push)
+
+
+def _guided(
+    model: LatentDiffusion, params: Params, request: Request, method: Method, weaker: Params | None = None
+) -> DenoiseFn:
 
     def told(inputs: Inputs) -> DenoiseFn:
         return partial(model.denoise, params, conditions=_conditions(model, params, request, inputs, method))

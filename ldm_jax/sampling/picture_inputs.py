@@ -11,6 +11,9 @@ from ldm_jax.conditioning.conditions import Inputs
 from ldm_jax.conditioning.prompt_chunks import Chunks, chunk_inputs, context_widths, prompt_chunks
 from ldm_jax.conditioning.prompt_syntax import WeightedText, parse_weights
 from ldm_jax.conditioning.tokenizer import PromptEncoder
+from ldm_jax.config import ClassConditioning
+from ldm_jax.data.given.shelf import inputs_checksum, spec_label
+from ldm_jax.errors import UserError
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session
 
@@ -33,7 +36,9 @@ class PictureInputs:
         )
         if not all(text.strip() for text in dict.fromkeys(p.prompt for p in request.pictures) if text is not None):
             logger.warning("an empty prompt draws without a condition")
-        self._labels = {label: session.class_number(label) for label in labels}
+        self._given = {(p.given, p.given_sha256): _read_given(session, p) for p in request.pictures if p.given}
+        is_told = session.classifier is None or isinstance(session.experiment.conditioning, ClassConditioning)
+        self._labels = {label: session.class_number(label) for label in labels} if is_told else {}
         encoder = session.prompt_encoder() if texts else session.encode_caption
         self._chunks = {text: _encode(encoder, text, request) for text in texts} if encoder else {}
         self._empty = prompt_chunks(encoder, WeightedText("", np.empty(0))) if encoder else {}
@@ -55,10 +60,18 @@ class PictureInputs:
         negative = jax.tree.map(np.asarray, self._session.model.conditioner.null_inputs(batch))
         if self._labels:
             null["class_labels"] = np.asarray([self._labels[p.class_label or ""] for p in pictures], np.int32)
+        null |= self._given_rows(pictures)
         prompts, negatives, others = (
             self._rows([getattr(p, name) for p in pictures], count) for name in ("prompt", "negative", "prompt_to")
         )
         return _arrays(null | prompts), _arrays(negative | negatives), _arrays(null | others)
+
+    def _given_rows(self, pictures: Sequence[PictureRequest]) -> dict[str, np.ndarray]:
+        """What the pictures are given; a model that is given something in one picture is in all."""
+        if not self._given:
+            return {}
+        rows = [self._given[picture.given, picture.given_sha256] for picture in pictures]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _rows(self, texts: Sequence[str | None], count: int) -> dict[str, np.ndarray]:
         """Tokens and weights of prompts; None is the empty condition, which a model may tell from an empty text."""
@@ -75,6 +88,13 @@ def _encode(encoder: PromptEncoder, text: str, request: DrawRequest) -> dict[str
     plain = WeightedText(text, np.ones(len(text), np.float64))
     weighted = parse_weights(text) if request.prompt_syntax == "weights" else plain
     return prompt_chunks(encoder, weighted, cut=request.long_prompts == "cut")
+
+
+def _read_given(session: Session, picture: PictureRequest) -> dict[str, np.ndarray]:
+    arrays = session.given.read(picture.given)
+    if inputs_checksum(arrays) != picture.given_sha256:
+        raise UserError(f"{spec_label(picture.given)} has changed since the picture was asked for; restore it")
+    return arrays
 
 
 def _arrays(inputs: dict[str, np.ndarray]) -> Inputs:

@@ -38,6 +38,10 @@ class PictureRequest:
     """What the prompt changes to on the way of an interpolation."""
     fraction: float = 0.0
     """How far on that way it is: 0 is the prompt, 1 the other one."""
+    given: tuple[str, ...] = ()
+    """What it is given beside prompt and class: NAME=FILE for each part, or heldout=INDEX."""
+    given_sha256: str = ""
+    """Checksum of the inputs made of that."""
 
     def __post_init__(self) -> None:
         for name in ("seed", "index"):
@@ -63,8 +67,12 @@ class DrawRequest:
     """Whether a prompt longer than the encoder's context is encoded in chunks, or cut."""
     interpolation: Interpolation = "slerp"
     """Way between two conditions."""
+    classifier_scale: float = 1.0
+    """How strongly a classifier leads to the class of each picture, where there is one."""
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.classifier_scale < float("inf"):
+            raise UserError(f"classifier_scale={self.classifier_scale} must be a finite number and not negative")
         if not self.pictures:
             raise UserError("no picture is asked for: the list of prompts or classes is empty; give at least one")
 
@@ -78,14 +86,14 @@ class DrawRequest:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "DrawRequest":
         """Inverse of `to_json`; raises UserError or TypeError for what it did not write."""
-        pictures = tuple(PictureRequest(**picture) for picture in values["pictures"])
+        pictures = tuple(picture_from_json(picture) for picture in values["pictures"])
         return cls(**{**values, "pictures": pictures, "config": from_dict(values["config"])})
 
     def summary(self) -> dict[str, Any]:
         """What a person wants to know of it, and a checksum of the whole."""
         everything = self.to_json()
         checksum = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
-        shown = ("prompt", "negative", "class_label", "prompt_to", "seed", "guidance_scale")
+        shown = ("prompt", "negative", "class_label", "prompt_to", "given", "seed", "guidance_scale")
         distinct = {name: _distinct(getattr(picture, name) for picture in self.pictures) for name in shown}
         rest = {name: value for name, value in everything.items() if name != "pictures"}
         return {"pictures": len(self.pictures), **distinct, **rest, "request": checksum}
@@ -94,6 +102,11 @@ class DrawRequest:
 def picture_to_json(picture: PictureRequest) -> dict[str, Any]:
     """The fields that are not at their defaults, by which a file of many pictures stays short."""
     return {f.name: v for f in dataclasses.fields(picture) if (v := getattr(picture, f.name)) != f.default}
+
+
+def picture_from_json(values: dict[str, Any]) -> PictureRequest:
+    """Inverse of `picture_to_json` behind JSON."""
+    return PictureRequest(**{**values, "given": tuple(values.get("given", ()))})
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

@@ -16,6 +16,8 @@ from ldm_jax import rng, sharding
 from ldm_jax.conditioning.conditions import Inputs
 from ldm_jax.conditioning.tokenizer import PromptEncoder, token_inputs
 from ldm_jax.config import ClassConditioning, Experiment, MeshConfig, SamplingConfig
+from ldm_jax.data.given.shelf import GivenShelf
+from ldm_jax.data.source import Source, Split
 from ldm_jax.diffusion.samplers import Sampler, make_sampler
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
@@ -53,6 +55,10 @@ class Session:
     """The sampler that came with a model of another system: `imported` in a configuration."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     """How the devices are arranged to draw; pictures are the same up to rounding."""
+    shelf: GivenShelf | None = None
+    """What it can be given beside prompt and class, where its data are known."""
+    classifier: Callable[[Sequence[str | None]], np.ndarray] | None = None
+    """Class numbers of the classifier that guides the model, where there is one."""
     seal: Place | None = None
     """Seal of the checkpoint that its parameters come from, if they do."""
 
@@ -146,6 +152,11 @@ class Session:
             return "use --prompt TEXT"
         return "use --class-label N" if isinstance(conditioning, ClassConditioning) else "use --num-samples N alone"
 
+    @property
+    def given(self) -> GivenShelf:
+        """What the model can be given: of files alone where its data are not known."""
+        return GivenShelf(self.experiment, load=_no_data) if self.shelf is None else self.shelf
+
     def null_inputs(self, count: int) -> Inputs:
         """The conditioner's inputs for nothing in particular."""
         return self.model.null_inputs(count)
@@ -182,6 +193,10 @@ class Session:
         return make_sampler(config, self.model.schedule, diffusion.prediction_type, learned_variance=learned)
 
 
+def _no_data(split: Split) -> Source:
+    raise UserError(f"this model came without data, from whose {split} split it could be given something; use --given")
+
+
 def load_session(
     run_dir: Place,
     stage: Literal["autoencoder", "diffusion"] = "diffusion",
@@ -200,6 +215,10 @@ def load_session(
     """
     run = RunFolder(run_dir)
     experiment = run.load_config()
+    if experiment.classifier is not None:
+        raise UserError(
+            f"{run_dir} is the run of a classifier, which draws nothing itself: ldm sample RUN --classifier it"
+        )
     mesh = sharding.make_mesh(MeshConfig())
     model = make_model(experiment, mesh)
     init = model.init if stage == "diffusion" else model.init_autoencoder
@@ -220,7 +239,8 @@ def load_session(
         training = experiment.training if stage == "diffusion" else experiment.first_stage.training
         average = rebuild_average(run.snapshots(stage), training, wanted["model"], ema_sigma_rel, restored[0])
         params, seal = {**params, **average}, None
-    return Session(experiment, model, params, encoder, names, credit, seal=seal)
+    shelf = GivenShelf(experiment, tuple(data.get("object_names", ())))
+    return Session(experiment, model, params, encoder, names, credit, shelf=shelf, seal=seal)
 
 
 def _restore(checkpoints: Checkpoints, step: int, wanted: dict[str, Any]) -> tuple[int, dict[str, Any]]:

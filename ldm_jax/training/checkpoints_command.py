@@ -33,7 +33,17 @@ class CheckpointsCommand:
     """What to do."""
     run: tyro.conf.Positional[str]
     """Folder of the run, or its gs:// or s3:// prefix."""
-    stage: Literal["autoencoder", "diffusion", "autoencoder_snapshots", "diffusion_snapshots"] | None = None
+    stage: (
+        Literal[
+            "autoencoder",
+            "diffusion",
+            "classifier",
+            "autoencoder_snapshots",
+            "diffusion_snapshots",
+            "classifier_snapshots",
+        ]
+        | None
+    ) = None
     """Stage, or the snapshots of its averages, to look at; default: all."""
     step: int | None = None
     """Step to look at; default: all (list, verify), or the newest of each stage (show, digest)."""

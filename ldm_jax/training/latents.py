@@ -13,10 +13,10 @@ from ldm_jax import sharding
 from ldm_jax.config import ClipTextConditioning
 from ldm_jax.config.saved import differences
 from ldm_jax.data.latent_shards import Share, clear_others
-from ldm_jax.data.latent_source import LatentSource, misfit, open_latents
+from ldm_jax.data.latent_source import LatentSource, WithPictures, misfit, open_latents
 from ldm_jax.data.latent_statistics import LatentSums, sum_latents
 from ldm_jax.data.memory import MemorySource
-from ldm_jax.data.source import Source
+from ldm_jax.data.source import Source, Split
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import is_local
 from ldm_jax.model import Params
@@ -65,7 +65,7 @@ class LatentReader:
         self.work = work
         self.batch_size = work.experiment.first_stage.training.batch_size
         self._encode = partial(make_encoder(work.model), {"autoencoder": params["autoencoder"]})
-        self._sets: dict[str, LatentSource] = {}
+        self._sets: dict[Split, LatentSource] = {}
         if work.experiment.data.latents is not None:
             self._sets = {split: self._given(source, params) for split, source in self._splits()}
         elif work.experiment.data.cache_latents:
@@ -73,9 +73,9 @@ class LatentReader:
                 work.experiment, work.mesh, {"autoencoder": params["autoencoder"]}, batch_size=self.batch_size
             )
             self._sets = {split: self._made(source, factory) for split, source in self._splits()}
-        self._sources = {split: MemorySource(latents) for split, latents in self._sets.items()}
+        self._sources = {split: self._complete(split, latents) for split, latents in self._sets.items()}
 
-    def _splits(self) -> list[tuple[str, Source]]:
+    def _splits(self) -> list[tuple[Split, Source]]:
         return [("train", self.work.train), ("test", self.work.test)]
 
     def _given(self, source: Source, params: Params) -> LatentSource:
@@ -91,6 +91,11 @@ class LatentReader:
         if changed:
             raise UserError(misfit(source, changed))
         return source
+
+    def _complete(self, split: Split, latents: LatentSource) -> Source:
+        """Latents, with their pictures where the model is given something of them."""
+        remembered, shelf = MemorySource(latents), self.work.shelf
+        return remembered if shelf.is_empty else WithPictures(remembered, shelf.source(split))
 
     def _made(self, source: Source, factory: LatentFactory) -> LatentSource:
         """Latents in the run, written there now unless they are whole and fit."""
@@ -123,7 +128,8 @@ class LatentReader:
 
     def heldout_batches(self, batch_size: int) -> Iterator[Batch]:
         """One pass over the test split, with `moments`."""
-        return map(self._with_moments, self.work.epoch(self._sources.get("test", self.work.test), batch_size))
+        source = self._sources.get("test", self.work.test)
+        return map(self._with_moments, self.work.epoch(source, batch_size, for_denoiser=True))
 
     def _with_moments(self, batch: Batch) -> Batch:
         if "moments" in batch:

@@ -60,7 +60,7 @@ class Stage:
     """What distinguishes one stage from another for the loop."""
 
     name: str
-    """`autoencoder` or `diffusion`; names its checkpoints and its lines in the metrics."""
+    """`autoencoder`, `diffusion` or `classifier`; names its checkpoints and its lines in the metrics."""
     training: TrainingConfig
     frozen: Params
     """Parameters that the stage uses and does not train."""

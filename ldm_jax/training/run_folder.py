@@ -29,7 +29,7 @@ from ldm_jax.training.seals import DamagedCheckpoint
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("autoencoder", "diffusion")
+STAGES = ("autoencoder", "diffusion", "classifier")
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class RunFolder:
     def examples_at(self, stage: str, step: int) -> int:
         """Position of a stage in its data after a step: the examples that it has taken."""
         experiment = self.load_config()
-        is_second = stage.startswith("diffusion")
-        training = experiment.training if is_second else experiment.first_stage.training
+        is_first = stage.startswith("autoencoder")
+        training = experiment.first_stage.training if is_first else experiment.training
         return step * training.batch_size
 
     def load_config(self) -> configs.Experiment:
@@ -203,7 +203,7 @@ class RunFolder:
 
     def is_finished(self, experiment: configs.Experiment) -> bool:
         """Whether the checkpoint of the last step is there, and whole."""
-        checkpoints, last = self.checkpoints("diffusion"), experiment.training.num_steps
+        checkpoints, last = self.checkpoints(experiment.second_stage), experiment.training.num_steps
         if last not in checkpoints.steps():
             return False
         try:

@@ -1,5 +1,6 @@
 """What the two stages of a run share: configuration, folder, mesh, model, data and randomness."""
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,17 +15,22 @@ from ldm_jax import rng, sharding
 from ldm_jax.conditioning.tokenizer import Marks, PromptEncoder, token_inputs, train_tokenizer
 from ldm_jax.config import (
     ClassConditioning,
+    DataConfig,
     EmbeddingConditioning,
     Experiment,
     SpatialConditioning,
     TextConditioning,
     TrainingConfig,
 )
-from ldm_jax.data.latent_source import load_latents
-from ldm_jax.data.pipeline import batches, epoch
-from ldm_jax.data.source import Source, training_texts
+from ldm_jax.config.saved import differences
+from ldm_jax.data.given.heldout import HELDOUT_SEED
+from ldm_jax.data.given.make import Load
+from ldm_jax.data.given.shelf import GivenShelf
+from ldm_jax.data.latent_source import LatentSource, load_latents, misfit
+from ldm_jax.data.pipeline import MakeInputs, batches, epoch
+from ldm_jax.data.source import Source, Split, training_texts
 from ldm_jax.data.sources import load_source
-from ldm_jax.data.transforms import evaluation_transforms, training_transforms
+from ldm_jax.data.transforms import evaluation_transforms, sample_rng, training_transforms
 from ldm_jax.diffusion.samplers import make_sampler
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
@@ -51,6 +57,8 @@ class Workspace:
     test: Source
     encode_caption: PromptEncoder | None
     root: Key[Array, ""]
+    shelf: GivenShelf
+    """What the denoiser is given beside caption and class."""
 
     def train_batches(self, source: Source, config: TrainingConfig, purpose: str, start_step: int) -> Iterator[Batch]:
         """Global training batches of `source` on the devices, from a step on; each purpose has an order of its own."""
@@ -64,11 +72,15 @@ class Workspace:
             rows=sharding.local_rows(self.mesh, config.batch_size),
             num_threads=self.experiment.data.num_threads,
             encode_caption=self.encode_caption,
+            make_inputs=self._inputs_of(seed) if purpose == "diffusion" else None,
         )
         return (sharding.put_batch(self.mesh, batch) for batch in local)
 
-    def epoch(self, source: Source, batch_size: int) -> Iterator[Batch]:
-        """One ordered pass over a source on the devices, nothing drawn, in full batches; `valid` tells what counts."""
+    def epoch(self, source: Source, batch_size: int, *, for_denoiser: bool = False) -> Iterator[Batch]:
+        """One ordered pass over a source on the devices, in full batches; `valid` tells what counts.
+
+        What a denoiser is given is random where it is in training, and the same in every pass.
+        """
         local = epoch(
             source,
             transforms=evaluation_transforms(self.experiment.data),
@@ -76,12 +88,19 @@ class Workspace:
             rows=sharding.local_rows(self.mesh, batch_size),
             num_threads=self.experiment.data.num_threads,
             encode_caption=self.encode_caption,
+            make_inputs=self._inputs_of(HELDOUT_SEED) if for_denoiser else None,
         )
         return map(self._of_epoch, local)
 
     def _of_epoch(self, batch: dict[str, np.ndarray]) -> Batch:
         processes.note("going once through a data set")  # which may take longer than a run may stand still
         return sharding.put_batch(self.mesh, batch)
+
+    def _inputs_of(self, seed: int) -> MakeInputs | None:
+        if self.shelf.is_empty:
+            return None
+        given = self.shelf.given
+        return lambda example, n: given.of_example(example, sample_rng(seed, "given", n))
 
 
 def open_workspace(experiment: Experiment, run_dir: Place, given: Mapping[str, Tokenizer] | None = None) -> Workspace:
@@ -112,22 +131,44 @@ def _open(experiment: Experiment, run_dir: Place, given: Mapping[str, Tokenizer]
     for name, training in trainings.items():
         _check_batch(name, training, train)
     _check_conditioning(experiment, train)
+    _check_classifier(experiment, train)
+    splits: dict[Split, Source] = {"train": train, "test": test}
+    shelf = GivenShelf(experiment, train.info.object_names, load=_pictures_of(experiment.data, splits))
+    if not shelf.is_empty:
+        shelf.of_heldout(0)  # what the data lack should be known now
     model, tokenizers = make_model(experiment, mesh), _tokenizers(experiment, run, train, given)
     sharding.check_tensor_axis(mesh, jax.eval_shape(model.init, rng.root_key(0)))
     make_sampler(experiment.sampling, model.schedule, experiment.diffusion.prediction_type)  # it is needed much later
-    data: dict[str, object] = {split.info.split: _describe(split) for split in (train, test)}
+    data: dict[str, object] = {name: _describe(split) for name, split in splits.items()}
     run.check_data(data)
     if "first_stage.training" in trainings and not run.config_file.exists():
         data |= {"perceptual": fingerprint_constants(read_constants(experiment.first_stage))}
     if processes.is_first():
         run.open(experiment)  # nothing is written before all of this has been found to fit
         run.save_tokenizers(tokenizers)
-        run.write_manifest(experiment, data | {"class_names": train.info.class_names, "credit": train.info.credit})
+        run.write_manifest(experiment, data | _names(train))
     logger.info(
         "%s: %d training and %d held-out pictures; run folder %s", train.info.name, len(train), len(test), run_dir
     )
     encode_caption = PromptEncoder(tokenizers) if tokenizers else None
-    return Workspace(experiment, run, mesh, model, train, test, encode_caption, rng.root_key(experiment.seed))
+    root = rng.root_key(experiment.seed)
+    return Workspace(experiment, run, mesh, model, train, test, encode_caption, root, shelf)
+
+
+def _pictures_of(config: DataConfig, splits: Mapping[Split, Source]) -> Load:
+    """What opens the pictures of splits, of which there may be latents in their place."""
+
+    @functools.cache
+    def load(split: Split) -> Source:
+        source = splits[split]
+        if not isinstance(source, LatentSource):
+            return source
+        pictures = load_source(config, split)
+        if changed := [*differences(source.info.fingerprint, pictures.info.fingerprint, "fingerprint of the pictures")]:
+            raise UserError(misfit(source, changed))
+        return pictures
+
+    return load
 
 
 def _check_batch(name: str, training: TrainingConfig, source: Source) -> None:
@@ -143,29 +184,48 @@ def _describe(source: Source) -> dict[str, object]:
     return {"name": source.info.name, "num_pictures": len(source), "fingerprint": source.info.fingerprint}
 
 
+def _names(source: Source) -> dict[str, object]:
+    info = source.info
+    return {"class_names": info.class_names, "object_names": info.object_names, "credit": info.credit}
+
+
 def _check_inputs(experiment: Experiment, given: Mapping[str, Tokenizer] | None) -> None:
     """Refuse conditions that nothing delivers, before a data set is prepared."""
-    config, wanted = experiment.conditioning, None
+    config, missing = experiment.conditioning, None
     kind, channels = type(config).__name__, experiment.denoiser.concat_channels
     match config:
         case SpatialConditioning():
-            wanted = "maps beside its pictures"
+            missing = ("maps beside its pictures", "LowResolution() or LabelMap()")
         case EmbeddingConditioning():
-            wanted = "embeddings for its pictures"
+            missing = ("embeddings for its pictures", "Neighbours()")
         case TextConditioning(tokens="boxes"):
-            wanted = "boxes of the objects in its pictures"
+            missing = ("boxes of the objects in its pictures", "Layout()")
         case _ if channels > 0:
-            wanted = f"maps of denoiser.concat_channels={channels} channels"
-    if wanted is not None:
+            missing = (f"maps of denoiser.concat_channels={channels} channels", "MaskedPicture()")
+    if missing is not None and experiment.given is None:
         raise UserError(
-            f"the data set {type(experiment.data.source).__name__} has no {wanted}, which this model is told in "
-            f"training (conditioning={kind}), nor has any other here yet; train another model"
+            f"this model (conditioning={kind}) is told {missing[0]} in training, and nothing makes them; set given="
+            f"{missing[1]} in the experiment's file"
         )
     if token_inputs(config) and not (isinstance(config, TextConditioning) or given):
         flags = " and ".join(f"--conditioning.{name}folder FOLDER" for name in _TEXTS.get(kind, ("",)))
         raise UserError(
             f"{kind} is not trained from nothing: give a model with its weights and its tokenizer, --start MODEL, or "
             f"the folder of a transformers CLIPTextModel, {flags}"
+        )
+
+
+def _check_classifier(experiment: Experiment, source: Source) -> None:
+    """Refuse a classifier without a model to guide, or of other classes than the data have."""
+    if experiment.classifier is None:
+        return
+    if experiment.first_stage.run is None:
+        raise UserError("a classifier works on the latents of the model that it guides: name it, --first-stage.run RUN")
+    wanted, found = experiment.classifier.num_classes, len(source.info.class_names)
+    if wanted != found:
+        raise UserError(
+            f"classifier.num_classes={wanted}, but the data set {source.info.name} has {found} classes; "
+            + ("use that number" if found else "use one with classes")
         )
 
 

@@ -62,9 +62,10 @@ def run_pipeline_case(path: Path, arrays: Arrays, tolerance: float) -> list[Comp
 
 def _inputs(session: Session, prompts: Any, arrays: Arrays, noise: np.ndarray) -> Inputs:
     inputs = session.null_inputs(len(noise)) if prompts is None else session.prompt_inputs(prompts)
-    if "concat" in inputs:
+    if not inputs.keys().isdisjoint(("concat", "masked")):
         if "concat" not in arrays:
             raise UserError("the U-Net takes maps beside the latent, but io.npz has no `concat`")
+        inputs = {name: x for name, x in inputs.items() if name not in ("masked", "mask")}
         inputs["concat"] = jnp.asarray(last(arrays["concat"]))
     return _with_sizes(session, inputs, noise)
 

@@ -41,6 +41,7 @@ from ldm_jax.interop.diffusers.component import TRANSFORMERS, read_config, read_
 from ldm_jax.interop.diffusers.schedulers import Scheduler, read_scheduler
 from ldm_jax.interop.diffusers.unet import read_unet_config, read_unet_params
 from ldm_jax.interop.diffusers.unet_fields import DiffusersUNet
+from ldm_jax.interop.given import imported_given
 from ldm_jax.interop.latents import latent_params
 from ldm_jax.interop.transformers.ldm_bert import read_ldm_bert, read_ldm_bert_config
 from ldm_jax.interop.transformers.text import read_clip_text, read_clip_text_config, sdxl_conditioning
@@ -225,12 +226,14 @@ def _experiment(
         eta=pipeline.eta,
     )
     channels: Any = autoencoder.in_channels
+    denoiser = _denoiser(folder, unet, latent_channels)
     return Experiment(
         name=folder.resolve().name,
         data=DataConfig(image_size=_image_size(unet, autoencoder), image_channels=channels, cache_latents=False),
         first_stage=FirstStageConfig(autoencoder=autoencoder.config),
         conditioning=conditioning,
-        denoiser=_denoiser(folder, unet, latent_channels),
+        given=imported_given(conditioning, denoiser, autoencoder.config),
+        denoiser=denoiser,
         diffusion=DiffusionConfig(
             schedule=schedule,
             prediction_type=scheduler.prediction_type,

@@ -22,6 +22,7 @@ from ldm_jax.config import (
     Unconditional,
 )
 from ldm_jax.errors import UserError
+from ldm_jax.interop.given import imported_given
 from ldm_jax.interop.latents import scale_factor
 from ldm_jax.interop.original.autoencoder import OriginalAutoencoder
 from ldm_jax.interop.original.clip_options import FindModel, find_none
@@ -82,6 +83,7 @@ class OriginalProject:
             ),
             first_stage=FirstStageConfig(autoencoder=self.autoencoder.config),
             conditioning=self.conditioning,
+            given=imported_given(self.conditioning, self.unet.config, self.autoencoder.config),
             denoiser=self.unet.config,
             diffusion=self.diffusion,
             sampling=SamplingConfig(
