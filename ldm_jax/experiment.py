@@ -14,9 +14,8 @@ from ldm_jax.data.given.heldout import heldout_example
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
 from ldm_jax.interop.starting_point import find_starting_point
-from ldm_jax.model import Params
+from ldm_jax.model import Params, hash_params
 from ldm_jax.pictures import draw_grid, to_uint8
-from ldm_jax.sampling.model_hash import hash_params
 from ldm_jax.sampling.session import Session
 from ldm_jax.training import processes
 from ldm_jax.training.autoencoder_stage import make_autoencoder_stage

@@ -7,16 +7,19 @@ denoiser works on latents of unit spread:
     is LDM's scale factor 1 / std (arXiv:2112.10752, appendix G)
 """
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from ldm_jax import rng
+from ldm_jax import rng, sharding
 from ldm_jax.autoencoder.build import make_autoencoder
 from ldm_jax.autoencoder.kl import AutoencoderKL
 from ldm_jax.autoencoder.posterior import DiagonalGaussian
@@ -211,3 +214,17 @@ def require_diffusion_of_pictures(experiment: Experiment) -> None:
 def num_parameters(params: Params) -> int:
     """Number of values in a parameter tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def hash_params(params: Any) -> str:
+    """SHA-256 (hex) of a tree of arrays, in the order of its paths: names, types, shapes and values.
+
+    Of arrays that several processes share, all of them have to call it.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    digest = hashlib.sha256()
+    for path, leaf in sorted(leaves, key=lambda entry: sharding.path_names(entry[0])):
+        array = np.ascontiguousarray(sharding.to_host(leaf))
+        digest.update(json.dumps([sharding.path_names(path), str(array.dtype), array.shape]).encode())
+        digest.update(array.view(np.uint8).data if array.size else b"")
+    return digest.hexdigest()

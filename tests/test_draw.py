@@ -15,6 +15,7 @@ from tiny import CLASSES
 
 from ldm_jax.config import ClassConditioning, SamplingConfig, Unconditional
 from ldm_jax.errors import UserError
+from ldm_jax.model import hash_params
 from ldm_jax.pictures import read_picture
 from ldm_jax.sampling import command
 from ldm_jax.sampling.asked import Asked, ask
@@ -22,7 +23,7 @@ from ldm_jax.sampling.description import read_description
 from ldm_jax.sampling.draw import BatchRow, Easel
 from ldm_jax.sampling.files import draw_to_files
 from ldm_jax.sampling.flags import GridCommand, devices_of, parse_grid, parse_sample
-from ldm_jax.sampling.model_hash import hash_params, model_hash
+from ldm_jax.sampling.model_hash import model_hash
 from ldm_jax.sampling.prompt_files import PromptLine
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session, load_session

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from ldm_jax.config import load_experiment, restore_experiment
+from ldm_jax.model import hash_params
 from ldm_jax.sampling.session import load_session
-from ldm_jax.training.latent_factory import parameter_fingerprint
 from ldm_jax.training.logging import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -157,7 +157,7 @@ def wait_for(process: "subprocess.Popen[Any]", path: Path, seconds: float = 300.
 
 def digest(run: Path) -> str:
     """SHA-256 over the model of a run's newest good checkpoint."""
-    return parameter_fingerprint(load_session(run).params)
+    return hash_params(load_session(run).params)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

@@ -22,13 +22,12 @@ from ldm_jax.data.latent_statistics import LatentSums
 from ldm_jax.data.source import training_texts
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
-from ldm_jax.model import Params, make_model
+from ldm_jax.model import Params, hash_params, make_model
 from ldm_jax.training import latents, workspace
 from ldm_jax.training.diffusion_step import make_diffusion_loss
 from ldm_jax.training.latent_factory import (
     make_factory,
     one_ahead,
-    parameter_fingerprint,
     require_embeddable,
     share_of_process,
 )
@@ -101,8 +100,8 @@ def test_a_fingerprint_tells_values_shapes_types_and_names():
         {"a": {"w": np.arange(4, dtype=np.float32).view(np.int32)}},
         {"b": {"w": np.arange(4, dtype=np.float32)}},
     ]
-    assert parameter_fingerprint(base) == parameter_fingerprint({"a": {"w": jnp.arange(4.0)}})
-    assert len({parameter_fingerprint(tree) for tree in (base, *others)}) == 5
+    assert hash_params(base) == hash_params({"a": {"w": jnp.arange(4.0)}})
+    assert len({hash_params(tree) for tree in (base, *others)}) == 5
 
 
 @pytest.fixture(scope="module")

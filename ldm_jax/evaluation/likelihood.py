@@ -31,8 +31,7 @@ from ldm_jax.diffusion.likelihood import flow_likelihood, variational_bound
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.chunks import Chunks, Part, all_parts
 from ldm_jax.evaluation.pictures import PictureSet, local_batch, local_shards, source_pictures
-from ldm_jax.model import Params, make_model, require_diffusion_of_pictures
-from ldm_jax.sampling.model_hash import hash_params
+from ldm_jax.model import Params, hash_params, make_model, require_diffusion_of_pictures
 from ldm_jax.sampling.session import Session
 
 LikelihoodKind: TypeAlias = Literal["bound", "flow", "both"]

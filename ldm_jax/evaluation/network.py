@@ -45,9 +45,8 @@ from ldm_jax.files.json_files import read_json
 from ldm_jax.files.weight_files import find_weights, open_tensors
 from ldm_jax.interop.mapping import read_params
 from ldm_jax.interop.transformers.vision import read_clip_vision, read_clip_vision_config
-from ldm_jax.model import Params
+from ldm_jax.model import Params, hash_params
 from ldm_jax.model import apply as apply_module
-from ldm_jax.sampling.model_hash import hash_params
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

@@ -22,8 +22,8 @@ from ldm_jax.data.source import Source
 from ldm_jax.data.transforms import evaluation_transforms
 from ldm_jax.errors import UserError
 from ldm_jax.manifest import NAME, read_manifest
+from ldm_jax.model import hash_params
 from ldm_jax.pictures import to_uint8
-from ldm_jax.sampling.model_hash import hash_params
 
 
 @dataclass(frozen=True, kw_only=True)

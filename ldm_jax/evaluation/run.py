@@ -30,7 +30,7 @@ from ldm_jax.evaluation.scores import FeatureSet, Metric, Score, ScoreOptions, c
 from ldm_jax.evaluation.text import judge_text, open_text_target
 from ldm_jax.interop.model_files import is_run, open_model
 from ldm_jax.manifest import Manifest
-from ldm_jax.sampling.model_hash import hash_params
+from ldm_jax.model import hash_params
 from ldm_jax.sampling.session import Session, load_session
 from ldm_jax.training.run_folder import RunFolder
 

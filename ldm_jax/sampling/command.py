@@ -11,6 +11,7 @@ from ldm_jax.config import MeshConfig
 from ldm_jax.data.given.shelf import inputs_checksum
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, is_local, to_place
+from ldm_jax.model import hash_params
 from ldm_jax.pictures import draw_grid, save_picture
 from ldm_jax.sampling.asked import Asked, ask
 from ldm_jax.sampling.classifier import guided_by, load_classifier
@@ -18,7 +19,7 @@ from ldm_jax.sampling.description import Described, Origin, Origins, describe, r
 from ldm_jax.sampling.draw import Drawn, Easel, can_guide
 from ldm_jax.sampling.files import draw_to_files, folder_for
 from ldm_jax.sampling.flags import GridCommand, SampleCommand, sampling_config
-from ldm_jax.sampling.model_hash import hash_params, model_hash
+from ldm_jax.sampling.model_hash import model_hash
 from ldm_jax.sampling.prompt_files import read_prompts
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session, load_session

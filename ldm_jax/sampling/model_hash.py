@@ -5,13 +5,10 @@ import json
 import logging
 from typing import Any, Literal
 
-import jax
-import numpy as np
-
 from ldm_jax.files.places import Place
 from ldm_jax.files.whole_files import write_atomically
+from ldm_jax.model import hash_params
 from ldm_jax.sampling.session import Session
-from ldm_jax.sharding import path_names, to_host
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +38,6 @@ def model_hash(session: Session, part: Literal["autoencoder"] | None = None) -> 
     except OSError as error:
         logger.info("the checksum of the model cannot be kept in %s (%s)", cache, error)
     return found
-
-
-def hash_params(params: Any) -> str:
-    """SHA-256 of a tree of arrays, in the order of its paths."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    digest = hashlib.sha256()
-    for path, leaf in sorted(leaves, key=lambda entry: path_names(entry[0])):
-        array = np.ascontiguousarray(to_host(leaf))
-        digest.update(json.dumps([path_names(path), str(array.dtype), array.shape]).encode())
-        digest.update(array.view(np.uint8).data if array.size else b"")
-    return digest.hexdigest()
 
 
 def _read(path: Place) -> dict[str, Any]:

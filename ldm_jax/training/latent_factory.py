@@ -28,7 +28,7 @@ from ldm_jax.data.selection import Selection
 from ldm_jax.data.source import Example, Source
 from ldm_jax.data.transforms import TRANSFORM, TellSizes, evaluation_transforms
 from ldm_jax.errors import UserError
-from ldm_jax.model import LatentDiffusion, Params, make_model
+from ldm_jax.model import LatentDiffusion, Params, hash_params, make_model
 from ldm_jax.training import processes
 
 SHARD_SIZE = 1024
@@ -206,24 +206,14 @@ def require_embeddable(experiment: Experiment, source: Source) -> None:
 
 def autoencoder_fingerprint(params: Params) -> str:
     """SHA-256 of the autoencoder among parameters."""
-    return parameter_fingerprint({"autoencoder": params["autoencoder"]})
+    return hash_params(params["autoencoder"])
 
 
 def texts_fingerprint(params: Params, encode_caption: PromptEncoder) -> str:
     """SHA-256 of the conditioner among parameters, and of its tokenizers."""
-    digest = hashlib.sha256(parameter_fingerprint({"conditioner": params["conditioner"]}).encode())
+    digest = hashlib.sha256(hash_params(params["conditioner"]).encode())
     for name, tokenizer in sorted(encode_caption.tokenizers.items()):
         digest.update(f"{name} {tokenizer.to_str()}".encode())
-    return digest.hexdigest()
-
-
-def parameter_fingerprint(params: Params) -> str:
-    """SHA-256 of a parameter tree: names, shapes and values."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = sharding.to_host(leaf)
-        digest.update(f"{sharding.path_names(path)} {array.shape} {array.dtype}".encode())
-        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from ldm_jax.autoencoder.perceptual_weights import read_perceptual
 from ldm_jax.config import FirstStageConfig
 from ldm_jax.errors import UserError
-from ldm_jax.model import Params
-from ldm_jax.training.checkpoint_contents import digest_items
+from ldm_jax.model import Params, hash_params
 
 
 def read_constants(config: FirstStageConfig) -> Params:
@@ -31,4 +30,4 @@ def read_constants(config: FirstStageConfig) -> Params:
 
 def fingerprint_constants(constants: Params) -> str | None:
     """SHA-256 (hex) of the weights, in whatever files they are; None without any."""
-    return digest_items(constants, 0, 0) if constants else None
+    return hash_params(constants) if constants else None
