@@ -122,11 +122,13 @@ def convolution_gradients(
     def by_xla(x: Float[Array, "b *spatial c"], gradient: Float[Array, "b *positions d"]) -> Float[Array, "..."]:
         return jax.linear_transpose(lambda kernel: convolve_by_one(x, kernel), kernel)(gradient)[0]
 
+    if not has_quick_products(kernel):
+        return of_x, by_xla(x, gradient)
+
     def by_products(x: Float[Array, "b *spatial c"], gradient: Float[Array, "b *positions d"]) -> Float[Array, "..."]:
         return _kernel_gradient(x, gradient, kernel.shape[:-2], padding)
 
-    of_cpu = by_products if has_quick_products(kernel) else by_xla
-    return of_x, lax.platform_dependent(x, gradient, cpu=of_cpu, default=by_xla)
+    return of_x, lax.platform_dependent(x, gradient, cpu=by_products, default=by_xla)
 
 
 def _kernel_gradient(

@@ -8,7 +8,6 @@ convolutions with two taps of the row itself, of which it takes the results in t
 """
 
 import itertools
-from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -53,11 +52,9 @@ def upsample_and_convolve(x: Float[Array, "b *spatial c"], kernel: Float[Array, 
 
     A CPU computes it by (1), with 4/9 of the operations in two dimensions. The gradient keeps `x` as it came.
     """
-    return lax.platform_dependent(x, kernel, cpu=_of_cpu(kernel), default=_in_two_steps)
-
-
-def _of_cpu(kernel: Float[Array, "..."]) -> Callable[[Array, Array], Array]:
-    return _by_phases if _has_quick_phases(kernel) else _in_two_steps
+    if not _has_quick_phases(kernel):
+        return _in_two_steps(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=_by_phases, default=_in_two_steps)
 
 
 def _has_quick_phases(kernel: Float[Array, "..."]) -> bool:
@@ -74,8 +71,9 @@ def _forward(
 def _backward(
     kept: tuple[Array, Array], gradient: Float[Array, "b *larger d"]
 ) -> tuple[Float[Array, "b *spatial c"], Float[Array, "..."]]:
-    of_cpu = _gradients_by_phases if _has_quick_phases(kept[1]) else _gradients_in_two_steps
-    return lax.platform_dependent(*kept, gradient, cpu=of_cpu, default=_gradients_in_two_steps)
+    if not _has_quick_phases(kept[1]):
+        return _gradients_in_two_steps(*kept, gradient)
+    return lax.platform_dependent(*kept, gradient, cpu=_gradients_by_phases, default=_gradients_in_two_steps)
 
 
 upsample_and_convolve.defvjp(_forward, _backward)
