@@ -1,6 +1,7 @@
 """The classifier of noisy latents: what it is, what trains it, and that its gradient leads to its classes."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ldm_jax.denoiser.classifier import log_probability
 from ldm_jax.diffusion.guidance import Guidance
 from ldm_jax.errors import UserError
 from ldm_jax.experiment import train_experiment
+from ldm_jax.files.places import to_place
 from ldm_jax.model import apply, make_classifier, make_model
 from ldm_jax.sampling import command
 from ldm_jax.sampling.asked import Asked, ask
@@ -26,6 +28,7 @@ from ldm_jax.sampling.flags import parse_sample
 from ldm_jax.sampling.generate import Method, Request, denoiser_for
 from ldm_jax.sampling.request import DrawRequest
 from ldm_jax.sampling.session import Session, load_session
+from ldm_jax.training.checkpoint_contents import digest_checkpoint
 from ldm_jax.training.classifier_stage import make_classifier_loss
 from ldm_jax.training.workspace import open_workspace
 
@@ -204,6 +207,26 @@ def test_a_trained_classifier_guides_the_run_it_was_trained_on(data_cache: Path,
     assert guided[0].read_bytes() != plain[0].read_bytes()
     (again,) = command.draw_again(parse_sample(["--again", str(guided[1]), "--out", str(tmp_path)]), open_run)
     assert (_pixels(again) == _pixels(guided[1])).all()
+
+
+@pytest.mark.slow
+def test_its_third_step_is_the_same_after_a_restart(data_cache: Path, tmp_path: Path):
+    train_experiment(tiny_experiment(data_cache), tmp_path / "run")
+    first = dataclasses.replace(tiny_experiment(data_cache).first_stage, run=str(tmp_path / "run"))
+    training = dataclasses.replace(classifying(data_cache).training, num_steps=3, checkpoint_every=2)
+    experiment = classifying(data_cache, first_stage=first, training=training)
+    train_experiment(experiment, tmp_path / "whole")
+    # As a kill between step 2 and step 3 would leave it.
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    seal = tmp_path / "broken" / "checkpoints" / "classifier" / "00000003.json"
+    seal.unlink()
+    train_experiment(experiment, tmp_path / "broken")
+    assert seal.exists()
+    whole, resumed = (
+        digest_checkpoint(to_place(tmp_path / name / "checkpoints" / "classifier" / "00000003"), 3, 0)
+        for name in ("whole", "broken")
+    )
+    assert whole == resumed
 
 
 def _pixels(path: Any) -> np.ndarray:

@@ -92,14 +92,15 @@ def test_latents_leave_what_is_given_as_it_is(
 ):
     experiment = tiny(name, data_cache)
 
-    def work_of(folder: str, **changes: Any) -> Workspace:
+    def work_of(folder: str, first_stage: str | None = None, **changes: Any) -> Workspace:
         data = dataclasses.replace(experiment.data, horizontal_flip=True, **changes)
-        return open_workspace(dataclasses.replace(experiment, data=data), tmp_path / folder)
+        stage = dataclasses.replace(experiment.first_stage, run=first_stage)
+        return open_workspace(dataclasses.replace(experiment, data=data, first_stage=stage), tmp_path / folder)
 
     made = work_of("made")
     params = {"autoencoder": random_params(made.model)["autoencoder"]}
     cached = LatentReader(made, params)
-    found = {"latents": str(made.run.latents)}
+    found = {"latents": str(made.run.latents), "first_stage": str(made.run.path)}
     for other in (
         LatentReader(work_of("plain", cache_latents=False), params),
         LatentReader(work_of("found", **found), params),
@@ -346,5 +347,6 @@ def test_what_is_given_decides_what_is_drawn(inpainting: Session, tmp_path: Path
         *ask(Asked(num_samples=1, given=given), inpainting, 1.0),
         *ask(Asked(num_samples=1, heldout=(0,)), inpainting, 1.0),
     )
-    drawn = list(Easel(inpainting, DrawRequest(pictures=pictures, config=inpainting.experiment.sampling)).draw(2))
+    strong = dataclasses.replace(inpainting, params=random_params(inpainting.model))  # in which what is given shows
+    drawn = list(Easel(strong, DrawRequest(pictures=pictures, config=strong.experiment.sampling)).draw(2))
     assert (drawn[0].image != drawn[1].image).mean() > 0.5

@@ -120,7 +120,9 @@ def network(tmp_path: Path) -> list[str]:
 def test_scores_are_those_of_one_process(ldm: Callable[..., str], one: Path, network: list[str], tmp_path: Path):
     flags = [*network, "--num-samples", "12", "--batch-size", "4", "--allow-small", "--bootstrap", "0", "--json"]
     alone, together = (
-        json.loads(ldm("evaluate", str(one), *flags, "--out", str(tmp_path / str(count)), processes=count))["scores"]
+        json.loads(ldm("evaluate", str(one), *flags, "--out", str(tmp_path / str(count)), processes=count))["results"][
+            "scores"
+        ]
         for count in (1, 2)
     )
     assert [score["name"] for score in together] == [score["name"] for score in alone] != []
