@@ -37,8 +37,8 @@ class ImportedSampler:
 
     options: Mapping[str, Any]
     """As the other system writes it."""
-    make: Callable[[SamplingConfig], Sampler]
-    """The sampler with the number of steps (and eta) of a configuration."""
+    make: Callable[[SamplingConfig, int], Sampler]
+    """The sampler with the number of steps (and eta) of a configuration, less so many at the noisy end."""
 
 
 @dataclass(frozen=True)
@@ -184,13 +184,21 @@ class Session:
             drawn = drawer.draw(Request(rows, null, guidance), method, np.full(size, seed), index)
             yield from drawn[: count - begin]
 
-    def sampler(self, config: SamplingConfig) -> Sampler:
-        """The sampler that a configuration names; raises UserError where `make_sampler` does."""
+    def sampler(self, config: SamplingConfig, *, skip: int = 0, first: int | None = None) -> Sampler:
+        """The sampler that a configuration names, less `skip` steps at its noisy end, or all of them from the timestep
+        `first` on; raises UserError where `make_sampler` does."""
         if config.sampler == "imported" and self.imported_sampler is not None:
-            return self.imported_sampler.make(config)
+            if first is None:
+                return self.imported_sampler.make(config, skip)
+            config = dataclasses.replace(config, sampler="ddim")  # which starts at any timestep
         diffusion = self.experiment.diffusion
         learned = diffusion.variance == "learned"
-        return make_sampler(config, self.model.schedule, diffusion.prediction_type, learned_variance=learned)
+        return make_sampler(
+            *(config, self.model.schedule, diffusion.prediction_type),
+            learned_variance=learned,
+            skip=skip,
+            first=first,
+        )
 
 
 def _no_data(split: Split) -> Source:

@@ -21,7 +21,7 @@ from ldm_jax.config import PredictionType
 from ldm_jax.diffusion.prediction import to_x0
 from ldm_jax.diffusion.samplers.estimate import NO_CLIPPING, Clipping, check_clipping, clip
 from ldm_jax.diffusion.samplers.grid import Grid, PathKind, finite_grid, require_signal
-from ldm_jax.diffusion.samplers.sampler import Column, Latent, OneStepState, Predict, Sampler, columns
+from ldm_jax.diffusion.samplers.sampler import Column, Latent, OneStepState, Predict, Sampler, columns, start_of
 from ldm_jax.diffusion.schedule import per_sample
 from ldm_jax.errors import UserError
 
@@ -81,7 +81,8 @@ def adaptive(
     each = (np.array([value]) for value in (float(grid.t[0]), u[0], u[-1], rtol, atol))
     rows = AdaptiveRows(*columns(*each, table[None], grid.time_of(np.exp(table))[None]))
     (scale,) = columns(np.asarray(1.0 if grid.kind == "flow" else 1.0 / finite.alpha[0]))
-    return Sampler(rows, OneStepState, _make_step(prediction_type, clipping, grid.kind), stochastic=False, scale=scale)
+    step, start = _make_step(prediction_type, clipping, grid.kind), start_of(grid, scaled=True)
+    return Sampler(rows, OneStepState, step, stochastic=False, start=start, scale=scale)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from ldm_jax.config import PredictionType
 from ldm_jax.diffusion.process import posterior_weights
 from ldm_jax.diffusion.samplers.estimate import NO_CLIPPING, Clipping, check_clipping, estimate
 from ldm_jax.diffusion.samplers.grid import Grid, require_signal
-from ldm_jax.diffusion.samplers.sampler import Column, Latent, OneStepState, Predict, Sampler, columns
+from ldm_jax.diffusion.samplers.sampler import Column, Latent, OneStepState, Predict, Sampler, columns, start_of
 from ldm_jax.errors import UserError
 
 
@@ -59,7 +59,8 @@ def ddim(
         variance = eta**2 * variance  # (2), squared; never above sigma_next^2, not even by rounding
     direction, std = np.sqrt(grid.sigma_next**2 - variance), np.sqrt(variance)
     rows = DdimRows(*columns(grid.t, grid.alpha, grid.sigma, grid.alpha_next, direction, std))
-    return Sampler(rows, OneStepState, _make_step(prediction_type, clipping, epsilon_follows), stochastic=eta > 0)
+    step = _make_step(prediction_type, clipping, epsilon_follows)
+    return Sampler(rows, OneStepState, step, stochastic=eta > 0, start=start_of(grid))
 
 
 @functools.cache

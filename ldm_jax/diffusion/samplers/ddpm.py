@@ -19,7 +19,7 @@ from ldm_jax.diffusion.learned_variance import log_growth, split_output
 from ldm_jax.diffusion.process import posterior_weights
 from ldm_jax.diffusion.samplers.estimate import NO_CLIPPING, Clipping, check_clipping, estimate
 from ldm_jax.diffusion.samplers.grid import Grid, require_signal
-from ldm_jax.diffusion.samplers.sampler import Column, Latent, OneStepState, Predict, Sampler, columns
+from ldm_jax.diffusion.samplers.sampler import Column, Latent, OneStepState, Predict, Sampler, columns, start_of
 
 
 class DdpmRows(NamedTuple):
@@ -62,7 +62,8 @@ def ddpm(
     numbers = (grid.t, grid.alpha, grid.sigma, z0_weight, zt_weight, np.sqrt(spread), grid.sigma_next)
     learned = variance == "learned"
     step = _make_step(prediction_type, clipping, learned)
-    return Sampler(DdpmRows(*columns(*numbers)), OneStepState, step, stochastic=True, takes_variance=learned)
+    rows, start = DdpmRows(*columns(*numbers)), start_of(grid)
+    return Sampler(rows, OneStepState, step, stochastic=True, start=start, takes_variance=learned)
 
 
 @functools.cache

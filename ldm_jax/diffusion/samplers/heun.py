@@ -51,7 +51,7 @@ def heun(grid: Grid, prediction: Prediction, *, clipping: Clipping = NO_CLIPPING
         if i < n - 1:
             corrected = base + h[i] * (slope + read.slope(n + i)) / 2
             calls.append(Call(n + i, corrected, [base, slope]))
-    return read.sampler(calls)
+    return read.sampler(calls, first=grid)
 
 
 def _raised(grid: Grid, churn: Churn) -> tuple[Grid, Host]:

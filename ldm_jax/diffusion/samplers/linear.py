@@ -29,7 +29,7 @@ from ldm_jax.diffusion.samplers.estimate import (
     x0_weights,
 )
 from ldm_jax.diffusion.samplers.grid import Grid, Host, finite_grid, require_signal
-from ldm_jax.diffusion.samplers.sampler import Column, Latent, Predict, Sampler, columns
+from ldm_jax.diffusion.samplers.sampler import Column, Latent, Predict, Sampler, columns, start_of
 
 Combination: TypeAlias = Float64[np.ndarray, " terms"]
 """Weights of everything a step has seen: z, memory, p, x0, noise."""
@@ -92,7 +92,7 @@ class Reader:
         if not isinstance(prediction, Preconditioned):
             require_signal(prediction, grid.alpha)
         self.grid = grid = finite_grid(grid, scaled=scaled)
-        self.clipping = clipping
+        self.clipping, self._scaled = clipping, scaled
         self._is_flow = prediction == "flow"
         self.z, *self.memory, self.prediction, self._x0, self.noise = np.eye(memory + 4)
         self._scale = grid.alpha if scaled and grid.kind == "preserving" else np.ones_like(grid.alpha)
@@ -118,8 +118,11 @@ class Reader:
             return self.prediction
         return (self.z - self.x0(i)) / self.grid.s[i]
 
-    def sampler(self, calls: Sequence[Call]) -> Sampler:
-        """The sampler made of these calls, which starts from standard normal noise of the grid's first level."""
+    def sampler(self, calls: Sequence[Call], first: Grid | None = None) -> Sampler:
+        """The sampler made of these calls, which starts from standard normal noise of the grid's first level.
+
+        `first` is a grid with the level at which it starts from other latents, where that is not the first call's.
+        """
         index = np.array([call.number for call in calls])
         weights = np.stack([np.stack([call.z, *call.memory]) for call in calls])
         churn = np.array([call.churn for call in calls])
@@ -128,7 +131,8 @@ class Reader:
         rows = LinearRows(*columns(self.grid.t[index], self.input_scale[index], churn, x0_z, x0_p, weights))
         stochastic = bool(churn.any() or weights[:, 0, -1].any())
         (scale,) = columns(np.asarray(self._start()))
-        return Sampler(rows, _make_init(len(self.memory)), _make_step(self.clipping), stochastic, scale)
+        start = start_of(self.grid if first is None else first, scaled=self._scaled)
+        return Sampler(rows, _make_init(len(self.memory)), _make_step(self.clipping), stochastic, start, scale)
 
     def _start(self) -> float:
         if self.grid.kind == "edm":

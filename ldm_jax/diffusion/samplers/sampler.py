@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 from ldm_jax import rng
 from ldm_jax.diffusion.learned_variance import split_output
 from ldm_jax.diffusion.prediction import DenoiseFn
+from ldm_jax.diffusion.samplers.grid import Grid, finite_grid
 
 Latent: TypeAlias = Float[Array, "b *spatial c"]
 Output: TypeAlias = Float[Array, "b *spatial o"]
@@ -41,6 +42,22 @@ class OneStepState(NamedTuple):
     z: Latent
 
 
+class Start(NamedTuple):
+    """The noise level at which a sampler starts, and its coordinates there: the first `z` is `unit * z_t`, with
+    `z_t = alpha z_0 + sigma epsilon`."""
+
+    alpha: Float[Array, ""]
+    sigma: Float[Array, ""]
+    unit: Float[Array, ""]
+
+
+def start_of(grid: Grid, *, scaled: bool = False) -> Start:
+    """Where a sampler over a grid starts; of one that moves y (grid.py, (1)) where it is `scaled`."""
+    alpha, sigma = finite_grid(grid.take(np.arange(1)), scaled=True)[1:3] if scaled else (grid.alpha, grid.sigma)
+    unit = 1.0 / alpha[0] if scaled and grid.kind == "preserving" else 1.0
+    return Start(*columns(*map(np.asarray, (alpha[0], sigma[0], unit))))
+
+
 @flax.struct.dataclass
 class Sampler:
     """A way from noise to latent. A tree whose leaves are the rows: pass it through `jax.jit` as an argument."""
@@ -53,6 +70,8 @@ class Sampler:
     """Predict, state, one row, and standard normal noise (zeros unless `stochastic`) to the next state."""
     stochastic: bool = flax.struct.field(pytree_node=False)
     """Whether a step takes fresh noise."""
+    start: Start
+    """Where it starts, for latents that are not all noise."""
     scale: Float[Array, ""] | float = 1.0
     """What standard normal noise is multiplied with to become the first `z`."""
     takes_variance: bool = flax.struct.field(pytree_node=False, default=False)
@@ -91,7 +110,14 @@ def sample(
         key: root of the noise drawn on the way, one for all samples or one for each.
         sample_index: global index of each sample; its noise depends on nothing else.
     """
-    return _run(sampler, denoise_fn, z_init, key, sample_index, keep=False)[1].z
+    return _run(sampler, denoise_fn, _wide(z_init, sampler.scale), key, sample_index, keep=False)[1].z
+
+
+def sample_from(
+    sampler: Sampler, denoise_fn: DenoiseFn, zt: Latent, key: Key[Array, "*roots"], sample_index: Int[Array, " b"]
+) -> Latent:
+    """As `sample`, but from a latent z_t at the sampler's own `start`, such as a picture with that much noise."""
+    return _run(sampler, denoise_fn, _wide(zt, sampler.start.unit), key, sample_index, keep=False)[1].z
 
 
 def sample_trajectory(
@@ -106,8 +132,15 @@ def sample_trajectory(
 
     Where `noises` are given they are used in place of those drawn from the key.
     """
-    first, _, iterates = _run(sampler, denoise_fn, z_init, key, sample_index, keep=True, noises=noises)
+    z = _wide(z_init, sampler.scale)
+    first, _, iterates = _run(sampler, denoise_fn, z, key, sample_index, keep=True, noises=noises)
     return jnp.concatenate([first.z[None], iterates])
+
+
+def _wide(z: Latent, factor: Float[Array, ""] | float) -> Latent:
+    """z times a factor, in float32 or wider."""
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    return z * jnp.asarray(factor, z.dtype)
 
 
 def _run(
@@ -119,8 +152,8 @@ def _run(
     keep: bool,
     noises: Float[Array, "n b *spatial c"] | None = None,
 ) -> tuple[Any, Any, Any]:
-    """First state, last state, and the `z` of every state after the first where they are kept."""
-    z_init = z_init.astype(jnp.promote_types(z_init.dtype, jnp.float32))
+    """First state, last state, and the `z` of every state after the first where they are kept; `z_init` is the first
+    `z` in the sampler's own coordinates."""
 
     def predict(z: Latent, t: Num[Array, "*b"]) -> Output:
         output = denoise_fn(z, jnp.broadcast_to(t, z.shape[:1])).astype(z.dtype)
@@ -139,6 +172,6 @@ def _run(
         state = sampler.step(predict, state, row, noise_at(i))
         return state, state.z if keep else None
 
-    first = sampler.init(z_init * jnp.asarray(sampler.scale, z_init.dtype))
+    first = sampler.init(z_init)
     last, iterates = jax.lax.scan(body, first, (jnp.arange(sampler.num_steps), sampler.rows))
     return first, last, iterates

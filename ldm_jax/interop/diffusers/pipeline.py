@@ -132,9 +132,9 @@ def imported_sampler(options: Mapping[str, Any]) -> tuple[Scheduler, ImportedSam
     """A scheduler from its `scheduler_config.json`, and the same as a session takes it."""
     scheduler = read_scheduler(options)
 
-    def make(config: SamplingConfig) -> Sampler:
+    def make(config: SamplingConfig, skip: int = 0) -> Sampler:
         eta = config.eta if scheduler.name == "DDIMScheduler" else 0.0
-        return scheduler.make_sampler(config.num_sample_steps, eta=eta)
+        return scheduler.make_sampler(config.num_sample_steps, eta=eta, skip=skip)
 
     return scheduler, ImportedSampler(options, make)
 

@@ -55,6 +55,8 @@ class Request(NamedTuple):
     """Time shift of flow matching that depends on the picture's size (use_dynamic_shifting)."""
     order: int = 4
     """Order of LMS."""
+    skip: int = 0
+    """Steps left out at the noisy end, as by image-to-image."""
 
 
 Build: TypeAlias = Callable[[Options, Request], Sampler]
@@ -82,6 +84,7 @@ class Scheduler:
         eta: float = 0.0,
         mu: float | None = None,
         order: int = 4,
+        skip: int = 0,
     ) -> Sampler:
         """The sampler of as many steps, with the timesteps and noise levels that diffusers would choose.
 
@@ -92,13 +95,14 @@ class Scheduler:
             eta: share of fresh noise of DDIM.
             mu: time shift of flow matching with use_dynamic_shifting.
             order: order of LMS.
+            skip: steps left out at the noisy end, as diffusers' image-to-image does.
 
         Raises:
             UserError: a choice that the scheduler does not have.
         """
         if num_sample_steps < 1:
             raise UserError(f"num_sample_steps={num_sample_steps} must be at least 1")
-        request = Request(num_sample_steps, timesteps, sigmas, eta, mu, order)
+        request = Request(num_sample_steps, timesteps, sigmas, eta, mu, order, skip)
         _check_request(self.name, request)
         return SCHEDULERS[self.name].build(self.options, request)
 
@@ -131,6 +135,11 @@ def _check_request(name: str, request: Request) -> None:
 # --- DDPM, DDIM, PNDM ------------------------------------------------------------------------------------------------
 
 
+def _rest(grid: Grid, request: Request) -> Grid:
+    """The grid without the steps that are left out."""
+    return grid.take(np.arange(request.skip, grid.num_steps))
+
+
 def _alpha_bar_grid(options: Options, t: np.ndarray, start: np.ndarray, end: np.ndarray, final: float) -> Grid:
     """Steps between timesteps `start` and `end`, called at `t`; a negative timestep has alpha_bar `final`."""
     alpha_bar = alphas_cumprod(schedule_of(options)).astype(np.float64)
@@ -155,6 +164,7 @@ def _ddpm(options: Options, request: Request) -> Sampler:
         t = ddim_timesteps(options, request.num_sample_steps)
     else:
         t = checked_timesteps(options, np.asarray(request.timesteps, np.int64))
+    t = t[request.skip :]
     grid = _alpha_bar_grid(options, t, t, np.append(t[1:], -1), 1.0)
     sampler = ddpm(grid, _prediction(options), clipping=clipping_of(options))
     std = np.maximum(np.asarray(sampler.rows.std, np.float64), 1e-10)
@@ -165,7 +175,7 @@ def _ddpm(options: Options, request: Request) -> Sampler:
 
 
 def _ddim(options: Options, request: Request) -> Sampler:
-    t = ddim_timesteps(options, request.num_sample_steps)
+    t = ddim_timesteps(options, request.num_sample_steps)[request.skip :]
     end = t - options["num_train_timesteps"] // request.num_sample_steps
     grid = _alpha_bar_grid(options, t, t, end, _final_alpha_bar(options))
     kind, clipping = _prediction(options), clipping_of(options)
@@ -188,7 +198,8 @@ def _ddim_inverse(options: Options, request: Request) -> Sampler:
 
 def _pndm(options: Options, request: Request) -> Sampler:
     total, count = options["num_train_timesteps"], request.num_sample_steps
-    t, stride = ddim_timesteps(options, count), total // count
+    t, stride = ddim_timesteps(options, count)[request.skip :], total // count
+    count = len(t)
     final, kind = _final_alpha_bar(options), prediction_type_of(options, ("epsilon", "v_prediction"))
     if options["skip_prk_steps"]:
         calls = np.concatenate([t[:1], t[1:2], t[1:]])
@@ -220,29 +231,29 @@ def _started(options: Options, sampler: Sampler, grid: Grid) -> Sampler:
 
 def _euler(options: Options, request: Request) -> Sampler:
     if request.sigmas is None:
-        grid = sigma_grid(options, request.num_sample_steps, request.timesteps)
+        grid = _rest(sigma_grid(options, request.num_sample_steps, request.timesteps), request)
     else:
-        grid = sigma_grid_at(options, request.sigmas)
+        grid = _rest(sigma_grid_at(options, request.sigmas), request)
     return _started(options, euler(grid, _prediction(options)), grid)
 
 
 def _euler_ancestral(options: Options, request: Request) -> Sampler:
-    grid = sigma_grid(options, request.num_sample_steps, None)
+    grid = _rest(sigma_grid(options, request.num_sample_steps, None), request)
     return _started(options, euler_ancestral(grid, _no_sample(options)), grid)
 
 
 def _heun(options: Options, request: Request) -> Sampler:
-    grid = sigma_grid(options, request.num_sample_steps, request.timesteps)
+    grid = _rest(sigma_grid(options, request.num_sample_steps, request.timesteps), request)
     return _started(options, heun(grid, _prediction(options), clipping=clipping_of(options)), grid)
 
 
 def _lms(options: Options, request: Request) -> Sampler:
-    grid = sigma_grid(options, request.num_sample_steps, None)
+    grid = _rest(sigma_grid(options, request.num_sample_steps, None), request)
     return _started(options, lms(grid, _prediction(options), order=request.order), grid)
 
 
 def _kdpm2(options: Options, request: Request) -> Sampler:
-    grid = sigma_grid(options, request.num_sample_steps, None, round_times=True)
+    grid = _rest(sigma_grid(options, request.num_sample_steps, None, round_times=True), request)
     make = kdpm2_ancestral if options["class"] == "KDPM2AncestralDiscreteScheduler" else kdpm2
     return _started(options, make(grid, _no_sample(options)), grid)
 
@@ -283,7 +294,7 @@ def _dpm_choices(options: Options) -> dict[str, Any]:
 def _solver_grid(options: Options, request: Request, *, final_zero: bool = True) -> Grid:
     if not final_zero and options["algorithm_type"] != "deis":
         refuse(options, "final_sigmas_type", "sigma_min")
-    return solver_grid(options, request.num_sample_steps, request.timesteps, request.mu)
+    return _rest(solver_grid(options, request.num_sample_steps, request.timesteps, request.mu), request)
 
 
 def _solver_prediction(options: Options) -> PredictionType:
@@ -335,7 +346,7 @@ def _edm_prediction(options: Options) -> Preconditioned:
 
 
 def _edm_euler(options: Options, request: Request) -> Sampler:
-    return euler(edm_grid(options, request.num_sample_steps), _edm_prediction(options))
+    return euler(_rest(edm_grid(options, request.num_sample_steps), request), _edm_prediction(options))
 
 
 def _edm_dpm(options: Options, request: Request) -> Sampler:
@@ -343,16 +354,16 @@ def _edm_dpm(options: Options, request: Request) -> Sampler:
     if options["algorithm_type"] == "sde-dpmsolver++":
         refuse(options, "solver_order", 1, 2)
     choices = _dpm_choices(options) | {"euler_at_final": options["euler_at_final"]}
-    return dpm_solver(edm_grid(options, request.num_sample_steps), _edm_prediction(options), **choices)
+    return dpm_solver(_rest(edm_grid(options, request.num_sample_steps), request), _edm_prediction(options), **choices)
 
 
 def _flow_euler(options: Options, request: Request) -> Sampler:
-    grid = flow_grid(options, request.num_sample_steps, request.timesteps, request.sigmas, request.mu)
+    grid = _rest(flow_grid(options, request.num_sample_steps, request.timesteps, request.sigmas, request.mu), request)
     return flow_renoising(grid, "flow") if options["stochastic_sampling"] else euler(grid, "flow")
 
 
 def _flow_heun(options: Options, request: Request) -> Sampler:
-    return heun(flow_grid(options, request.num_sample_steps, None, None, None), "flow")
+    return heun(_rest(flow_grid(options, request.num_sample_steps, None, None, None), request), "flow")
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
