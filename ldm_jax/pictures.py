@@ -83,24 +83,24 @@ def draw_grid(
     `columns` are labels above the columns, and `description` goes into the text chunks of the PNG.
     """
     side = max(len(row) for row in rows)
-    size = rows[0][0].shape[0]
-    scale = max(1, round(tile / size))
-    cell = size * scale + _PAD
+    tall, wide = rows[0][0].shape[:2]
+    scale = max(1, round(tile / tall))
+    cell, step = tall * scale + _PAD, wide * scale + _PAD
     font = ImageFont.load_default(size=13)
     margin = 0 if not any(labels) else _PAD + max(round(font.getlength(_short(label))) for label in labels) + _PAD
     head = _LINE if columns else 0
     height = head + cell * len(rows) + _PAD + (_LINE if footer else 0)
-    width = max(margin + cell * side + _PAD, round(font.getlength(footer)) + 2 * _PAD)
+    width = max(margin + step * side + _PAD, round(font.getlength(footer)) + 2 * _PAD)
     canvas = Image.new("RGB", (width, height), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for x, label in enumerate(columns):
-        draw.text((margin + _PAD + x * cell, _LINE // 2 + _PAD // 2), label, _INK, font=font, anchor="lm")
+        draw.text((margin + _PAD + x * step, _LINE // 2 + _PAD // 2), label, _INK, font=font, anchor="lm")
     for y, (row, label) in enumerate(zip(rows, labels, strict=True)):
         top = head + _PAD + y * cell
         draw.text((_PAD, top + cell // 2), _short(label), _INK, font=font, anchor="lm")
         for x, image in enumerate(row):
-            big = to_pil(image).convert("RGB").resize((size * scale, size * scale), Image.Resampling.NEAREST)
-            canvas.paste(big, (margin + _PAD + x * cell, top))
+            big = to_pil(image).convert("RGB").resize((wide * scale, tall * scale), Image.Resampling.NEAREST)
+            canvas.paste(big, (margin + _PAD + x * step, top))
     if footer:
         draw.text((_PAD, height - _PAD), footer, _INK, font=font, anchor="lb")
     write_png(canvas, path, description or {})

@@ -2,15 +2,17 @@
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 from ldm_jax.data.given.shelf import Spec, inputs_checksum
 from ldm_jax.errors import UserError
 from ldm_jax.sampling.draw import can_guide
+from ldm_jax.sampling.picture_inputs import as_source
 from ldm_jax.sampling.prompt_files import PromptLine
 from ldm_jax.sampling.request import PictureRequest, share_out
 from ldm_jax.sampling.session import Session
+from ldm_jax.sampling.tasks.asked import AskedTask, likeness, task_of
 
 _HELDOUT_EXAMPLES = 4
 """From which pictures are drawn where neither prompts nor what is given are told."""
@@ -38,17 +40,26 @@ class Asked:
     num_samples: int = 4
     """Pictures (or strips of frames) of each prompt or class."""
     seed: int = 0
+    seed_to: int | None = None
+    """Where the noise leads to in `num_frames` steps."""
+    pictures: AskedTask = field(default_factory=AskedTask)
+    """The picture to start from, and the size of what is drawn."""
 
     def __post_init__(self) -> None:
         if (self.prompts or self.lines) and self.class_labels:
             raise UserError("give --prompt or --class-label, not both")
-        if self.prompts_to and self.num_frames < 2:
+        if self.is_way and self.num_frames < 2:
             raise UserError(f"--frames={self.num_frames} must be at least 2: both ends are frames")
         self.check_count(len(self.labels))
 
+    @property
+    def is_way(self) -> bool:
+        """Whether frames lead from something to something else."""
+        return bool(self.prompts_to) or self.seed_to is not None or self.pictures.image_to is not None
+
     def check_count(self, rows: int) -> None:
         """Refuse more pictures than a folder should hold, for so many prompts, classes or given things."""
-        count = self.num_samples * rows * (self.num_frames if self.prompts_to else 1)
+        count = self.num_samples * rows * (self.num_frames if self.is_way else 1)
         if count > MAX_PICTURES:
             raise UserError(
                 f"{count} pictures are too many for one call; draw at most {MAX_PICTURES}, with several --seed"
@@ -77,8 +88,13 @@ def ask(
     Raises:
         UserError: what is given does not go together.
     """
+    like = likeness(asked.pictures, session)
+    task, size = task_of(asked.pictures, session)
+    height, width = (
+        None if side == usual else side for side, usual in zip(size, session.model.image_shape, strict=False)
+    )
     default = len(asked.labels) if asked.prompts or asked.lines or asked.class_labels else _HELDOUT_EXAMPLES
-    specs = session.given.ask(asked.given, asked.heldout, default)
+    specs = session.given.ask(asked.given if like is None else (like,), asked.heldout, default)
     count = max(len(asked.labels), len(specs))
     asked.check_count(count)
     labels = share_out("prompts or classes", asked.labels, count, PromptLine(prompt=""))
@@ -99,11 +115,24 @@ def ask(
             prompt_to=target,
             given=spec,
             given_sha256=sums.get(spec, ""),
+            task=task,
+            height=height,
+            width=width,
         )
         start = i * asked.num_samples
         seed, first = (asked.seed, start) if label.seed is None else (label.seed, 0)
         pictures += _numbered(given, asked, seed, first)
-    return tuple(pictures)
+    if task is None or task.kind == "image":
+        return tuple(pictures)
+    # no noise is drawn for these, so that every number of a prompt would be the same picture
+    firsts = tuple(picture for picture in pictures if picture.index % asked.num_samples == 0)
+    if task.kind == "denoise":
+        return firsts
+    is_told = bool(asked.prompts or asked.lines or asked.class_labels)
+    back = tuple(as_source(session, dataclasses.replace(picture, guidance_scale=1.0)) for picture in firsts)
+    if task.image_to is not None:
+        return firsts if is_told else back
+    return (back[0], *(firsts if is_told else ()))
 
 
 def _own_prompt(session: Session, spec: Spec) -> str | None:
@@ -113,7 +142,8 @@ def _own_prompt(session: Session, spec: Spec) -> str | None:
 
 def _numbered(picture: PictureRequest, asked: Asked, seed: int, first: int) -> Iterator[PictureRequest]:
     """The pictures of one prompt: noise after noise, and the frames of each."""
-    frames = asked.num_frames if picture.prompt_to is not None else 1
+    picture = dataclasses.replace(picture, seed_to=asked.seed_to)
+    frames = asked.num_frames if picture.is_on_a_way else 1
     for index, frame in product(range(first, first + asked.num_samples), range(frames)):
         fraction = frame / (frames - 1) if frames > 1 else 0.0
         yield dataclasses.replace(picture, seed=seed, index=index, fraction=fraction)

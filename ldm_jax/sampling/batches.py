@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from ldm_jax import sharding
 from ldm_jax.config import SamplingConfig
@@ -16,6 +17,8 @@ from ldm_jax.errors import UserError
 from ldm_jax.model import LatentDiffusion, Params
 from ldm_jax.pictures import to_uint8
 from ldm_jax.sampling.generate import Method, Request, make_generate
+from ldm_jax.sampling.tasks.program import TaskArrays, TaskSamplers, make_task
+from ldm_jax.sampling.tasks.task import TaskKind
 
 
 class WeakerModel(NamedTuple):
@@ -23,6 +26,14 @@ class WeakerModel(NamedTuple):
 
     model: LatentDiffusion
     params: Params
+
+
+class TaskBatch(NamedTuple):
+    """Pictures made from pictures, as `Made` holds them."""
+
+    images: UInt8[np.ndarray, "b h w c"]
+    latent_error: Float[np.ndarray, " b"]
+    reconstruction: UInt8[np.ndarray, "b h w c"] | None
 
 
 class BatchDrawer:
@@ -64,6 +75,30 @@ class BatchDrawer:
         request, *noise = sharding.place_batch(self._mesh, batch)
         generate = make_generate(self._model, method)
         images = sharding.to_host(generate(self._params, self._weaker, self._sampler, request, *noise))
+        return self._finite(images, request)
+
+    def draw_task(
+        self,
+        request: Request,
+        method: Method,
+        kind: TaskKind,
+        samplers: TaskSamplers,
+        task: TaskArrays,
+        seeds: Int[np.ndarray, " b"],
+        index: Int[np.ndarray, " b"],
+    ) -> TaskBatch:
+        """As `draw`, from pictures; `method.latent_shape` is not looked at.
+
+        Raises:
+            UserError: the pictures are not finite numbers.
+        """
+        batch = (request, task, seeds.astype(np.int32), index.astype(np.int32))
+        request, *rest = sharding.place_batch(self._mesh, batch)
+        made = make_task(self._model, method, kind)(self._params, self._weaker, samplers, request, *rest)
+        images, error, same = jax.tree.map(sharding.to_host, tuple(made))
+        return TaskBatch(self._finite(images, request), error, None if same is None else to_uint8(same))
+
+    def _finite(self, images: Float[np.ndarray, "b h w c"], request: Request) -> UInt8[np.ndarray, "b h w c"]:
         if not np.isfinite(images).all():
             scale = float(np.max(sharding.to_host(request.guidance.scale)))
             raise UserError(

@@ -16,13 +16,14 @@ from ldm_jax.pictures import draw_grid, save_picture
 from ldm_jax.sampling.asked import Asked, ask
 from ldm_jax.sampling.classifier import guided_by, load_classifier
 from ldm_jax.sampling.description import Described, Origin, Origins, describe, read_description
-from ldm_jax.sampling.draw import Drawn, Easel, can_guide
-from ldm_jax.sampling.files import draw_to_files, folder_for
+from ldm_jax.sampling.draw import Easel, can_guide
+from ldm_jax.sampling.files import animate, draw_to_files, folder_for
 from ldm_jax.sampling.flags import GridCommand, SampleCommand, sampling_config
 from ldm_jax.sampling.model_hash import model_hash
 from ldm_jax.sampling.prompt_files import read_prompts
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session, load_session
+from ldm_jax.sampling.tasks.asked import AskedTask
 from ldm_jax.training import processes
 
 OpenModel: TypeAlias = Callable[..., Session]
@@ -48,6 +49,8 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
         guidance_scales=command.guidance_scale,
         num_samples=command.num_samples,
         seed=command.seed,
+        seed_to=command.seed_to,
+        pictures=AskedTask(**{f.name: getattr(command, f.name) for f in dataclasses.fields(AskedTask)}),
     )
     origin = Origin(
         path=command.run or command.model or "",
@@ -76,6 +79,8 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     base = to_place(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
     out = folder_for(base, request, origins) if command.out is None else to_place(command.out)
     files = draw_to_files(easel, origins, out=out, batch_size=command.batch_size, credit=session.credit)
+    if command.animate:
+        files += animate(request, out)
     easel.release()
     return files
 
@@ -105,10 +110,10 @@ def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
         session, classifier_origin = _with_classifier(session, classifier_origin.path)
     origins = Origins(model=model, weaker=weaker_origin, classifier=classifier_origin)
     _require_same(source, found, origins)
-    image = Easel(session, found.request, weaker).draw_at(0, found.place)
+    drawn = Easel(session, found.request, weaker).draw_at(0, found.place)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_picture(image, out, describe(found.request, Drawn(0, image, found.place), origins, session.credit))
+        save_picture(drawn.image, out, describe(found.request, drawn, origins, session.credit))
     except OSError as error:
         raise UserError(f"cannot write {out} ({error}); choose another folder: --out DIR") from error
     return [out]

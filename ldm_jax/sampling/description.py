@@ -71,6 +71,8 @@ def describe(request: DrawRequest, drawn: Drawn, origins: Origins, credit: str) 
         "negative": picture.negative,
         "class": picture.class_label,
         "given": ", ".join(picture.given) or None,
+        "task": picture.task and picture.task.words(),
+        "note": drawn.note or None,
         "seed": picture.seed,
         "index": picture.index,
         "sampler": f"{config.sampler}, {config.num_sample_steps} steps, guidance scale {picture.guidance_scale}",

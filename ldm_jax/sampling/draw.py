@@ -1,7 +1,7 @@
 """A request drawn: pictures of one kind together, each told with its place, by which it can be drawn again."""
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,11 @@ from ldm_jax.sampling.generate import Method, Request
 from ldm_jax.sampling.picture_inputs import PictureInputs
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session
+from ldm_jax.sampling.tasks.shelf import TaskShelf, picture_size
 from ldm_jax.training import processes
+
+LARGEST_SIDE = 8192
+"""Pixels along a side of a picture."""
 
 
 class BatchRow(NamedTuple):
@@ -34,6 +38,8 @@ class Drawn(NamedTuple):
     position: int
     image: UInt8[np.ndarray, "h w c"]
     place: BatchRow
+    note: str = ""
+    """What was found out about it."""
 
 
 class Easel:
@@ -54,6 +60,7 @@ class Easel:
         if session.classifier is not None:
             session.classifier([picture.class_label for picture in request.pictures])  # what is wrong with them
         self.request, self._session, self._inputs = request, session, PictureInputs(session, request)
+        self._tasks = TaskShelf(session, request)
         self.mesh = session.mesh
         weaker_model = None if weaker is None else WeakerModel(weaker.model, weaker.params)
         sampler = session.sampler(request.config)
@@ -77,9 +84,10 @@ class Easel:
                     yield from self._draw_batch(positions, size, done)
 
     def shown(self, position: int) -> list[UInt8[np.ndarray, "h w 3"]]:
-        """How what a picture is given looks; nothing where it is given nothing."""
-        spec = self.request.pictures[position].given
-        return [self._session.given.shown(spec)] if spec else []
+        """How what a picture is given or made from looks; nothing where there is nothing."""
+        picture = self.request.pictures[position]
+        given = [self._session.given.shown(picture.given)] if picture.given else []
+        return [*given, *([] if picture.task is None else [self._tasks.shown(picture.task)])]
 
     def follow(self, batch_size: int) -> None:
         """Draw with the first of several processes, which has the pictures."""
@@ -96,7 +104,7 @@ class Easel:
         mine = np.isin(np.arange(len(self.request.pictures)), list(done))
         return set(np.flatnonzero(sharding.to_all(mine)[0]).tolist())
 
-    def draw_at(self, position: int, place: BatchRow) -> UInt8[np.ndarray, "h w c"]:
+    def draw_at(self, position: int, place: BatchRow) -> Drawn:
         """Draw one picture where it was drawn before.
 
         Raises:
@@ -107,18 +115,20 @@ class Easel:
                 f"the picture was drawn on {place.devices} devices, and there are {self._drawer.num_devices}; on a CPU "
                 f"set JAX_NUM_CPU_DEVICES={place.devices}"
             )
-        return self._batch([self.request.pictures[position]] * place.batch_size)[place.row]
+        image, note = self._batch([self.request.pictures[position]] * place.batch_size)[place.row]
+        return Drawn(position, image, place, note)
 
     def _draw_batch(self, positions: Sequence[int], size: int, done: Collection[int]) -> Iterator[Drawn]:
         # the last batch is filled up with its last picture, so that no other shape is compiled
         filled = [*positions, *(positions[-1] for _ in range(size - len(positions)))]
-        images = self._batch([self.request.pictures[i] for i in filled])
+        rows = self._batch([self.request.pictures[i] for i in filled])
         for row, position in enumerate(positions):
             if position not in done:
-                yield Drawn(position, images[row], BatchRow(size, row, self._drawer.num_devices))
+                image, note = rows[row]
+                yield Drawn(position, image, BatchRow(size, row, self._drawer.num_devices), note)
 
-    def _batch(self, pictures: Sequence[PictureRequest]) -> UInt8[np.ndarray, "b h w c"]:
-        """Draw pictures of one kind."""
+    def _batch(self, pictures: Sequence[PictureRequest]) -> list[tuple[UInt8[np.ndarray, "h w c"], str]]:
+        """Draw pictures of one kind, each with what was found out about it."""
         processes.note("drawing pictures")
         config, first = self.request.config, pictures[0]
         inputs, negative, towards = self._inputs(pictures)
@@ -130,21 +140,36 @@ class Easel:
             push = np.full(len(pictures), self.request.classifier_scale, np.float32)
             wanted = self._session.classifier([picture.class_label for picture in pictures])
             request = request._replace(wanted=jnp.asarray(wanted), push=jnp.asarray(push))
+        if first.seed_to is not None:
+            seeds_to, way = (np.asarray([getattr(p, name) for p in pictures]) for name in ("seed_to", "fraction"))
+            request = request._replace(
+                seeds_to=jnp.asarray(seeds_to, jnp.int32), noise_fraction=jnp.asarray(way, jnp.float32)
+            )
+        size = picture_size(self._session, first)
         method = Method(
             prediction_type=self._session.experiment.diffusion.prediction_type,
             guided=first.guidance_scale != 1.0,
             calls=config.guidance_calls,
             weaker=self._weaker if first.guidance_scale != 1.0 else None,
             interpolation=self.request.interpolation,
+            latent_shape=latent_shape(self._session, size) if first.task is None else None,
         )
         seeds, index = (np.asarray([getattr(p, name) for p in pictures]) for name in ("seed", "index"))
-        return self._drawer.draw(request, method, seeds, index)
+        if first.task is None:
+            return [(image, "") for image in self._drawer.draw(request, method, seeds, index)]
+        source = self._inputs.source(pictures) if first.task.kind == "invert" else None
+        arrays, samplers = self._tasks.arrays(pictures, source), self._tasks.samplers(first.task)
+        batch = self._drawer.draw_task(request, method, first.task.kind, samplers, arrays, seeds, index)
+        tasks = [picture.task or first.task for picture in pictures]
+        return [self._tasks.finish(task, batch, row) for row, task in enumerate(tasks)]
 
     def _kinds(self) -> list[list[int]]:
         """Positions of the pictures that one program draws; on their own properties alone it depends which."""
-        kinds: dict[tuple[bool, bool, int], list[int]] = {}
+        kinds: dict[tuple[Any, ...], list[int]] = {}
         for position, picture in enumerate(self.request.pictures):
-            kind = (picture.guidance_scale != 1.0, picture.prompt_to is not None, self._inputs.num_chunks(picture))
+            ways = picture.prompt_to is not None, picture.seed_to is not None
+            kind = (picture.guidance_scale != 1.0, *ways, self._inputs.num_chunks(picture))
+            kind = (*kind, picture.task, picture_size(self._session, picture))
             kinds.setdefault(kind, []).append(position)
         return list(kinds.values())
 
@@ -182,8 +207,43 @@ def check_picture(session: Session, picture: PictureRequest, weaker: Session | N
             raise UserError("--negative-prompt and --weaker both say what guidance leads away from; give one of them")
     if not session.given.is_empty and not picture.given:
         raise UserError("this model is given something for each picture: say what by --given FILE or --heldout INDEX")
+    check_size(session, picture_size(session, picture))
     if picture.prompt_to is not None and picture.prompt is None:
         raise UserError("an interpolation leads from one prompt to another: give --prompt beside --prompt-to")
+
+
+def latent_shape(session: Session, size: tuple[int, int]) -> tuple[int, ...] | None:
+    """Shape of the latent of a picture of another height and width than those of training; None for these."""
+    if size == session.model.image_shape[:2]:
+        return None
+    factor = session.experiment.first_stage.autoencoder.downsample_factor
+    return size[0] // factor, size[1] // factor, session.model.latent_shape[-1]
+
+
+def check_size(session: Session, size: tuple[int, int]) -> None:
+    """Refuse a size that the model's convolutions cannot halve as often as they do.
+
+    Raises:
+        UserError: naming the nearest sizes, or what the model is given that has one size alone.
+    """
+    experiment = session.experiment
+    if size == session.model.image_shape[:2]:
+        return
+    if not session.given.is_empty or experiment.denoiser.concat_channels:
+        tall, wide = session.model.image_shape[:2]
+        raise UserError(
+            f"{size[1]} x {size[0]} pixels: this model is given maps of its own size; leave it at {wide} x {tall}"
+        )
+    unit = experiment.first_stage.autoencoder.downsample_factor * 2 ** (len(experiment.denoiser.channel_mult) - 1)
+    for name, side in zip(("height", "width"), size, strict=True):
+        if side % unit or side < unit:
+            below = max(side // unit, 1) * unit
+            raise UserError(
+                f"{name}={side} is not divisible by {unit}, the autoencoder's factor times 2 for each further level of "
+                f"the denoiser; nearest usable: {below} and {below + unit}"
+            )
+        if side > LARGEST_SIDE:
+            raise UserError(f"{name}={side} must be at most {LARGEST_SIDE}")
 
 
 def check_weaker(session: Session, weaker: Session) -> None:

@@ -21,6 +21,7 @@ from ldm_jax.files.places import Place, to_place
 from ldm_jax.files.whole_files import write_atomically
 from ldm_jax.manifest import NAME, Manifest, as_text, circumstances, known_manifest, make_manifest, read_manifest
 from ldm_jax.pictures import draw_grid, pixels_digest, read_picture, save_picture
+from ldm_jax.sampling.animation import write_animations
 from ldm_jax.sampling.description import Origins, describe, origins_of
 from ldm_jax.sampling.draw import Easel
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
@@ -82,6 +83,25 @@ def slug(text: str) -> str:
     return "-".join(words)[:40] + "_" if words else ""
 
 
+def animate(request: DrawRequest, out: Place) -> list[Place]:
+    """Write each strip of frames of a drawn request as animations beside its pictures; returns the files.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    files: list[Place] = []
+    named = zip(request.pictures, picture_names(request), strict=True)
+    try:
+        for _, group in groupby(named, key=lambda entry: _row(entry[0])):
+            frames = [(picture, read_picture(out / name)[0]) for picture, name in group]
+            first = frames[0][0]
+            stem = f"{slug(first.prompt or first.class_label or '')}seed{first.seed}_noise{first.index:04d}"
+            files += write_animations([image for _, image in frames], out / stem)
+    except OSError as error:
+        raise UserError(f"cannot write animations to {out} ({error}); choose another folder: --out DIR") from error
+    return files
+
+
 def _begin(found: Manifest | None, easel: Easel, origins: Origins, batch_size: int) -> Manifest:
     """The manifest of pictures that are now drawn, or drawn on."""
     if found is not None:
@@ -135,6 +155,8 @@ def _draw_missing(
             for drawn in easel.draw(batch_size, done):
                 description = describe(easel.request, drawn, origins, credit)
                 save_picture(drawn.image, paths[drawn.position], description)
+                if drawn.note:
+                    logger.info("%s: %s", paths[drawn.position].name, drawn.note)
                 bar.update()
         except KeyboardInterrupt:
             logger.warning(
@@ -151,7 +173,7 @@ def _write_grid(easel: Easel, paths: Sequence[Place], grid: Place, credit: str) 
     shown = [(label[0], positions[:_GRID_COLUMNS]) for label, positions in islice(groups, _GRID_ROWS)]
     rows = [[read_picture(paths[i])[0] for i in positions] for _, positions in shown]
     given = [easel.shown(positions[0]) for _, positions in shown]
-    footer = f"first column: what is given. {credit}" if any(map(len, given)) else credit
+    footer = f"first column: what is given or made from. {credit}" if any(map(len, given)) else credit
     together = [[*one, *row] for one, row in zip(given, rows, strict=True)]
     draw_grid(together, [label for label, _ in shown], grid, footer=footer)
     return sum(map(len, rows))
@@ -159,6 +181,12 @@ def _write_grid(easel: Easel, paths: Sequence[Place], grid: Place, credit: str) 
 
 def _row(picture: PictureRequest) -> tuple[str, int | None, tuple[str, ...]]:
     """Label of a picture's row, the noise of a strip of frames, which is a row of its own, and what it is given."""
-    if picture.prompt_to is not None:
-        return f"{picture.prompt} → {picture.prompt_to}", picture.index, picture.given
-    return picture.prompt or picture.class_label or spec_label(picture.given), None, picture.given
+    words = picture.prompt or picture.class_label or spec_label(picture.given)
+    if not words and picture.task is not None:
+        words = picture.task.words()
+    if not picture.is_on_a_way:
+        return words, None, picture.given
+    ends = [words] if words else []
+    ends += [] if picture.prompt_to is None else [picture.prompt_to]
+    ends += [] if picture.seed_to is None else [f"seed {picture.seed} → {picture.seed_to}"]
+    return " → ".join(ends), picture.index, picture.given

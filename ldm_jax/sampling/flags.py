@@ -49,7 +49,7 @@ class SampleCommand:
     prompt_to: tuple[str, ...] = ()
     """Interpolate from the prompt to this one: one for all prompts, or one for each."""
     frames: int = 8
-    """Pictures from a prompt to where it leads, both ends among them."""
+    """Pictures from a prompt, noise or picture to where it leads, both ends among them."""
     interpolation: Literal["slerp", "lerp"] = "slerp"
     """Way between two conditions: along a sphere or straight."""
     prompt_syntax: Literal["weights", "plain"] = "weights"
@@ -64,6 +64,39 @@ class SampleCommand:
     pictures. Default: that of a few held-out examples."""
     heldout: tuple[int, ...] = ()
     """The same from held-out examples, by their number; repeat the flag for several."""
+    image: str | None = None
+    """Picture to start from: image-to-image, and inpainting with --mask or --outpaint."""
+    strength: float | None = None
+    """Share of the steps that are made from a picture: 1 leaves nothing of it. Default: 0.6, of --variations 0.8, with
+    a mask and of --invert 1."""
+    mask: str | None = None
+    """Mask of --image, white where it is painted anew."""
+    outpaint: tuple[tuple[str, ...], ...] = ()
+    """Pixels to paint around --image: --outpaint left=16 right=16 top=0 bottom=0."""
+    paste: bool = True
+    """Put the unpainted pixels of --image back as they were."""
+    denoise: str | None = None
+    """Noisy picture to clean."""
+    noise_level: float | None = None
+    """Standard deviation of its noise, in values of 255; default: estimated."""
+    invert: str | None = None
+    """Picture to lead back to its noise and to draw again, with a report of the error; --prompt draws it otherwise."""
+    source_prompt: str | None = None
+    """What the picture of --invert shows (a class for models of classes)."""
+    variations: str | None = None
+    """Picture of which to draw variations."""
+    image_to: str | None = None
+    """Interpolate from the picture of --image or --invert to this one."""
+    seed_to: int | None = None
+    """Interpolate from the noise of the seed to that of this one."""
+    fit: Literal["exact", "crop"] = "exact"
+    """Whether a picture of another size than what is drawn is refused, or cropped and resized."""
+    height: int | None = None
+    """Height to draw, where it is not that of training."""
+    width: int | None = None
+    """Width to draw, where it is not that of training."""
+    animate: bool = False
+    """Write the frames of an interpolation as animated GIF and WebP too."""
     num_samples: int = 4
     """Pictures for each prompt or class."""
     seed: int = 0
@@ -163,11 +196,71 @@ def parse_sample(arguments: Sequence[str]) -> SampleCommand:
         raise UserError("give the folder of a run, or --model MODEL of another system")
     if command.weaker_step is not None and command.weaker is None:
         raise UserError(f"--weaker-step={command.weaker_step} goes with --weaker RUN, which may be the same run")
+    _check_task(command)
     if command.again:
         _refuse_beside_again(command)
     elif command.run is not None:  # what is wrong with the flags is said before anything heavy is imported
         sampling_config(command, restore_experiment(to_place(command.run) / "config.json").sampling)
     return command
+
+
+_STARTS = ("image", "denoise", "invert", "variations")
+_GOES_WITH = {
+    "strength": ("image", "invert", "variations"),
+    "mask": ("image",),
+    "outpaint": ("image",),
+    "noise_level": ("denoise",),
+    "source_prompt": ("invert",),
+    "image_to": ("image", "invert"),
+    "animate": ("prompt_to", "seed_to", "image_to"),
+}
+"""With which flags, one of them, a flag goes."""
+_EXCLUDE = (
+    ("mask", "outpaint"),
+    ("image_to", "mask"),
+    ("image_to", "outpaint"),
+    ("seed_to", "denoise"),
+    ("seed_to", "invert"),
+    ("prompt_to", "invert"),
+    ("prompt_to", "denoise"),
+    ("outpaint", "height"),
+    ("outpaint", "width"),
+    ("prompt_to", "image_to"),
+)
+
+
+def _check_task(command: SampleCommand) -> None:
+    """Refuse flags of tasks that do not go together."""
+
+    def is_said(name: str) -> bool:
+        return getattr(command, name) not in (None, (), False)
+
+    said = [name for name in _STARTS if is_said(name)]
+    if len(said) > 1:
+        raise UserError(f"give one of {_listing(said)}: each starts from a picture of its own")
+    for name, others in _GOES_WITH.items():
+        if is_said(name) and not any(map(is_said, others)):
+            raise UserError(f"{_flag(name)} goes with {' or '.join(map(_flag, others))}")
+    for one, other in _EXCLUDE:
+        if is_said(one) and is_said(other):
+            raise UserError(f"{_flag(one)} and {_flag(other)} exclude each other")
+    if command.fit != "exact" and not said:
+        raise UserError(f"--fit goes with {' or '.join(map(_flag, _STARTS))}")
+    if not command.paste and not (command.mask or command.outpaint):
+        raise UserError("--no-paste goes with --mask or --outpaint")
+    for name in ("height", "width"):
+        if is_said(name) or getattr(command, name) == 0:
+            check_numbers(**{name: (getattr(command, name),)})
+    if command.seed_to is not None:
+        _check_seed(command.seed_to, "--seed-to")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _listing(names: Sequence[str]) -> str:
+    return " and ".join(map(_flag, names))
 
 
 def parse_grid(arguments: Sequence[str]) -> GridCommand:
@@ -226,11 +319,11 @@ def check_numbers(**values: tuple[int, ...]) -> None:
                 raise UserError(f"{flag}={number} must be at most {LARGEST}")
 
 
-def _check_seed(seed: int) -> None:
+def _check_seed(seed: int, flag: str = "--seed") -> None:
     if seed < 0:
-        raise UserError(f"--seed={seed} must not be negative")
+        raise UserError(f"{flag}={seed} must not be negative")
     if seed > LARGEST:
-        raise UserError(f"--seed={seed} must be at most {LARGEST}")
+        raise UserError(f"{flag}={seed} must be at most {LARGEST}")
 
 
 def _refuse_beside_again(command: SampleCommand) -> None:

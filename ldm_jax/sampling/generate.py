@@ -24,7 +24,7 @@ from ldm_jax.diffusion.guidance import Guidance, guide, guide_batched, guide_by_
 from ldm_jax.diffusion.prediction import DenoiseFn
 from ldm_jax.diffusion.samplers.sampler import Sampler, initial_noise, sample
 from ldm_jax.model import LatentDiffusion, Params, apply
-from ldm_jax.sampling.interpolation import Kind, interpolate_conditions
+from ldm_jax.sampling.interpolation import Kind, interpolate_conditions, interpolate_noise
 
 
 class Request(NamedTuple):
@@ -44,6 +44,10 @@ class Request(NamedTuple):
     """Classes to which a classifier leads."""
     push: Float[Array, " b"] | None = None
     """How strongly."""
+    seeds_to: Int[Array, " b"] | None = None
+    """Seeds of the noise at the other end of an interpolation."""
+    noise_fraction: Float[Array, " b"] | None = None
+    """How far each sample is on its way there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,8 @@ class Method:
     """What the denoiser predicts, for a classifier."""
     interpolation: Kind = "slerp"
     """Way between two conditions."""
+    latent_shape: tuple[int, ...] | None = None
+    """Shape of a latent, where it is another than the model was trained on."""
 
 
 Generate: TypeAlias = Callable[
@@ -84,11 +90,22 @@ def make_generate(model: LatentDiffusion, method: Method) -> Generate:
         index: Int[Array, " b"],
     ) -> Float[Array, "b *spatial c"]:
         keys = rng.root_keys(seeds)
-        noise = initial_noise(keys, index, model.latent_shape)
+        noise = initial_noise(keys, index, method.latent_shape or model.latent_shape)
+        noise = noise_between(request, noise, index)
         denoise_fn = denoiser_for(model, params, request, method, weaker)
         return draw_from(model, params, sampler, noise, denoise_fn, keys, index)
 
     return jax.jit(generate)
+
+
+def noise_between(
+    request: Request, noise: Float[Array, "b *latent z"], index: Int[Array, " b"]
+) -> Float[Array, "b *latent z"]:
+    """The noise, or what lies between it and that of another seed where the request leads to one."""
+    if request.seeds_to is None or request.noise_fraction is None:
+        return noise
+    other = initial_noise(rng.root_keys(request.seeds_to), index, noise.shape[1:])
+    return interpolate_noise(noise, other, request.noise_fraction)
 
 
 def draw_from(

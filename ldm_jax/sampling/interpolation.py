@@ -40,7 +40,8 @@ def slerp(
     is_plane = (sine > _SMALLEST_SINE) & (norm > 0)
     safe = jnp.where(is_plane, sine, 1.0)
     around = jnp.sin((1.0 - f) * angle) / safe * a + jnp.sin(f * angle) / safe * b
-    return jnp.where(is_plane, around, lerp(a, b, fraction))
+    between = jnp.where(is_plane, around, lerp(a, b, fraction))
+    return jnp.where(f == 0.0, a, jnp.where(f == 1.0, b, between))  # the ends themselves, to the bit
 
 
 def interpolate_noise(

@@ -1,5 +1,6 @@
 """From requests to the conditioner's inputs: each prompt is parsed and split into tokens once, before all else."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 
@@ -30,9 +31,13 @@ class PictureInputs:
             UserError: the model does not take it, or a weight is wrong.
         """
         self._session = session
-        labels = dict.fromkeys(p.class_label for p in request.pictures if p.class_label is not None)
+        sources = [as_source(session, p) for p in request.pictures if p.task is not None]
+        labels = dict.fromkeys(p.class_label for p in (*request.pictures, *sources) if p.class_label is not None)
         texts = dict.fromkeys(
-            text for p in request.pictures for text in (p.prompt, p.negative, p.prompt_to) if text is not None
+            text
+            for p in (*request.pictures, *sources)
+            for text in (p.prompt, p.negative, p.prompt_to)
+            if text is not None
         )
         if not all(text.strip() for text in dict.fromkeys(p.prompt for p in request.pictures) if text is not None):
             logger.warning("an empty prompt draws without a condition")
@@ -59,12 +64,23 @@ class PictureInputs:
         null = jax.tree.map(np.asarray, self._session.null_inputs(batch))
         negative = jax.tree.map(np.asarray, self._session.model.conditioner.null_inputs(batch))
         if self._labels:
-            null["class_labels"] = np.asarray([self._labels[p.class_label or ""] for p in pictures], np.int32)
+            numbers = [
+                self._labels.get(p.class_label or "", n) for p, n in zip(pictures, null["class_labels"], strict=True)
+            ]
+            null["class_labels"] = np.asarray(numbers, np.int32)
         null |= self._given_rows(pictures)
+        if "sizes" in null:
+            shape = self._session.model.image_shape
+            sides = [(p.height or shape[0], p.width or shape[1]) for p in pictures]
+            null["sizes"] = negative["sizes"] = np.asarray([(h, w, 0, 0, h, w) for h, w in sides], np.int32)
         prompts, negatives, others = (
             self._rows([getattr(p, name) for p in pictures], count) for name in ("prompt", "negative", "prompt_to")
         )
         return _arrays(null | prompts), _arrays(negative | negatives), _arrays(null | others)
+
+    def source(self, pictures: Sequence[PictureRequest]) -> Inputs:
+        """Inputs under which the pictures of an inversion are led back to their noise."""
+        return self([as_source(self._session, picture) for picture in pictures])[0]
 
     def _given_rows(self, pictures: Sequence[PictureRequest]) -> dict[str, np.ndarray]:
         """What the pictures are given; a model that is given something in one picture is in all."""
@@ -82,6 +98,14 @@ class PictureInputs:
             found, fill = (self._nothing,) * 2 if text is None else (self._chunks[text], self._empty)
             rows.append({name: chunks.padded(count, fill[name].tokens[0]) for name, chunks in found.items()})
         return chunk_inputs(rows)
+
+
+def as_source(session: Session, picture: PictureRequest) -> PictureRequest:
+    """The picture as it is inverted: under the words for what it shows."""
+    words = None if picture.task is None else picture.task.source_prompt
+    is_class = isinstance(session.experiment.conditioning, ClassConditioning)
+    names = {"prompt": None if is_class else words, "class_label": words if is_class else None}
+    return dataclasses.replace(picture, **names, negative=None, prompt_to=None)
 
 
 def _encode(encoder: PromptEncoder, text: str, request: DrawRequest) -> dict[str, Chunks]:

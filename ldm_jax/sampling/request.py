@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from ldm_jax.config import LARGEST, SamplingConfig, from_dict, to_dict
 from ldm_jax.errors import UserError
+from ldm_jax.sampling.tasks.task import PictureTask, task_from_json, task_to_json
 
 Syntax: TypeAlias = Literal["weights", "plain"]
 LongPrompts: TypeAlias = Literal["chunks", "cut"]
@@ -42,15 +43,28 @@ class PictureRequest:
     """What it is given beside prompt and class: NAME=FILE for each part, or heldout=INDEX."""
     given_sha256: str = ""
     """Checksum of the inputs made of that."""
+    task: PictureTask | None = None
+    """The picture that it is made from, where it is not from noise alone."""
+    seed_to: int | None = None
+    """Root of the noise that its own changes to on the way of an interpolation."""
+    height: int | None = None
+    """Height in pixels, where it is not that of training."""
+    width: int | None = None
+    """Width in pixels, where it is not that of training."""
 
     def __post_init__(self) -> None:
-        for name in ("seed", "index"):
+        for name in ("seed", "index") if self.seed_to is None else ("seed", "index", "seed_to"):
             if not 0 <= getattr(self, name) <= LARGEST:
                 raise UserError(f"{name}={getattr(self, name)} must lie between 0 and {LARGEST}")
         if not 0.0 <= self.guidance_scale < float("inf"):
             raise UserError(f"guidance_scale={self.guidance_scale} must be a finite number and not negative")
         if not 0.0 <= self.fraction <= 1.0:
             raise UserError(f"fraction={self.fraction} must lie between 0 and 1")
+
+    @property
+    def is_on_a_way(self) -> bool:
+        """Whether it is a frame of an interpolation."""
+        return self.prompt_to is not None or self.seed_to is not None or bool(self.task and self.task.image_to)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,18 +109,21 @@ class DrawRequest:
         checksum = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
         shown = ("prompt", "negative", "class_label", "prompt_to", "given", "seed", "guidance_scale")
         distinct = {name: _distinct(getattr(picture, name) for picture in self.pictures) for name in shown}
+        distinct["task"] = _distinct(picture.task and picture.task.words() for picture in self.pictures)
         rest = {name: value for name, value in everything.items() if name != "pictures"}
         return {"pictures": len(self.pictures), **distinct, **rest, "request": checksum}
 
 
 def picture_to_json(picture: PictureRequest) -> dict[str, Any]:
     """The fields that are not at their defaults, by which a file of many pictures stays short."""
-    return {f.name: v for f in dataclasses.fields(picture) if (v := getattr(picture, f.name)) != f.default}
+    values = {f.name: v for f in dataclasses.fields(picture) if (v := getattr(picture, f.name)) != f.default}
+    return values if picture.task is None else values | {"task": task_to_json(picture.task)}
 
 
 def picture_from_json(values: dict[str, Any]) -> PictureRequest:
     """Inverse of `picture_to_json` behind JSON."""
-    return PictureRequest(**{**values, "given": tuple(values.get("given", ()))})
+    task = task_from_json(values.get("task"))
+    return PictureRequest(**{**values, "given": tuple(values.get("given", ())), "task": task})
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
