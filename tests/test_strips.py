@@ -90,9 +90,9 @@ def test_memory_of_large_maps_is_a_part_of_what_it_was() -> None:
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     map_bytes = 256 * 256 * 8 * 4
-    for method, shape in (("decode", (1, 64, 64, 2)), ("encode", (1, 256, 256, 3))):
-        strips, whole = (bytes_of(rows, method, shape) for rows in (8, None))
-        assert strips < 2.2 * map_bytes < 5 * map_bytes < whole, (method, strips / map_bytes, whole / map_bytes)
+    for method, shape, least in (("decode", (1, 64, 64, 2), 5), ("encode", (1, 256, 256, 3), 2.9)):
+        strips, whole = (bytes_of(rows, method, shape) / map_bytes for rows in (8, None))
+        assert strips < 2.2 < least < whole, (method, strips, whole)
 
 
 def test_training_is_not_in_strips() -> None:

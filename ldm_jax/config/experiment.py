@@ -43,8 +43,8 @@ class Experiment:
     """How attention is computed: `reference` keeps all its weights, `blocked` a few queries at a time, `flash` is a
     kernel for TPUs, `cudnn` for NVIDIA GPUs; `auto` takes the kernel of the devices, on a CPU the reference."""
     strip_rows: int | None = field(default=None, metadata=HOW)
-    """Rows of a feature map that the autoencoder computes at a time, where it is not trained: 32 decode pictures of 2048
-    pixels in a half to a fifth of the memory, more slowly, to the same values up to rounding. None computes all."""
+    """Rows of a feature map that the autoencoder computes at a time where it is not trained, for large pictures: the
+    same values up to rounding, in a third of the memory for decoding; 32 are few. None computes all of them."""
     data: DataConfig = field(default_factory=DataConfig)
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     conditioning: Conditioning = field(default_factory=Unconditional)
