@@ -175,7 +175,12 @@ def make_model(experiment: Experiment, mesh: Mesh | None = None) -> LatentDiffus
     kernel = AttentionKernel.choose(experiment.attention_kernel, mesh)
     return LatentDiffusion(
         autoencoder=make_autoencoder(
-            config, experiment.data.image_channels, dtype, kernel, experiment.first_stage.training.remat
+            config,
+            experiment.data.image_channels,
+            dtype,
+            kernel,
+            experiment.first_stage.training.remat,
+            experiment.strip_rows,
         ),
         conditioner=make_conditioner(
             experiment.conditioning,

@@ -353,6 +353,32 @@ def test_a_grid_refuses(flags: list[str], message: str):
         parse_grid(["run", *flags])
 
 
+def test_a_grid_leads_away_from_a_weaker_model(run: Path, tmp_path: Path, text: Session):
+    save(RunFolder(run), 6, {**text.params, "denoiser": jax.tree.map(lambda x: 1.1 * x, text.params["denoiser"])})
+    flags = [str(run), "-p", "a red circle", "--guidance-scale", "3", "--seed", "0", "--batch-size", "1"]
+    weaker = ["--weaker", str(run), "--weaker-step", "5"]
+    asked = [parse_grid([*flags, *more, "--out", str(tmp_path / f"{len(more)}.png")]) for more in ([], weaker)]
+    plain, led = (np.asarray(Image.open(command.draw_grid_of(one, open_run)), np.int32) for one in asked)
+    assert np.abs(plain - led).max() > 1
+    with pytest.raises(UserError, match="--weaker-step=3 goes with --weaker RUN"):
+        parse_grid(["run", "--weaker-step", "3"])
+    both = parse_grid([*flags, *weaker, "--negative-prompt", "x", "--out", str(tmp_path / "both.png")])
+    with pytest.raises(UserError, match="--negative-prompt and --weaker both say what guidance leads away from"):
+        command.draw_grid_of(both, open_run)
+
+
+def test_a_picture_is_the_same_when_it_is_decoded_in_strips(run: Path, tmp_path: Path):
+    flags = [str(run), "-p", "a red circle", "--num-samples", "1"]
+    whole, strips = (
+        command.draw(parse_sample([*flags, *more, "--out", str(tmp_path / f"{len(more)}")]), open_run)[0]
+        for more in ([], ["--strip-rows", "3"])
+    )
+    one, other = (read_picture(file)[0].astype(int) for file in (whole, strips))
+    assert np.abs(one - other).max() <= 1
+    with pytest.raises(UserError, match="strip_rows=0 must be greater than 0"):
+        command.draw(parse_sample([*flags, "--strip-rows", "0", "--out", str(tmp_path / "x")]), open_run)
+
+
 def test_a_grid_of_both_prompts_and_classes():
     with pytest.raises(UserError, match="give --prompt or --class-label, not both"):
         command.grid_pictures(GridCommand(run="r", prompt=("a",), class_label=("0",)), (1.0,))

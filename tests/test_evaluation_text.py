@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_evaluation_command import scores_of, tiny_network, write_run
+from test_sentence_encoder import tiny_encoder
 from test_session import make_session
 
 from ldm_jax.config import Unconditional
@@ -115,6 +116,15 @@ def test_samples_and_runs_are_judged_beside_real_pictures(trained: Path):
     drawn = scores_of(target=str(files[0].parent), text=("words",))
     assert drawn["retrieval_at_1_words_alexnet"].num_samples == 4
     assert drawn["retrieval_at_1_words_alexnet"].num_reference == 2
+
+
+def test_a_frozen_encoder_of_sentences_judges_too(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "encoder").mkdir()
+    monkeypatch.setattr(text_judges, "find_minilm", lambda: tiny_encoder(tmp_path / "encoder"))
+    found = scores_of(target=str(trained), text=("minilm",), num_samples=8, guidance_scale=1.0)
+    assert list(found) == ["retrieval_at_1_minilm_alexnet", "retrieval_at_1_minilm_alexnet_real"]
+    record = json.loads((trained / "evaluation" / "text.json").read_text())
+    assert "vectors of all-MiniLM-L6-v2 of the captions and tags of 20 pictures" in record["judges"][0]["protocol"]
 
 
 def test_what_has_no_prompts_is_refused(trained: Path, data_cache: Path, tmp_path: Path):

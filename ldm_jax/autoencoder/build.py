@@ -14,9 +14,10 @@ def make_autoencoder(
     compute_dtype: str,
     kernel: AttentionKernel = REFERENCE,
     remat: Remat = "none",
+    strip_rows: int | None = None,
 ) -> AutoencoderKL | AutoencoderVQ:
-    """The module for `config`."""
+    """The module for `config`; `strip_rows` need pictures, of two axes."""
     dtype = jnp.dtype(compute_dtype)
     if isinstance(config, AutoencoderVQConfig):
-        return AutoencoderVQ(config, image_channels, dtype, kernel, remat)
-    return AutoencoderKL(config, image_channels, dtype, kernel, remat)
+        return AutoencoderVQ(config, image_channels, dtype, kernel, remat, strip_rows)
+    return AutoencoderKL(config, image_channels, dtype, kernel, remat, strip_rows)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.autoencoder.strips import InStrips
 from ldm_jax.config import AutoencoderConfig, Remat
 from ldm_jax.nn.attention import SelfAttentionBlock
 from ldm_jax.nn.compute import Compute
@@ -98,10 +99,14 @@ class Encoder(nn.Module):
     dtype: DTypeLike = jnp.float32
     kernel: AttentionKernel = REFERENCE
     remat: Remat = "none"
+    strip_rows: int | None = None
 
     @nn.compact
     def __call__(self, image: Float[Array, "b *spatial c"], *, train: bool = False) -> Float[Array, "b *latent z"]:
-        """Encode pictures in [-1, 1]."""
+        """Encode pictures in [-1, 1], `strip_rows` rows at a time unless that is None or the layers are trained."""
+        if self.strip_rows is not None and not (train or self.is_initializing()):
+            in_strips = InStrips(self.config, NORM_EPSILON, self.dtype, self.kernel, self.strip_rows)
+            return in_strips.encode(self.variables["params"], image)
         config, compute = self.config, Compute(self.dtype, self.kernel, self.remat)
         h = space_to_depth(image.astype(self.dtype), config.patch_size)
         h = Conv(config.base_channels, dtype=self.dtype, name="conv_in")(h)
@@ -123,10 +128,14 @@ class Decoder(nn.Module):
     dtype: DTypeLike = jnp.float32
     kernel: AttentionKernel = REFERENCE
     remat: Remat = "none"
+    strip_rows: int | None = None
 
     @nn.compact
     def __call__(self, z: Float[Array, "b *latent z"], *, train: bool = False) -> Float[Array, "b *spatial c"]:
-        """Decode latents into pictures around [-1, 1], in float32."""
+        """Decode latents into pictures around [-1, 1], in float32; `strip_rows` as for the encoder."""
+        if self.strip_rows is not None and not (train or self.is_initializing()):
+            in_strips = InStrips(self.config, NORM_EPSILON, self.dtype, self.kernel, self.strip_rows)
+            return in_strips.decode(self.variables["params"], z)
         config, dims, compute = self.config, self.config.spatial_dims, Compute(self.dtype, self.kernel, self.remat)
         lowest = len(config.channel_mult) - 1
         h = Conv(config.channels_at(lowest), dtype=self.dtype, name="conv_in")(z.astype(self.dtype))

@@ -20,17 +20,20 @@ class AutoencoderKL(nn.Module):
     dtype: DTypeLike = jnp.float32
     kernel: AttentionKernel = REFERENCE
     remat: Remat = "none"
+    strip_rows: int | None = None
+    """Rows of a feature map that are computed at a time, but in training; None computes all of them."""
 
     def setup(self) -> None:
         """Name the parts."""
         channels = self.config.latent_channels
         z_channels = self.config.z_channels or channels
-        self.encoder = Encoder(self.config, 2 * z_channels, self.dtype, self.kernel, self.remat, name="encoder")
+        how = (self.dtype, self.kernel, self.remat, self.strip_rows)
+        self.encoder = Encoder(self.config, 2 * z_channels, *how, name="encoder")
         if self.config.quant_conv:
             self.quant_conv = Conv(2 * channels, kernel_size=1, dtype=self.dtype, name="quant_conv")
         if self.config.has_post_quant_conv:
             self.post_quant_conv = Conv(z_channels, kernel_size=1, dtype=self.dtype, name="post_quant_conv")
-        self.decoder = Decoder(self.config, self.image_channels, self.dtype, self.kernel, self.remat, name="decoder")
+        self.decoder = Decoder(self.config, self.image_channels, *how, name="decoder")
 
     def encode(self, image: Float[Array, "b *spatial c"], *, train: bool = False) -> DiagonalGaussian:
         """Posterior of the latents of pictures in [-1, 1]; moments in float32."""

@@ -19,6 +19,8 @@ from ldm_jax.config import AutoencoderVQConfig, Remat
 from ldm_jax.nn.conv import Conv
 from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel
 
+_BLOCK_PRODUCTS = 2**24  # 64 MiB in float32
+
 
 class Codebook(nn.Module):
     """The codes and the lookup, in float32."""
@@ -26,6 +28,8 @@ class Codebook(nn.Module):
     size: int
     channels: int
     cosine: bool = False
+    block_products: int | None = None
+    """Products of latents and codes that are in memory at once; None takes all of them."""
 
     def setup(self) -> None:
         """Create the codes, spread as in VQ-VAE: uniform in [-1/size, 1/size]."""
@@ -36,8 +40,15 @@ class Codebook(nn.Module):
         # |z|^2 is the same for every code, so it does not change the nearest one.
         # Highest precision: accelerators multiply float32 in fewer bits by default, which picks other codes.
         codes = self._codes()
-        products = jnp.matmul(z, codes.T, precision="highest")
-        return jnp.argmax(products - 0.5 * jnp.sum(jnp.square(codes), axis=-1), axis=-1)
+
+        def nearest(z: Float[Array, "*n z"]) -> Int[Array, "*n"]:
+            products = jnp.matmul(z, codes.T, precision="highest")
+            return jnp.argmax(products - 0.5 * jnp.sum(jnp.square(codes), axis=-1), axis=-1)
+
+        if self.block_products is None:
+            return nearest(z)
+        block = max(self.block_products // self.size, 1)
+        return jax.lax.map(nearest, z.reshape(-1, z.shape[-1]), batch_size=block).reshape(z.shape[:-1])
 
     def look_up(self, indices: Int[Array, "b *latent"]) -> Float[Array, "b *latent z"]:
         """The codes at `indices`."""
@@ -64,18 +75,24 @@ class AutoencoderVQ(nn.Module):
     dtype: DTypeLike = jnp.float32
     kernel: AttentionKernel = REFERENCE
     remat: Remat = "none"
+    strip_rows: int | None = None
+    """Rows of a feature map that are computed at a time, but in training; None computes all of them."""
 
     def setup(self) -> None:
         """Name the parts."""
         channels = self.config.latent_channels
         z_channels = self.config.z_channels or channels
-        self.encoder = Encoder(self.config, z_channels, self.dtype, self.kernel, self.remat, name="encoder")
-        self.codebook = Codebook(self.config.codebook_size, channels, cosine=self.config.cosine_codes, name="codebook")
+        how = (self.dtype, self.kernel, self.remat, self.strip_rows)
+        self.encoder = Encoder(self.config, z_channels, *how, name="encoder")
+        block = None if self.strip_rows is None else _BLOCK_PRODUCTS
+        self.codebook = Codebook(
+            self.config.codebook_size, channels, self.config.cosine_codes, block_products=block, name="codebook"
+        )
         if self.config.quant_conv:
             self.quant_conv = Conv(channels, kernel_size=1, dtype=self.dtype, name="quant_conv")
         if self.config.has_post_quant_conv:
             self.post_quant_conv = Conv(z_channels, kernel_size=1, dtype=self.dtype, name="post_quant_conv")
-        self.decoder = Decoder(self.config, self.image_channels, self.dtype, self.kernel, self.remat, name="decoder")
+        self.decoder = Decoder(self.config, self.image_channels, *how, name="decoder")
 
     def encode(self, image: Float[Array, "b *spatial c"], *, train: bool = False) -> DiagonalGaussian:
         """Latents before the lookup of pictures in [-1, 1], as a posterior without spread; float32."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ldm_jax.config.checks import HOW, require, require_not_negative
+from ldm_jax.config.checks import HOW, require, require_not_negative, require_positive
 from ldm_jax.config.classifier import ClassifierConfig
 from ldm_jax.config.compute import AttentionChoice
 from ldm_jax.config.conditioning import (
@@ -42,6 +42,9 @@ class Experiment:
     attention_kernel: AttentionChoice = field(default="auto", metadata=HOW)
     """How attention is computed: `reference` keeps all its weights, `blocked` a few queries at a time, `flash` is a
     kernel for TPUs, `cudnn` for NVIDIA GPUs; `auto` takes the kernel of the devices, on a CPU the reference."""
+    strip_rows: int | None = field(default=None, metadata=HOW)
+    """Rows of a feature map that the autoencoder computes at a time where it is not trained, for large pictures: the
+    same values up to rounding, in a third of the memory for decoding; 32 are few. None computes all of them."""
     data: DataConfig = field(default_factory=DataConfig)
     first_stage: FirstStageConfig = field(default_factory=FirstStageConfig)
     conditioning: Conditioning = field(default_factory=Unconditional)
@@ -85,6 +88,13 @@ class Experiment:
             f"data.latents={self.data.latents} are of an autoencoder that is there already: name its run, "
             "first_stage.run=RUN, or the model that it belongs to, start=MODEL",
         )
+        if self.strip_rows is not None:
+            require_positive(self, "strip_rows")
+            require(
+                autoencoder.spatial_dims == 2,
+                f"Experiment.strip_rows={self.strip_rows} is for pictures, and the autoencoder has spatial_dims="
+                f"{autoencoder.spatial_dims}; use None",
+            )
         self.first_stage.perceptual.check_picture(size, autoencoder.spatial_dims)
         if self.first_stage.judge is not None:
             self.first_stage.judge.check_image_size(size)

@@ -45,9 +45,12 @@ class EvaluateCommand:
     """Resamples for the intervals; 0 leaves them out."""
     reconstruction: bool = False
     """PSNR, SSIM, LPIPS and feature distance of the first stage on the held-out split, with pictures."""
-    text: tuple[Literal["clip", "words"], ...] = ()
+    strip_rows: int | None = None
+    """Rows of a feature map that the first stage computes at a time (--reconstruction); the same up to rounding."""
+    text: tuple[Literal["clip", "words", "minilm"], ...] = ()
     """Instead of distances: do pictures belong to their prompts? clip: CLIP score and retrieval of captions by the
-    model in --text-weights; words: retrieval by an encoder that is trained here, over --network, on the run's data."""
+    model in --text-weights; words: retrieval by an encoder that is trained here, over --network, on the run's data;
+    minilm: the same to the vectors of all-MiniLM-L6-v2, which a pip package has."""
     text_weights: str | None = None
     """Folder of transformers' CLIPModel with its tokenizer, for --text clip."""
     likelihood: Literal["bound", "flow", "both"] | None = None
@@ -112,7 +115,7 @@ def check(command: EvaluateCommand) -> None:
         UserError: naming the flag.
     """
     smallest = {"num_samples": 2, "batch_size": 1, "bootstrap": 0, "kid_subsets": 0, "seed": 0, "image_size": 1}
-    smallest |= {"flow_steps": 2, "flow_probes": 0}
+    smallest |= {"flow_steps": 2, "flow_probes": 0, "strip_rows": 1}
     for name, least in smallest.items():
         value, flag = getattr(command, name), f"--{name.replace('_', '-')}"
         if value is not None and not least <= value <= LARGEST:
@@ -125,6 +128,8 @@ def check(command: EvaluateCommand) -> None:
         others = {"--likelihood": command.likelihood, "--ema-sigma-rel": command.ema_sigma_rel}
         given = {flag: value is not None for flag, value in others.items()}
         _refuse("--reconstruction", _of_samples(command) | given)
+    elif command.strip_rows is not None:
+        raise UserError(f"--strip-rows={command.strip_rows} goes with --reconstruction")
     if command.likelihood is not None:
         of_networks = {"--network": command.network != ("alexnet",), "--weights": bool(command.weights)}
         _refuse("--likelihood", _of_samples(command) | of_networks)
@@ -149,7 +154,8 @@ def _check_text(command: EvaluateCommand) -> None:
     if ("clip" in command.text) != (command.text_weights is not None):
         raise UserError(
             "--text clip comes with no weights, and none are downloaded: name the folder of transformers' CLIPModel "
-            "and its tokenizer with --text-weights FOLDER; --text words needs none"
+            "and its tokenizer with --text-weights FOLDER; --text words needs none, and a pip package has those of "
+            "--text minilm"
         )
 
 

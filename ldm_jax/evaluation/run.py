@@ -298,7 +298,7 @@ def _export_samples(command: EvaluateCommand, pictures: PictureSet, out: Path) -
 def _reconstruction(
     command: EvaluateCommand, networks: Sequence[FeatureNetwork], expected: Manifest | None
 ) -> tuple[list[Score], dict[str, Any], str]:
-    session = _open_first_stage(Path(command.target))
+    session = _open_first_stage(Path(command.target)).in_strips(command.strip_rows)
     data = session.experiment.data
     pictures = _first(source_pictures(load_source(data, "test"), data), command.num_samples)
     pairs, out = reconstructions(session.model, session.params, pictures, command.batch_size), _out(command)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from ldm_jax.config import Experiment
 from ldm_jax.data.preparation import default_cache_dir
+from ldm_jax.data.source import Source
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.command import EvaluateCommand
@@ -16,7 +18,7 @@ from ldm_jax.evaluation.features import extract_features
 from ldm_jax.evaluation.network import FeatureNetwork
 from ldm_jax.evaluation.pictures import PictureSet, drawn_files, file_pictures, source_pictures
 from ldm_jax.evaluation.scores import Score, ScoreOptions
-from ldm_jax.evaluation.text_judges import Judge, Vectors, clip_judge, training_count, word_judge
+from ldm_jax.evaluation.text_judges import Judge, Vectors, clip_judge, sentence_judge, training_count, word_judge
 from ldm_jax.evaluation.text_scores import JudgeName, different, text_scores
 from ldm_jax.interop.model_files import is_run, open_model
 from ldm_jax.pictures import read_picture
@@ -25,6 +27,9 @@ from ldm_jax.training.run_folder import RunFolder
 DEFAULT_SAMPLES = 1000
 """Of a run; the chance level of retrieval depends on the captions, not on the pictures."""
 
+
+LearnedJudge: TypeAlias = Callable[[FeatureNetwork, Vectors, Source], Judge]
+"""From a network, what it sees in the first pictures of a source, and the source."""
 
 MAX_REAL = 5000
 """Real pictures that are judged, at most."""
@@ -104,8 +109,10 @@ def judge_text(
     judges: list[tuple[JudgeName, Judge]] = []
     if "clip" in command.text:
         judges.append(("clip", clip_judge(Path(command.text_weights or ""))))
-    if "words" in command.text:
-        judges.extend(("words", _learned(command, network, target.experiment)) for network in networks)
+    learned: dict[JudgeName, LearnedJudge] = {"words": word_judge, "minilm": sentence_judge}
+    for name, learn in learned.items():
+        if name in command.text:
+            judges.extend((name, _learned(command, network, target.experiment, learn)) for network in networks)
     real = None if target.experiment is None else _held_out(target.experiment)
     scores = []
     for name, judge in judges:
@@ -131,15 +138,17 @@ def _judged(
     return text_scores(name, judge.similarity(pooled, texts), own, options)
 
 
-def _learned(command: EvaluateCommand, network: FeatureNetwork, experiment: Experiment | None) -> Judge:
+def _learned(
+    command: EvaluateCommand, network: FeatureNetwork, experiment: Experiment | None, learn: LearnedJudge
+) -> Judge:
     if experiment is None:
         raise UserError(
-            "--text words learns from captioned pictures, and no run is known whose data has some; name one with "
-            "--reference RUN, or use --text clip --text-weights FOLDER"
+            f"--text {' '.join(command.text)} learns from captioned pictures, and no run is known whose data has some; "
+            "name one with --reference RUN, or use --text clip --text-weights FOLDER"
         )
     source = load_source(experiment.data, "train")
     pictures = dataclasses.replace(source_pictures(source, experiment.data), count=training_count(source))
-    return word_judge(network, _known_features(command, network, pictures), source)
+    return learn(network, _known_features(command, network, pictures), source)
 
 
 def _known_features(command: EvaluateCommand, network: FeatureNetwork, pictures: PictureSet) -> Vectors:

@@ -1,4 +1,4 @@
-"""Who judges whether a picture belongs to a caption: CLIP from a folder, or an encoder that is trained on the data."""
+"""Who judges whether a picture belongs to a caption: CLIP from a folder, or what is trained on the data."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from ldm_jax.data.preparation import digest
 from ldm_jax.data.source import Source, training_texts
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.network import FeatureNetwork, load_network
-from ldm_jax.evaluation.word_encoder import MAX_PICTURES, fit_words, picture_vectors, text_vectors
+from ldm_jax.evaluation.sentence_encoder import find_minilm, read_sentence_encoder
+from ldm_jax.evaluation.word_encoder import MAX_PICTURES, fit_vectors, fit_words, picture_vectors, text_vectors
 from ldm_jax.files.json_files import read_json
 from ldm_jax.files.weight_files import find_weights, open_tensors
 from ldm_jax.interop.transformers.text import read_clip_text, read_clip_text_config
@@ -103,8 +104,34 @@ def word_judge(network: FeatureNetwork, features: Vectors, source: Source) -> Ju
     )
 
 
+def sentence_judge(network: FeatureNetwork, features: Vectors, source: Source, folder: Path | None = None) -> Judge:
+    """A frozen encoder of sentences, and a regression to its vectors on the features of a captioned source.
+
+    Args:
+        network: sees the pictures.
+        features: what it sees in the first pictures of `source`.
+        source: the captions, and tags, of these pictures.
+        folder: the encoder; None takes all-MiniLM-L6-v2 of the package.
+
+    Raises:
+        UserError: there are no weights, or they are damaged.
+    """
+    texts = training_texts(source)[: len(features)]
+    encode = read_sentence_encoder(find_minilm() if folder is None else folder)
+    encoder = fit_vectors(features, encode(texts).astype(np.float64))
+    return Judge(
+        label=f"minilm_{network.label}",
+        protocol=f"{network.protocol}; ridge regression to the vectors of all-MiniLM-L6-v2 of the captions and tags of "
+        f"{len(features)} pictures of {source.info.name}/{source.info.split}",
+        fingerprint=digest([network.fingerprint, encode.fingerprint, hash_params(encoder._asdict())]),
+        network=network,
+        pictures=lambda pooled: picture_vectors(encoder, pooled),
+        captions=lambda captions: encode(captions) - encoder.mean_text,
+    )
+
+
 def training_count(source: Source) -> int:
-    """Pictures of a source that `word_judge` is trained on.
+    """Pictures of a source that `word_judge` and `sentence_judge` are trained on.
 
     Raises:
         UserError: it has no captions.

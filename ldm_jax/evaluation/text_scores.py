@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from ldm_jax.evaluation.scores import Score, ScoreOptions, mean_score
 
-JudgeName: TypeAlias = Literal["clip", "words"]
+JudgeName: TypeAlias = Literal["clip", "words", "minilm"]
 Similarity: TypeAlias = Float[np.ndarray, "n k"]
 Own: TypeAlias = Int[np.ndarray, " n"]
 """The column of each picture's caption."""
@@ -50,6 +50,7 @@ def ranks(similarity: Similarity, own: Own) -> Int[np.ndarray, " n"]:
 TEXT_SCORES: dict[JudgeName, tuple[Callable[[Similarity, Own, ScoreOptions], list[Score]], ...]] = {
     "clip": (clip_score, retrieval),
     "words": (retrieval,),
+    "minilm": (retrieval,),
 }
 """What each judge scores."""
 

@@ -26,6 +26,16 @@ _STRENGTHS = np.geomspace(1e-4, 1e2, 13)
 """Candidates for lambda, in units of the mean of s^2."""
 
 
+class Regression(NamedTuple):
+    """What was learned of vectors of captions, by (2) and (3)."""
+
+    mean_text: Float[np.ndarray, " v"]
+    mean: Float[np.ndarray, " d"]
+    scale: Float[np.ndarray, " d"]
+    matrix: Float[np.ndarray, "d v"]
+    """W' of (2)."""
+
+
 class WordEncoder(NamedTuple):
     """What was learned."""
 
@@ -52,14 +62,18 @@ def fit_words(features: Float[np.ndarray, "n d"], captions: Sequence[str]) -> Wo
     words = {word: i for i, word in enumerate(kept)}
     weight = np.log(len(captions) / np.array([counts[word] for word in kept])) + 1e-6
     bags = _bags(words, weight, captions)
-    mean_text, x = bags.mean(0), features.astype(np.float64)
+    return WordEncoder(words, weight, *fit_vectors(features, bags))
+
+
+def fit_vectors(features: Float[np.ndarray, "n d"], vectors: Float[np.ndarray, "n v"]) -> Regression:
+    """Learn to tell the vectors of captions from their pictures."""
+    mean_text, x = vectors.mean(0), features.astype(np.float64)
     mean, scale = x.mean(0), x.std(0) + 1e-6
-    matrix = _ridge((x - mean) / scale, bags - mean_text)
-    return WordEncoder(words, weight, mean_text, mean, scale, matrix)
+    return Regression(mean_text, mean, scale, _ridge((x - mean) / scale, vectors - mean_text))
 
 
-def picture_vectors(encoder: WordEncoder, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n v"]:
-    """The pictures among the words (2)."""
+def picture_vectors(encoder: WordEncoder | Regression, features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n v"]:
+    """The pictures among the words, or the vectors of captions (2)."""
     return ((features - encoder.mean) / encoder.scale) @ encoder.matrix
 
 

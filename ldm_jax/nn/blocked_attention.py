@@ -2,7 +2,8 @@
 
 The softmax runs over keys, so queries are independent: a block of them needs [block, k] weights and no running maximum
 (Rabe and Staats 2021, arXiv:2112.05682, section 2, splits keys as well). The gradient computes each block's weights
-again. With the number of queries in a block inverse to the number of keys, memory for weights is constant in both.
+again. With the number of queries in a block inverse to the number of keys, memory for weights is constant in both; from
+4096 keys on it grows with them, and stays below what the keys take.
 """
 
 import functools
@@ -13,6 +14,9 @@ from jaxtyping import Array, Float, Int
 
 BLOCK_WEIGHTS = 2**18
 """Weights of one head in one block: 1 MiB in float32."""
+
+LEAST_QUERIES = 64
+"""Queries in a block however many keys there are: all keys and values are read for each block."""
 
 
 def reference_attention(
@@ -33,11 +37,15 @@ def blocked_attention(
     value: Float[Array, "b k n d"],
     *,
     causal: bool = False,
-    block_weights: int = BLOCK_WEIGHTS,
+    block_weights: int | None = None,
 ) -> Float[Array, "b q n d"]:
-    """The same attention, forward and backward in memory for `block_weights` weights of each sample and head."""
+    """The same attention, forward and backward in memory for `block_weights` weights of each sample and head.
+
+    Left out, they are BLOCK_WEIGHTS, or what LEAST_QUERIES need where that is more.
+    """
     length = query.shape[1]
-    block = max(block_weights // key.shape[1], 1)
+    weights = max(BLOCK_WEIGHTS, LEAST_QUERIES * key.shape[1]) if block_weights is None else block_weights
+    block = max(weights // key.shape[1], 1)
     if block >= length:
         return reference_attention(query, key, value, causal=causal)
     count = -(-length // block)

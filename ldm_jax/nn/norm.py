@@ -11,12 +11,26 @@ which XLA turns into plain reductions (about three times faster on a CPU than re
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+
+class Moments(NamedTuple):
+    """Mean and variance of the group of each channel, `[b, 1, ..., c]`, in float32."""
+
+    mean: Float[Array, "b *ones c"]
+    variance: Float[Array, "b *ones c"]
+
+
+def group_moments(x: Float[Array, "b *spatial c"], num_groups: int) -> Moments:
+    """Moments over space and the channels of a group."""
+    mean = _mean_of_group(_mean_of_channel(x.astype(jnp.float32)), num_groups)
+    return Moments(mean, _mean_of_group(_mean_of_channel(jnp.square(x.astype(jnp.float32) - mean)), num_groups))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -42,11 +56,21 @@ def _forward(
     epsilon: float,
 ) -> tuple[Float[Array, "b *spatial c"], tuple[Array, ...]]:
     x = jax.lax.optimization_barrier(x)  # or what made `x` would write it in float32, twice the bytes of bfloat16
-    mean = _mean_of_group(_mean_of_channel(x.astype(jnp.float32)), num_groups)
-    variance = _mean_of_group(_mean_of_channel(jnp.square(x.astype(jnp.float32) - mean)), num_groups)
-    factor = 1.0 / jnp.sqrt(variance + epsilon)
-    y = (x.astype(jnp.float32) - mean) * (factor * scale) + bias
-    return y, (x, mean, factor, scale)
+    moments = group_moments(x, num_groups)
+    y, factor = _normalize(x, scale, bias, moments, epsilon)
+    return y, (x, moments.mean, factor, scale)
+
+
+def _normalize(
+    x: Float[Array, "b *spatial c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    moments: Moments,
+    epsilon: float,
+) -> tuple[Float[Array, "b *spatial c"], Float[Array, "b *ones c"]]:
+    """(1), and the factor in it."""
+    factor = 1.0 / jnp.sqrt(moments.variance + epsilon)
+    return (x.astype(jnp.float32) - moments.mean) * (factor * scale) + bias, factor
 
 
 def _backward(
@@ -84,10 +108,12 @@ class GroupNorm(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b *spatial c"]) -> Float[Array, "b *spatial c"]:
-        """Normalise `x`; the result has the compute dtype."""
+    def __call__(self, x: Float[Array, "b *spatial c"], moments: Moments | None = None) -> Float[Array, "b *spatial c"]:
+        """Normalise `x`, by the moments of what it is a part of if they are given; the result has the compute dtype."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        if moments is not None:
+            return _normalize(x, scale, bias, moments, self.epsilon)[0].astype(self.dtype)
         y: Array = group_norm(x, scale, bias, self.num_groups, self.epsilon)
         return y.astype(self.dtype)
 

@@ -60,6 +60,7 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     )
     session, origin = open_origin(origin, open_model)
     session = session.on(command.mesh) if command.mesh != MeshConfig() else session
+    session = session.in_strips(command.strip_rows)
     weaker, weaker_origin = open_weaker(command.weaker, command.weaker_step)
     config = sampling_config(command, session.experiment.sampling)
     request = DrawRequest(
@@ -102,6 +103,7 @@ def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     given = command.run or command.model
     origin = found.origins.model if given is None else dataclasses.replace(found.origins.model, path=given)
     session, model = open_origin(dataclasses.replace(origin, **_given(command)), open_model)
+    session = session.in_strips(command.strip_rows)
     weaker, weaker_origin = None, found.origins.weaker
     if weaker_origin is not None:
         weaker, weaker_origin = open_weaker(weaker_origin.path, weaker_origin.step)
@@ -127,11 +129,13 @@ def draw_grid_of(command: GridCommand, open_model: OpenModel) -> Place:
     """
     session, _ = open_origin(Origin(path=command.run), open_model)
     config = sampling_config(command, session.experiment.sampling)
-    scales = command.guidance_scale or (config.guidance_scale if can_guide(session) else 1.0,)
+    weaker, _ = open_weaker(command.weaker, command.weaker_step)
+    guided = weaker is not None or can_guide(session)
+    scales = command.guidance_scale or (config.guidance_scale if guided else 1.0,)
     pictures, rows = grid_pictures(command, scales)
     pictures = tuple(_given_first(session, picture) for picture in pictures)
     request = DrawRequest(pictures=pictures, config=config, prompt_syntax=command.prompt_syntax)
-    found = {drawn.position: drawn.image for drawn in Easel(session, request).draw(command.batch_size)}
+    found = {drawn.position: drawn.image for drawn in Easel(session, request, weaker).draw(command.batch_size)}
     width = len(command.seed)
     images = [[found[row * width + column] for column in range(width)] for row in range(len(rows))]
     out, columns = to_place(command.out), [f"seed {seed}" for seed in command.seed]

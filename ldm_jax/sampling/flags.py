@@ -139,6 +139,8 @@ class SampleCommand:
     """Share of a sample's values that dynamic clipping leaves as they are."""
     batch_size: int = 16
     """Pictures drawn at once; decides speed and memory, not the pictures."""
+    strip_rows: int | None = None
+    """Rows of a feature map that the autoencoder computes at a time, for large pictures; the same up to rounding."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     out: str | None = None
@@ -175,6 +177,10 @@ class GridCommand:
     """As in `ldm sample`, as the next ones."""
     guidance_interval: tuple[float, float] | None = None
     """Noise levels between which is guided."""
+    weaker: str | None = None
+    """Run of a weaker model, which guidance leads away from (autoguidance)."""
+    weaker_step: int | None = None
+    """Checkpoint of the weaker model, which can then be of the same run; default: its newest."""
     prompt_syntax: Literal["weights", "plain"] = "weights"
     """Whether brackets in a prompt are weights or text."""
     batch_size: int = 16
@@ -194,8 +200,7 @@ def parse_sample(arguments: Sequence[str]) -> SampleCommand:
     command = tyro.cli(SampleCommand, prog="sample.py", args=list(arguments), config=(tyro.conf.UseAppendAction,))
     if (command.run is not None and command.model is not None) or not (command.run or command.model or command.again):
         raise UserError("give the folder of a run, or --model MODEL of another system")
-    if command.weaker_step is not None and command.weaker is None:
-        raise UserError(f"--weaker-step={command.weaker_step} goes with --weaker RUN, which may be the same run")
+    _check_weaker(command)
     _check_task(command)
     if command.again:
         _refuse_beside_again(command)
@@ -271,6 +276,7 @@ def parse_grid(arguments: Sequence[str]) -> GridCommand:
     """
     command = tyro.cli(GridCommand, prog="ldm grid", args=list(arguments))
     check_numbers(batch_size=(command.batch_size,))
+    _check_weaker(command)
     for seed in command.seed:
         _check_seed(seed)
     if not command.seed:
@@ -319,6 +325,11 @@ def check_numbers(**values: tuple[int, ...]) -> None:
                 raise UserError(f"{flag}={number} must be at most {LARGEST}")
 
 
+def _check_weaker(command: SampleCommand | GridCommand) -> None:
+    if command.weaker_step is not None and command.weaker is None:
+        raise UserError(f"--weaker-step={command.weaker_step} goes with --weaker RUN, which may be the same run")
+
+
 def _check_seed(seed: int, flag: str = "--seed") -> None:
     if seed < 0:
         raise UserError(f"{flag}={seed} must not be negative")
@@ -328,7 +339,7 @@ def _check_seed(seed: int, flag: str = "--seed") -> None:
 
 def _refuse_beside_again(command: SampleCommand) -> None:
     """Refuse what the file decides: whoever gives it expects another picture."""
-    free = {"run", "model", "config", "tokenizer", "out", "again", "json"}
+    free = {"run", "model", "config", "tokenizer", "out", "again", "json", "strip_rows"}
     for f in dataclasses.fields(command):
         value: Any = getattr(command, f.name)
         usual = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()

@@ -73,6 +73,18 @@ class Session:
         model = make_model(self.experiment, arranged)
         return dataclasses.replace(self, model=model, mesh=mesh)
 
+    def in_strips(self, strip_rows: int | None) -> "Session":
+        """The same model, encoding and decoding so many rows of a feature map at a time; None leaves it as it is.
+
+        Raises:
+            UserError: that is no number of rows, or the model is not of pictures.
+        """
+        if strip_rows is None:
+            return self
+        experiment = dataclasses.replace(self.experiment, strip_rows=strip_rows)
+        model = make_model(experiment, sharding.make_mesh(self.mesh))
+        return dataclasses.replace(self, experiment=experiment, model=model)
+
     @property
     def tokenizers(self) -> dict[str, Tokenizer]:
         """The tokenizers of its prompts, by the input that each makes."""
