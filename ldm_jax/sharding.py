@@ -10,6 +10,9 @@ The `constants` of a state are whole on every device: nothing lies beside them, 
 cost more than they take. Optimizer moments and moving averages have their parameter's path as the tail of their own:
 the same rules place them.
 
+A step makes whole what `fsdp` splits before it computes with it (`gather`), so that the partitioner has no choice but
+to split activations by samples. Left to itself it also splits them by channels, and gathers those.
+
 Where the devices lie in several slices (TPU slices, or GPU hosts, joined by a slower network), one axis crosses them,
 the one that `MeshConfig.across_slices` names, and the others stay inside.
 """
@@ -24,6 +27,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from ldm_jax.config import MeshConfig, nearest_divisor
 from ldm_jax.errors import UserError
@@ -138,6 +142,46 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
         return NamedSharding(mesh, P() if names[:1] == ("constants",) else parameter_spec(names, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def make_gather(mesh: Mesh, compute_dtype: DTypeLike) -> Callable[[Any], Any]:
+    """What turns the shares of trained parameters into whole ones (along `fsdp`), as layers take them.
+
+    Kernels are cast first, to the type in which layers multiply by them anyway: half the bytes move in bfloat16.
+    Gradients go back in shares: one reduce-scatter where the whole would be an all-reduce.
+    """
+
+    def gather(params: Any) -> Any:
+        def whole(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+            names = path_names(path)
+            share = parameter_spec(names, leaf.shape, mesh)
+            if "fsdp" not in share:
+                return leaf
+            rest = P(*(None if axis == "fsdp" else axis for axis in share))
+            leaf = leaf.astype(compute_dtype) if names[-1] == "kernel" else leaf
+            return _gather(leaf, NamedSharding(mesh, share), NamedSharding(mesh, rest))
+
+        return jax.tree_util.tree_map_with_path(whole, params)
+
+    return gather
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(leaf: jax.Array, share: NamedSharding, whole: NamedSharding) -> jax.Array:
+    """`leaf` from one placement into another; its gradient back into the first."""
+    return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(leaf, share), whole)
+
+
+def _gather_forward(leaf: jax.Array, share: NamedSharding, whole: NamedSharding) -> tuple[jax.Array, None]:
+    return _gather(leaf, share, whole), None
+
+
+def _gather_backward(share: NamedSharding, whole: NamedSharding, kept: None, gradient: jax.Array) -> tuple[jax.Array]:
+    del whole, kept
+    return (jax.lax.with_sharding_constraint(gradient, share),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -4,11 +4,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from time import time
 from typing import Any
 
 import pytest
 from PIL import Image
 from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import masked_crc32c
 
 from ldm_jax.errors import UserError
 from ldm_jax.training.board import Board
@@ -122,10 +124,10 @@ def test_events_that_cannot_be_written_are_told_once_and_stop_nothing(
 ):
     board = Board(tmp_path / "events", 0)
 
-    def full(event: Any) -> None:
+    def full(*number: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(board._events, "write_event", full)
+    monkeypatch.setattr(board._events, "write_value", full)
     for step in range(50):
         board.write(step, {"loss": 1.0})
     board.close()
@@ -133,19 +135,35 @@ def test_events_that_cannot_be_written_are_told_once_and_stop_nothing(
 
 
 def test_events_tell_every_step_and_from_where_they_count(tmp_path: Path):
-    board = Board(tmp_path, 4)
-    board.write(5, {"loss": 0.5, "grad_norm": 2.0})
+    """Read by the classes and the checksum of another implementation, a step of three bytes and a long name too."""
+    board, step, name = Board(tmp_path, 99_999), 100_000, "evaluation/" + 20 * "x" + "/größe" * 20
+    board.write(step, {"loss": 0.5, name: -2.0, "grad_norm": float("inf")})
     board.close()
     (file,) = tmp_path.iterdir()
     events = [event_pb2.Event.FromString(record) for record in records(file.read_bytes())]
-    assert [(event.step, event.HasField("session_log")) for event in events[1:]] == [(5, True), (5, False), (5, False)]
+    assert events[0].file_version == "brain.Event:2" and all(abs(event.wall_time - time()) < 60 for event in events)
+    assert [event.step for event in events] == [0, step, step, step, step]
+    started = [event.HasField("session_log") for event in events]
+    assert started == [False, True, False, False, False]
+    assert events[1].session_log.status == event_pb2.SessionLog.START
     values = {value.tag: value.simple_value for event in events for value in event.summary.value}
-    assert values == {"loss": 0.5, "grad_norm": 2.0}
+    assert values == {"loss": 0.5, name: -2.0, "grad_norm": float("inf")}
+
+
+def test_a_stage_that_begins_again_within_a_moment_has_a_second_file(tmp_path: Path):
+    for start in (0, 1):
+        board = Board(tmp_path, start)
+        board.write(start + 1, {"loss": 0.5})
+        board.close()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def records(content: bytes) -> Iterator[bytes]:
     """The records of a TFRecord file: length, checksum, bytes, checksum."""
     while content:
         length = int.from_bytes(content[:8], "little")
-        yield content[12 : 12 + length]
+        record = content[12 : 12 + length]
+        checksums = [masked_crc32c(part).to_bytes(4, "little") for part in (content[:8], record)]
+        assert checksums == [content[8:12], content[12 + length : 16 + length]]
+        yield record
         content = content[16 + length :]

@@ -15,6 +15,10 @@ from ldm_jax import rng, sharding
 from ldm_jax.config import Experiment, MeshConfig, TrainingConfig
 from ldm_jax.errors import UserError
 from ldm_jax.model import LatentDiffusion, make_model
+from ldm_jax.planning.collectives import find_collectives
+from ldm_jax.planning.hlo import parse_program
+from ldm_jax.planning.request import StageName
+from ldm_jax.planning.steps import abstract_step
 from ldm_jax.training.autoencoder_stage import make_autoencoder_stage
 from ldm_jax.training.diffusion_stage import make_diffusion_stage
 from ldm_jax.training.diffusion_step import make_diffusion_loss
@@ -96,6 +100,22 @@ def test_a_whole_state_under_fsdp_takes_an_eighth_of_each_device(data_cache: Pat
     model = make_model(dataclasses.replace(tiny, denoiser=wide))
     whole, share = (state_bytes(tiny, model, mesh) for mesh in (MeshConfig(data=8), MESHES["fsdp"]))
     assert whole / 8 <= share <= whole / 7
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+def test_a_step_gathers_every_parameter_once_and_nothing_else(stage: StageName, data_cache: Path):
+    """Neither activations, nor gradients for their norms, nor parameters a second time for the gradient."""
+    tiny = tiny_experiment(data_cache)
+    mesh = sharding.make_mesh(MESHES["fsdp"])
+    step = abstract_step(tiny, stage, mesh)
+    program = parse_program(step.function.lower(*step.arguments).compile().as_text())
+    found = find_collectives(program, {axis: int(size) for axis, size in mesh.shape.items()}, None)
+    gathered = sum(collective.num_bytes for collective in found if collective.kind == "all-gather")
+    params = jax.tree.leaves(step.arguments[0].params)
+    split = sum(4 * leaf.size for leaf in params if "fsdp" in leaf.sharding.spec)
+    assert split > 0.5 * sum(4 * leaf.size for leaf in params)
+    ids = 4 * step.arguments[1]["tokens"].size if stage == "diffusion" else 0  # for the gradient of their table
+    assert gathered == split + ids
 
 
 def state_bytes(experiment: Experiment, model: LatentDiffusion, config: MeshConfig) -> int:

@@ -215,6 +215,20 @@ def test_keys_tell_what_differs():
     assert "jax" in cache.versions()
 
 
+def test_a_digest_tells_whether_the_source_of_a_folder_has_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(cache.ldm_jax, "__file__", str(tmp_path / "__init__.py"))
+    (tmp_path / "planning").mkdir()
+
+    def digests(**sources: str) -> tuple[str, str]:
+        for name, text in sources.items():
+            (tmp_path / f"{name.replace('_', '/')}.py").write_text(text)
+        return cache.source_digest(), cache.source_digest("planning")
+
+    first, second, third = digests(model="1", planning_hlo="1"), digests(model="2"), digests(planning_hlo="2")
+    assert len({first[0], second[0], third[0]}) == 3
+    assert first[1] == second[1] != third[1]
+
+
 def test_choices_that_there_are_not_are_left_alone(monkeypatch: pytest.MonkeyPatch):
     experiment = Experiment()
     choices = {"training.nothing_like_it": "none", "compute_dtype": "bfloat16"}

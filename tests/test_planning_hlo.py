@@ -100,6 +100,70 @@ def test_what_the_gpu_compiler_made_synchronous_does_not_overlap():
     assert (found.asynchronous, found.across_nodes, found.num_bytes) == (False, True, 4096)
 
 
+def test_what_a_tpu_serves_beside_other_work_is_counted_where_it_begins():
+    """The compiler writes it three times: where it begins, in the fusion that works meanwhile, and where it is done."""
+    gather = "all-gather(%a), channel_id=34, replica_groups=mesh['a'=8,'b'=8] {'b'}, dimensions={0}"
+    text = textwrap.dedent(f"""\
+        %async_start (a: f32[1024]) -> (f32[1024], f32[8192]) {{
+          %a = f32[1024]{{0}} parameter(0)
+          %g = f32[8192]{{0}} {gather}
+          ROOT %s = (f32[1024]{{0}}, f32[8192]{{0}}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+        }}
+
+        %meanwhile (a: f32[1024]) -> (f32[1024], f32[8192]) {{
+          %a = f32[1024]{{0}} parameter(0)
+          %work = f32[1024]{{0}} negate(%a)
+          %g = f32[8192]{{0}} {gather}
+          ROOT %s = (f32[1024]{{0}}, f32[8192]{{0}}) tuple(%work, %g)
+        }}
+
+        %async_done (a: f32[1024]) -> f32[8192] {{
+          %a = f32[1024]{{0}} parameter(0)
+          %g = f32[8192]{{0}} {gather}
+          ROOT %s = f32[8192]{{0}} custom-call(%a, %g), custom_call_target="AsyncCollectiveDone"
+        }}
+
+        """) + entry(
+        "%b = (f32[1024]{0}, f32[8192]{0}) fusion(%p), kind=kCustom, calls=%async_start",
+        "%m = (f32[1024]{0}, f32[8192]{0}) fusion(%p), kind=kOutput, calls=%meanwhile",
+        "%d = f32[8192]{0} fusion(%p), kind=kCustom, calls=%async_done",
+        "ROOT %other = f32[8192]{0} " + gather.replace("34", "35").replace("%a", "%p"),
+    )
+    asynchronous, waited_for = find_collectives(parse_program(text), MESH, None)
+    same = {"kind": "all-gather", "axes": ("fsdp",), "num_bytes": 4 * 8192}
+    assert asynchronous == collective(asynchronous=True, **same)
+    assert waited_for == collective(**same)
+
+
+@pytest.mark.parametrize(("stride", "turns"), [(1, 8), (2, 4), (3, 3)])
+def test_a_ring_that_was_unrolled_runs_less_often(stride: int, turns: int):
+    """The compiler's own loop around a product, in which a part of a sum goes from chip to chip."""
+    text = textwrap.dedent(f"""\
+        %body (t: (f32[1024], u32[])) -> (f32[1024], u32[]) {{
+          %t = (f32[1024]{{0}}, u32[]) parameter(0)
+          %x = f32[1024]{{0}} get-tuple-element(%t), index=0
+          %i = u32[] get-tuple-element(%t), index=1
+          %one = u32[] constant({stride})
+          %next = u32[] add(%i, %one)
+          %sent = f32[1024]{{0}} collective-permute(%x), channel_id=1, source_target_pairs={{{{0,1}},{{1,0}}}}
+          ROOT %all = (f32[1024]{{0}}, u32[]) tuple(%sent, %next)
+        }}
+
+        %condition (t: (f32[1024], u32[])) -> pred[] {{
+          %t = (f32[1024]{{0}}, u32[]) parameter(0)
+          %i = u32[] get-tuple-element(%t), index=1
+          %n = u32[] constant(8)
+          ROOT %more = pred[] compare(%i, %n), direction=LT
+        }}
+
+        """) + entry(
+        "ROOT %w = (f32[1024]{0}, u32[]) while(%p), condition=%condition, body=%body",
+        parameter="(f32[1024]{0}, u32[])",
+    )
+    (found,) = find_collectives(parse_program(text), MESH, None)
+    assert (found.count, found.num_bytes, found.axes) == (turns, turns * 4096, ("fsdp",))
+
+
 def test_a_collective_of_one_chip_is_none():
     text = entry("ROOT %r = f32[1024]{0} all-reduce(%p), replica_groups=[64,1]<=[64], to_apply=%add")
     assert find_collectives(parse_program(text), MESH, None) == []

@@ -22,6 +22,7 @@ from ldm_jax.sharding import (
     check_batch_size,
     check_tensor_axis,
     local_rows,
+    make_gather,
     make_mesh,
     num_batch_shards,
     parameter_spec,
@@ -230,6 +231,32 @@ def test_moments_of_the_optimizer_lie_where_their_parameters_lie() -> None:
     adam = state_shardings(MIXED, state)[0]
     assert jax.tree.leaves(adam.mu) == placed and jax.tree.leaves(adam.nu) == placed
     assert adam.count.spec == P()
+
+
+def test_shares_are_made_whole_in_the_type_that_layers_take_and_gradients_come_back_in_shares() -> None:
+    params = {"conv": {"kernel": random_array(3, 3, 16, 64), "bias": jnp.ones(64)}, "table": random_array(64, 80)}
+    shardings = state_shardings(FSDP, params)
+    placed, gather = jax.device_put(params, shardings), make_gather(FSDP, jnp.bfloat16)
+    whole = jax.jit(gather)(placed)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(whole))
+    assert whole["conv"]["kernel"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(whole["conv"]["kernel"], params["conv"]["kernel"].astype(jnp.bfloat16))
+    jax.tree.map(
+        np.testing.assert_array_equal, (whole["conv"]["bias"], whole["table"]), (jnp.ones(64), params["table"])
+    )
+
+    def loss(params):
+        return sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(gather(params)))
+
+    gradient = jax.jit(jax.grad(loss))(placed)
+    assert jax.tree.map(lambda leaf: leaf.sharding.spec, gradient) == jax.tree.map(lambda s: s.spec, shardings)
+    np.testing.assert_array_equal(gradient["table"], 2 * params["table"])
+    assert gradient["conv"]["kernel"].dtype == jnp.float32
+
+
+def test_where_nothing_is_shared_nothing_is_gathered() -> None:
+    params = {"conv": {"kernel": jnp.asarray(random_array(3, 3, 64, 64))}}
+    assert make_gather(make_mesh(MeshConfig()), jnp.bfloat16)(params)["conv"]["kernel"] is params["conv"]["kernel"]
 
 
 def test_path_names_are_the_keys_of_any_tree() -> None:

@@ -12,7 +12,7 @@ from test_diffusion_step import make_batch
 from test_evaluation_command import tiny_network
 from tiny import TEXT, random_params, tiny_experiment
 
-from ldm_jax import rng
+from ldm_jax import rng, sharding
 from ldm_jax.config import DiffusionConfig, Experiment, ScoringConfig, Unconditional
 from ldm_jax.diffusion.timesteps import HISTORY
 from ldm_jax.errors import UserError
@@ -44,7 +44,7 @@ def experiment(data_cache: Path) -> Experiment:
 def states(experiment: Experiment, steps: int) -> list[Any]:
     """The states of a stage after each of some steps, and the metrics of each."""
     model = make_model(experiment)
-    program = diffusion_program(model, experiment)
+    program = diffusion_program(model, experiment, sharding.make_mesh(experiment.mesh))
     every = random_params(model)
     given = {name: every.pop(name) for name in ("autoencoder", "latent")}
     state = jax.jit(program.init)(ROOT, given, every)

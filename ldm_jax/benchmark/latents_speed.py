@@ -110,7 +110,7 @@ class _Side:
     """A training that goes on from round to round."""
 
     def __init__(self, work: Workspace, params: dict[str, Any], batches: Iterator[Batch]) -> None:
-        program = diffusion_program(work.model, work.experiment)
+        program = diffusion_program(work.model, work.experiment, work.mesh)
         frozen = params | work.model.init_latent()
         shardings = sharding.state_shardings(work.mesh, jax.eval_shape(program.init, work.root, frozen, {}))
         self.state: TrainState = jax.jit(program.init, out_shardings=shardings)(work.root, frozen, {})

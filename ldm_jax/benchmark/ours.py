@@ -153,7 +153,7 @@ def _training(task: Task, mesh: Mesh, params: Params, loss_fn: LossFn, batch: Ma
     create = partial(TrainState.create, frozen={}, optimizer=optimizer)
     shardings = sharding.state_shardings(mesh, jax.eval_shape(create, params))
     state = jax.jit(create, out_shardings=shardings)(params)
-    step = make_step(loss_fn, optimizer, config)
+    step = make_step(loss_fn, optimizer, config, gather=sharding.make_gather(mesh, task.dtype))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     placed, root = _put(mesh, batch), rng.root_key(0)
     compiled, flops, seconds = _compile(jitted, state, placed, root)

@@ -12,8 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Array, Float
 
 MAX_FLASH_HEAD = 256
@@ -37,7 +35,7 @@ def flash_attention(
     by_head[0] = (by_head[0].astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
     with jax.ensure_compile_time_eval():  # its tables are constants, also while a gradient is traced
         kernel = _kernel(heads, by_head[0].shape[2], by_head[1].shape[2], keys, interpret)
-    attended: Any = jax.vmap(kernel)(*by_head)  # its type has a second result, which is not asked for
+    attended = jax.vmap(kernel)(*by_head)
     return attended.swapaxes(1, 2)[:, :queries]
 
 
@@ -45,8 +43,12 @@ def _pad_length(x: Float[Array, "b l n d"]) -> Float[Array, "b m n d"]:
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % _LANES), (0, 0), (0, 0)))
 
 
-def _kernel(heads: int, queries: int, keys: int, real_keys: int, interpret: bool) -> splash.SplashAttentionKernel:
+def _kernel(heads: int, queries: int, keys: int, real_keys: int, interpret: bool) -> Any:
     """The kernel for padded lengths, of which the keys from `real_keys` on are hidden."""
+    # Kernels take long to import, and the start of a program on a CPU or a GPU needs none.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
     if real_keys == keys:
         mask: masks.Mask = masks.FullMask((queries, keys))
     else:

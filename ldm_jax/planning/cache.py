@@ -1,7 +1,8 @@
 """Results of plans on disk: JSON by key, so that a plan that was made once takes seconds.
 
 Two keys lead to a result. The first is made of what was asked for and of every source file here, and spares importing
-jax; the second of the lowered program, and survives changes of the source that do not change the step.
+jax; the second of the lowered program and of the files that read compiled ones, and survives changes of the rest that
+do not change the step.
 """
 
 import contextlib
@@ -28,10 +29,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def source_digest() -> str:
-    """SHA-256 of the source of this package."""
+def source_digest(folder: str = ".") -> str:
+    """SHA-256 of the source of this package, or of a folder of it."""
     root, digest = Path(ldm_jax.__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted((root / folder).rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

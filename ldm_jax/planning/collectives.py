@@ -37,6 +37,8 @@ _MESH = re.compile(
     r"(?:, device_ids=\((?:\[(?P<reshape>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?|(?P<listed>[\d,\s]+))\))?\s*"
     r"\{(?P<over>[^}]*)\}"
 )
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_BEGIN = 'custom_call_target="AsyncCollectiveStart"'
 _PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
 
 
@@ -48,7 +50,7 @@ class Collective:
     axes: tuple[str, ...]
     """Mesh axes over which it goes; empty where the groups are no axes of the mesh."""
     group_size: int
-    """Chips that take part in one of them."""
+    """Chips that take part in one of them; 2, from one to another, in a permutation."""
     across_nodes: bool
     """Whether a group of GPUs reaches over more than one node."""
     asynchronous: bool
@@ -65,17 +67,18 @@ def find_collectives(program: Program, mesh: dict[str, int], group_size: int | N
     `group_size` is the number of GPUs in a node, None for TPUs.
     """
     totals: dict[Collective, list[int]] = defaultdict(lambda: [0, 0])
+    begun = _begun(program)
     for computation, instruction, times in program.runs(into_fusions=True):
         kind = _kind(instruction, computation)
-        if kind is None:
+        if kind is None or begun.get(_channel(instruction), computation) != computation:
             continue
         group = _group(instruction.attributes, math.prod(mesh.values()))
         alike = Collective(
             kind=kind,
-            axes=_axes(group, mesh),
+            axes=_axes(group, mesh, filled=kind != "collective-permute"),
             group_size=len(group),
             across_nodes=group_size is not None and len({member // group_size for member in group}) > 1,
-            asynchronous=_is_asynchronous(instruction, computation),
+            asynchronous=_is_asynchronous(instruction, computation) or _channel(instruction) in begun,
             count=0,
             num_bytes=0,
         )
@@ -84,6 +87,24 @@ def find_collectives(program: Program, mesh: dict[str, int], group_size: int | N
             totals[alike][1] += times * _payload(instruction, program.computations[computation])
     found = [dataclasses.replace(key, count=count, num_bytes=size) for key, (count, size) in totals.items()]
     return sorted(found, key=lambda collective: -collective.num_bytes)
+
+
+def _begun(program: Program) -> dict[str | None, str]:
+    """The computations in which channels begin that a TPU serves beside other work.
+
+    It writes such a collective down where it begins, again in each fusion that works meanwhile, and where it is done.
+    """
+    begun: dict[str | None, str] = {}
+    for name, instructions in program.computations.items():
+        if any(_BEGIN in instruction.attributes for instruction in instructions.values()):
+            channels = (_channel(each) for each in instructions.values() if _kind(each, name) is not None)
+            begun |= {channel: name for channel in channels if channel is not None}
+    return begun
+
+
+def _channel(instruction: Instruction) -> str | None:
+    match = _CHANNEL.search(instruction.attributes)
+    return match[1] if match else None
 
 
 def _kind(instruction: Instruction, computation: str) -> str | None:
@@ -147,11 +168,11 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def _axes(group: Sequence[int], mesh: dict[str, int]) -> tuple[str, ...]:
-    """The mesh axes along which a group of positions reaches; empty where it does not fill them."""
+def _axes(group: Sequence[int], mesh: dict[str, int], *, filled: bool) -> tuple[str, ...]:
+    """The mesh axes along which a group of positions reaches; empty where it has to fill them and does not."""
     coordinates = np.unravel_index(list(group), tuple(mesh.values()))
     axes = tuple(axis for axis, along in zip(mesh, coordinates, strict=True) if len(set(along.tolist())) > 1)
-    return axes if math.prod(mesh[axis] for axis in axes) == len(group) else ()
+    return axes if not filled or math.prod(mesh[axis] for axis in axes) == len(group) else ()
 
 
 def collective_seconds(collective: Collective, topology: Topology) -> float:

@@ -67,7 +67,8 @@ def _compile(request: Request, described: dict[str, Any]) -> Facts:
     spent = time.perf_counter() - began
     flops = count_jaxpr(traced.jaxpr.jaxpr)
     program = hashlib.sha256(lowered.as_text().encode()).hexdigest()
-    key = cache.key_of(program=program, **{name: described[name] for name in ("topology", "options", "versions")})
+    kept = {name: described[name] for name in ("topology", "options", "versions")}
+    key = cache.key_of(program=program, source=cache.source_digest("planning"), **kept)
     compiled = cache.read(key)
     if compiled is None:
         logger.info("compiling for %s; a large model takes minutes", request.topology.name)

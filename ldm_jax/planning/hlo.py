@@ -12,6 +12,7 @@ _OPCODE = re.compile(r"([a-z][\w\-]*)\(")
 _ARRAY = re.compile(r"\b(pred|token|[a-z]+\d+\w*)\[([\d,]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(calls|body|condition|branch_computations|to_apply|true_computation|false_computation)=")
+_INDEX = re.compile(r"\bindex=(\d+)")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -78,11 +79,28 @@ class Program:
                     yield from self._runs_of(name, inner, into_fusions)
 
     def _trip_count(self, loop: Instruction) -> int:
-        """How often a loop runs: as the compiler says, or the bound of a counter from 0; 1 where neither is known."""
+        """How often a loop runs: as the compiler says, or by bound and stride of a counter from 0; else once."""
         if match := _TRIP_COUNT.search(loop.attributes):
             return int(match[1])
-        bounds = [self._bound(name) for name in loop.calls.get("condition", ())]
-        return next((bound for bound in bounds if bound is not None), 1)
+        for condition, body in zip(loop.calls.get("condition", ()), loop.calls.get("body", ()), strict=True):
+            if (bound := self._bound(condition)) is not None:
+                return -(-bound // self._stride(condition, body))
+        return 1
+
+    def _stride(self, condition: str, body: str) -> int:
+        """By how much a turn moves the counter that a condition looks at; more than 1 where loops were unrolled."""
+        looked_at = {_index(each) for each in self.computations.get(condition, {}).values()}
+        inside = self.computations.get(body, {})
+        root = next((instruction for instruction in inside.values() if instruction.is_root), None)
+        for index, name in enumerate(root.operands if root is not None else ()):
+            moved = inside.get(name)
+            if index not in looked_at or moved is None or moved.opcode != "add":
+                continue
+            by = [inside[operand] for operand in moved.operands if operand in inside]
+            strides = [int(each.arguments) for each in by if each.opcode == "constant" and each.arguments.isdecimal()]
+            if any(_index(each) == index for each in by) and strides:
+                return max(strides[0], 1)
+        return 1
 
     def _bound(self, condition: str) -> int | None:
         """The constant with which a condition compares its counter (`counter < constant`)."""
@@ -96,6 +114,12 @@ class Program:
             if is_bound and last is not None and last.opcode == "constant" and last.arguments.isdecimal():
                 return int(last.arguments)
         return None
+
+
+def _index(instruction: Instruction) -> int | None:
+    """Which element of a tuple an instruction takes; None if it takes none."""
+    match = _INDEX.search(instruction.attributes) if instruction.opcode == "get-tuple-element" else None
+    return int(match[1]) if match else None
 
 
 def parse_program(text: str) -> Program:

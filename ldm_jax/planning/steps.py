@@ -40,9 +40,9 @@ def abstract_step(experiment: Experiment, stage: StageName, mesh: Mesh) -> Abstr
     sharding.check_batch_size(f"{stage} training", training.batch_size, training.gradient_accumulation, mesh)
     if stage == "autoencoder":
         batch = {"image": _array(training.batch_size, *model.image_shape)}
-        return _training_step(autoencoder_program(model, experiment), {}, batch, mesh)
+        return _training_step(autoencoder_program(model, experiment, mesh), {}, batch, mesh)
     require_diffusion_of_pictures(experiment)
-    program = diffusion_program(model, experiment)
+    program = diffusion_program(model, experiment, mesh)
     return _training_step(program, _frozen(experiment, model), _latent_batch(model, training.batch_size), mesh)
 
 

@@ -29,7 +29,7 @@ _GRID_COLUMNS = 8
 def make_autoencoder_stage(work: Workspace) -> Stage:
     """The stage that trains the autoencoder on pictures."""
     config = work.experiment.first_stage
-    program = autoencoder_program(work.model, work.experiment)
+    program = autoencoder_program(work.model, work.experiment, work.mesh)
     compare = jax.jit(lambda state, image: _compare(work.model, config.perceptual.net, state, image))
 
     def constants() -> Params:

@@ -63,6 +63,7 @@ def make_classifier_stage(work: Workspace, latents: LatentReader, frozen: Params
     experiment, model = work.experiment, work.model
     classifier = make_classifier(experiment)
     optimizer = make_optimizer(experiment.optimizer, experiment.training.num_steps)
+    gather = sharding.make_gather(work.mesh, jnp.float32)  # its last layer multiplies in float32
     scores_of = jax.jit(lambda params, batch: heldout_scores(model, classifier, params, batch, work.root))
 
     def init(root: Key[Array, ""], frozen: Params, initial: Params) -> TrainState:
@@ -86,7 +87,7 @@ def make_classifier_stage(work: Workspace, latents: LatentReader, frozen: Params
         frozen=frozen,
         initial={},
         init=init,
-        step=make_step(make_classifier_loss(model, classifier), optimizer, experiment.training),
+        step=make_step(make_classifier_loss(model, classifier), optimizer, experiment.training, gather=gather),
         batches=latents.train_batches,
         evaluate=evaluate,
         draw=lambda state, step: None,  # it draws by guiding another model

@@ -30,7 +30,7 @@ def make_diffusion_stage(
     `frozen` holds `autoencoder` and `latent`, and `conditioner` where that is not trained.
     """
     experiment = work.experiment
-    program = diffusion_program(work.model, experiment)
+    program = diffusion_program(work.model, experiment, work.mesh)
     loss_of = jax.jit(lambda params, batch: heldout_loss(work.model, experiment.diffusion, params, batch, work.root))
 
     def evaluate(state: TrainState) -> dict[str, float]:

@@ -28,8 +28,8 @@ class StageProgram(NamedTuple):
     """Shapes of what the step is given beside its state's own (`TrainState.constants`)."""
 
 
-def autoencoder_program(model: LatentDiffusion, experiment: Experiment) -> StageProgram:
-    """The first stage."""
+def autoencoder_program(model: LatentDiffusion, experiment: Experiment, mesh: Mesh) -> StageProgram:
+    """The first stage on the devices of a mesh."""
     config = experiment.first_stage
     optimizer = make_first_stage_optimizer(config)
 
@@ -39,12 +39,16 @@ def autoencoder_program(model: LatentDiffusion, experiment: Experiment) -> Stage
         return TrainState.create(params, frozen, optimizer, len(config.training.ema_profiles))
 
     loss_fn = make_autoencoder_loss(model, config)
-    step = make_step(loss_fn, optimizer, config.training, make_follow(config))
+    gather = sharding.make_gather(mesh, experiment.compute_dtype)
+    step = make_step(loss_fn, optimizer, config.training, make_follow(config), gather)
     return StageProgram(init, step, abstract_constants(config))
 
 
-def diffusion_program(model: LatentDiffusion, experiment: Experiment) -> StageProgram:
-    """The second stage; what is `frozen` (autoencoder, latent statistics, some conditioners) is not trained."""
+def diffusion_program(model: LatentDiffusion, experiment: Experiment, mesh: Mesh) -> StageProgram:
+    """The second stage on the devices of a mesh.
+
+    What is `frozen` (autoencoder, latent statistics, some conditioners) is not trained.
+    """
     optimizer = make_optimizer(experiment.optimizer, experiment.training.num_steps)
 
     def init(root: Key[Array, ""], frozen: Params, initial: Params) -> TrainState:
@@ -54,7 +58,8 @@ def diffusion_program(model: LatentDiffusion, experiment: Experiment) -> StagePr
         return TrainState.create(trained, frozen, optimizer, len(experiment.training.ema_profiles))
 
     loss_fn, follow = make_diffusion_loss(model, experiment.diffusion), make_history_follow(experiment.diffusion)
-    return StageProgram(init, make_step(loss_fn, optimizer, experiment.training, follow), {})
+    gather = sharding.make_gather(mesh, experiment.compute_dtype)
+    return StageProgram(init, make_step(loss_fn, optimizer, experiment.training, follow, gather), {})
 
 
 def jit_step(step: Step, shardings: TrainState, mesh: Mesh) -> Any:

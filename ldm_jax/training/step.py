@@ -33,10 +33,12 @@ def make_step(
     optimizer: optax.GradientTransformation,
     config: TrainingConfig,
     follow: Follow = lambda params, frozen, *_: (params, frozen),
+    gather: Callable[[Params], Params] = lambda params: params,
 ) -> Step:
     """The step of a stage, to be compiled with its state donated.
 
-    `follow` moves what has no gradient, behind the optimizer. The metrics are those of the loss function and `loss`,
+    `follow` moves what has no gradient, behind the optimizer; `gather` makes parameters whole that devices share
+    (`sharding.make_gather`). The metrics are those of the loss function and `loss`,
     `grad_norm` (before clipping), and `leaf_norms`: the gradient norm of each parameter in the order of
     `jax.tree.leaves`, by which a non-finite gradient is traced to its layer.
     """
@@ -46,10 +48,10 @@ def make_step(
 
     def step(state: TrainState, batch: Batch, root: Key[Array, ""]) -> tuple[TrainState, Metrics]:
         def loss_of(params: Params, micro: Batch) -> tuple[Float[Array, ""], Metrics]:
-            return loss_fn(params, {**state.frozen, **state.constants}, micro, root, state.step)
+            return loss_fn(gather(params), {**state.frozen, **state.constants}, micro, root, state.step)
 
         gradients, metrics = accumulate_gradients(loss_of, state.params, batch, config.gradient_accumulation)
-        leaf_norms = jnp.stack([jnp.linalg.norm(g.reshape(-1)) for g in jax.tree.leaves(gradients)])
+        leaf_norms = jnp.stack([_norm(gradient) for gradient in jax.tree.leaves(gradients)])
         norm = jnp.linalg.norm(leaf_norms)
         updates, opt_state = update(gradients, state.opt_state, state.params, grad_norm=norm)
         params: Params = optax.apply_updates(state.params, updates)  # pyright: ignore[reportAssignmentType]
@@ -63,6 +65,11 @@ def make_step(
         return TrainState(state.step + 1, params, average, opt_state, frozen, profiles, state.constants), metrics
 
     return step
+
+
+def _norm(x: Float[Array, "..."]) -> Float[Array, ""]:
+    """Euclidean norm in the shape that `x` has: as one long row it would be gathered from all devices first."""
+    return jnp.sqrt(jnp.sum(jnp.square(x)))
 
 
 def accumulate_gradients(
