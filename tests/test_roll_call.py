@@ -56,12 +56,12 @@ def test_what_goes_to_stderr_meanwhile_is_passed_on():
 
 
 def test_jax_is_left_as_it_was():
-    from jax._src import distributed
+    from jax._src.lib import _jax
 
-    before = distributed._jax.get_distributed_runtime_service, distributed._jax.get_distributed_runtime_client
+    before = _jax.get_distributed_runtime_service, _jax.get_distributed_runtime_client
     with pytest.raises(KeyError), roll_call(3):
         raise KeyError
     assert (
-        distributed._jax.get_distributed_runtime_service,
-        distributed._jax.get_distributed_runtime_client,
+        _jax.get_distributed_runtime_service,
+        _jax.get_distributed_runtime_client,
     ) == before

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from jax._src import distributed  # how long the service waits, and what its client does then, have no public door
+from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage] - nothing public says how long to wait
 
 _REPORT = re.compile(r"tasks that reached the barrier: (\d+)/(\d+)\.\n[^\n]*task names:\n((?:\S*\d+\n)+)")
 
@@ -46,7 +46,8 @@ def roll_call(seconds: int) -> Iterator[RollCall]:
     Else it raises RuntimeError in process 0, without a reason: that is in what is returned, behind the block. In the
     others jax says it on stderr, and aborts.
     """
-    library, call = distributed._jax, RollCall()
+    library: Any = _jax
+    call = RollCall()
     serve, connect = library.get_distributed_runtime_service, library.get_distributed_runtime_client
 
     def serve_and_listen(*args: Any, **options: Any) -> Any:
