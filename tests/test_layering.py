@@ -12,7 +12,7 @@ PACKAGE = Path(ldm_jax.__file__).parent
 ROOMS = (
     *(
         "errors",
-        "huge_pages",
+        "allocator",
         "flops",
         "chips",
         "files",
