@@ -158,7 +158,7 @@ def unbroken(run: Path, count: int) -> Unbroken:
     """A run of 40 steps on four devices, divided by so many processes, which have to agree on its end."""
     with Processes(run, count, devices=4 // count) as several:
         (digest,) = {result["digest"] for result in several.results()}
-        assert ["loss" in several.log(i) for i in range(count)] == [i == 0 for i in range(count)]  # logged once
+        assert len(losses(run)) == 40  # each step is written once
         return Unbroken(digest, losses(run), several.rows())
 
 
