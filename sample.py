@@ -3,8 +3,8 @@
 import sys
 
 from ldm_jax import cli
-from ldm_jax.huge_pages import use_huge_pages
+from ldm_jax.allocator import tune_allocator
 
 if __name__ == "__main__":
-    use_huge_pages()
+    tune_allocator()
     sys.exit(cli.run(cli.sample, sys.argv[1:]))

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ldm_jax.allocator import tune_allocator
 from ldm_jax.config import (
     DistributedConfig,
     Experiment,
@@ -25,7 +26,6 @@ from ldm_jax.config import (
 )
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, require_checkpoints, to_place
-from ldm_jax.huge_pages import use_huge_pages
 from ldm_jax.manifest import NAME, known_manifest
 
 DEFAULT_EXPERIMENT = "openmoji"
@@ -402,7 +402,7 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
 
 def main() -> None:
     """Entry point of `ldm`."""
-    use_huge_pages()
+    tune_allocator()
     arguments = sys.argv[1:]
     known = ", ".join(COMMANDS)
     if not arguments or arguments[0] in ("-h", "--help"):

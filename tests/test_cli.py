@@ -40,7 +40,7 @@ ROOT = Path(__file__).parent.parent
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """`cli.run` sets the level of the package's logger, and `cli.main` begins the program again: not in the tests."""
     level = logging.getLogger("ldm_jax").level
-    monkeypatch.setattr(cli, "use_huge_pages", lambda: None)
+    monkeypatch.setattr(cli, "tune_allocator", lambda: None)
     yield
     logging.getLogger("ldm_jax").setLevel(level)
 

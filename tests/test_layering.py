@@ -10,7 +10,20 @@ import ldm_jax
 
 PACKAGE = Path(ldm_jax.__file__).parent
 ROOMS = (
-    *("errors", "huge_pages", "flops", "chips", "files", "manifest", "config", "rng", "sharding", "pictures", "data"),
+    *(
+        "errors",
+        "allocator",
+        "flops",
+        "chips",
+        "files",
+        "manifest",
+        "config",
+        "rng",
+        "sharding",
+        "pictures",
+        "progress",
+        "data",
+    ),
     *("nn", "autoencoder", "conditioning", "denoiser", "diffusion", "model", "training", "sampling", "interop"),
     *("latents", "evaluation", "planning", "benchmark", "experiment", "reproduction", "report", "cli"),
 )

@@ -158,7 +158,7 @@ def unbroken(run: Path, count: int) -> Unbroken:
     """A run of 40 steps on four devices, divided by so many processes, which have to agree on its end."""
     with Processes(run, count, devices=4 // count) as several:
         (digest,) = {result["digest"] for result in several.results()}
-        assert ["loss" in several.log(i) for i in range(count)] == [i == 0 for i in range(count)]  # logged once
+        assert len(losses(run)) == 40  # each step is written once
         return Unbroken(digest, losses(run), several.rows())
 
 
@@ -294,24 +294,40 @@ from ldm_jax import cli
 from ldm_jax.config import DistributedConfig
 from ldm_jax.training.processes import joined
 def command(arguments):
-    given = DistributedConfig(coordinator=sys.argv[1], num_processes=2, process_id=int(sys.argv[2]), start_seconds=3.0)
+    of = {"num_processes": int(sys.argv[3]), "process_id": int(sys.argv[2])}
+    given = DistributedConfig(coordinator=sys.argv[1], start_seconds=3.0, **of)
     with joined(given):
         pass
 sys.exit(cli.run(command, []))
 """
-NOT_THERE = {
-    0: r"error: process 0 of 2 has waited 3 s for the others, and not all have come; are all started, and do they re",
-    1: r"cannot join process 0 at 127\.0\.0\.1:\d+ within 3 s \(.*refused\); are all processes",
-}
+NOBODY = r"cannot join process 0 at 127\.0\.0\.1:\d+ within 3 s \(.*refused\); are all processes"
+WAITED = r"error: process 2 of 4 has waited 3 s for the others, and not all have come; are all started, and do they re"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("process", NOT_THERE)
-def test_who_never_comes_is_not_waited_for_for_ever(process: int):
-    command = [sys.executable, "-c", ALONE, f"127.0.0.1:{free_port()}", str(process)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 76, ended.stderr
-    assert re.search(NOT_THERE[process], ended.stderr), ended.stderr
+@pytest.mark.parametrize(
+    ("there", "count", "messages"),
+    [
+        (
+            [0],
+            2,
+            [r"error: process 1 of 2 has not come within 3 s; are all started, and do they reach .*127\.0\.0\.1:\d"],
+        ),
+        ([1], 2, [NOBODY]),
+        ([0, 2], 4, [r"error: processes 1, 3 of 4 have not come within 3 s; are all", WAITED]),
+    ],
+)
+def test_who_never_comes_is_named_and_not_waited_for_for_ever(there: list[int], count: int, messages: list[str]):
+    address = f"127.0.0.1:{free_port()}"
+    waiting = [
+        subprocess.Popen([sys.executable, "-c", ALONE, address, str(i), str(count)], stderr=subprocess.PIPE, text=True)
+        for i in there
+    ]
+    for process, message in zip(waiting, messages, strict=True):
+        _, told = process.communicate(timeout=300)
+        # who has come much later than process 0, on a busy machine, is aborted by jax
+        assert process.returncode == 76 or (message == WAITED and process.returncode == -signal.SIGABRT), told
+        assert re.search(message, told) or process.returncode != 76, told
 
 
 @pytest.mark.slow

@@ -215,6 +215,7 @@ def test_a_file_that_is_refused_is_closed(tmp_path: Path, kind: str):
         path.write_bytes((9).to_bytes(8, "little") + b"{")
     else:
         {"zip": write_zip, "legacy": write_legacy}[kind](path, {"x": 1})
+    gc.collect()  # what other tests have left open
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
         message_of(path)

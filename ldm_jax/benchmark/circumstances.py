@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ldm_jax.huge_pages import are_huge_pages_used
+from ldm_jax.allocator import are_huge_pages_used
 from ldm_jax.manifest import processor
 
 

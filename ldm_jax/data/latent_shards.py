@@ -17,10 +17,9 @@ from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
-from tqdm import tqdm
 
 from ldm_jax.data.latent_manifest import (
     MANIFEST,
@@ -42,6 +41,7 @@ from ldm_jax.data.latent_statistics import LatentSums
 from ldm_jax.data.source import Example
 from ldm_jax.errors import UserError
 from ldm_jax.files.whole_files import file_checksum, write_sealed
+from ldm_jax.progress import Progress, progress
 
 Encode: TypeAlias = Callable[[Sequence[int]], Iterator[Example]]
 """The examples at some indices of a source, in this order, with the arrays of a layout."""
@@ -161,12 +161,12 @@ def _write_missing(folder: Path, recipe: Recipe, layout: Layout, encode: Encode,
     total, left = (sum(len(recipe.rows(index)) for index in part) for part in (own, missing))
     _log.info("encoding %d of %d pictures of %s/%s", left, total, recipe.info.name, recipe.info.split)
     examples = encode([row for index in missing for row in recipe.rows(index)])
-    with tqdm(total=total, initial=total - left, desc="encoding", unit="picture", disable=share.index != 0) as bar:
+    with progress("encoding", total, "picture", done=total - left, silent=share.index != 0) as bar:
         for index in missing:
             _write_shard(folder, index, layout, itertools.islice(examples, len(recipe.rows(index))), bar)
 
 
-def _write_shard(folder: Path, index: int, layout: Layout, examples: Iterator[Example], bar: "tqdm[Any]") -> None:
+def _write_shard(folder: Path, index: int, layout: Layout, examples: Iterator[Example], bar: Progress) -> None:
     path = shard_path(folder, index)
     temporary = path.with_name(path.name + ".tmp")
     sums: list[LatentSums] = []

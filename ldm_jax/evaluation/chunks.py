@@ -14,10 +14,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from jaxtyping import Shaped
-from tqdm import tqdm
 
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.npz_files import write_npz
+from ldm_jax.progress import progress
 from ldm_jax.training.processes import barrier, note
 
 logger = logging.getLogger(__name__)
@@ -78,13 +78,13 @@ def all_parts(
     processes = jax.process_count() if process_count is None else process_count
     starts = list(range(0, count, chunks.size))
     note(f"computing its parts of {what}", "longest")  # they may be there already, or take long
-    with tqdm(total=count, desc=what, unit="picture", disable=index != 0) as progress:
+    with progress(what, count, "picture", silent=index != 0) as bar:
         parts = {}
         for i, start in enumerate(starts):
             stop = min(start + chunks.size, count)
             if i % processes == index:
                 parts[start] = chunks.part(start, stop, compute)
-            progress.update(stop - start)
+            bar.update(stop - start)
     barrier("parts", "reading what the others have computed")
     for start in starts:
         if start not in parts:

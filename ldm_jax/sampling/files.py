@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from itertools import count, groupby, islice
 from typing import Any
 
-from tqdm import tqdm
-
 from ldm_jax.config import to_dict
 from ldm_jax.data.given.shelf import spec_label
 from ldm_jax.errors import UserError
@@ -21,6 +19,7 @@ from ldm_jax.files.places import Place, to_place
 from ldm_jax.files.whole_files import write_atomically
 from ldm_jax.manifest import NAME, Manifest, as_text, circumstances, known_manifest, make_manifest, read_manifest
 from ldm_jax.pictures import draw_grid, pixels_digest, read_picture, save_picture
+from ldm_jax.progress import progress
 from ldm_jax.sampling.animation import write_animations
 from ldm_jax.sampling.description import Origins, describe, origins_of
 from ldm_jax.sampling.draw import Easel
@@ -150,7 +149,7 @@ def _check_folder(out: Place, paths: Sequence[Place], request: DrawRequest, orig
 def _draw_missing(
     easel: Easel, origins: Origins, paths: Sequence[Place], done: set[int], batch_size: int, credit: str
 ) -> None:
-    with tqdm(total=len(paths), initial=len(done), desc="drawing", unit="picture") as bar:
+    with progress("drawing", len(paths), "picture", done=len(done)) as bar:
         try:
             for drawn in easel.draw(batch_size, done):
                 description = describe(easel.request, drawn, origins, credit)

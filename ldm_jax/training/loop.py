@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Key
-from tqdm import tqdm
 
 from ldm_jax import sharding
 from ldm_jax.config import TrainingConfig
 from ldm_jax.errors import UserError
 from ldm_jax.model import Params, num_parameters
+from ldm_jax.progress import Progress, progress
 from ldm_jax.training import processes
 from ldm_jax.training.checkpoints import Checkpoints, abstract_like
 from ldm_jax.training.keep_policy import KeepPolicy
@@ -221,15 +221,8 @@ class _Loop:
         batches = self.stage.batches(start)
         batch = next(batches)
         self._restart_clock()
-        bar = tqdm(
-            total=training.num_steps,
-            initial=start,
-            desc=self.stage.name,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not processes.is_first(),
-        )
-        with bar:
+        silent = not processes.is_first()
+        with progress(self.stage.name, training.num_steps, "step", done=start, silent=silent) as bar:
             for number in range(start + 1, training.num_steps + 1):
                 processes.note(f"at step {number} of {self.stage.name}", "busy" if number == start + 1 else "step")
                 state, metrics = self.step(state, batch, self.root)
@@ -253,7 +246,7 @@ class _Loop:
     def _restart_clock(self) -> None:
         self.waited, self.steps_since, self.since = 0.0, 0, time.perf_counter()
 
-    def _after(self, state: TrainState, number: int, metrics: Metrics, bar: "tqdm[Any]") -> None:
+    def _after(self, state: TrainState, number: int, metrics: Metrics, bar: Progress) -> None:
         training = self.stage.training
         last = number == training.num_steps
         stop = self.stop.arrived()
@@ -304,7 +297,7 @@ class _Loop:
         snapshots.save(number, {"profiles": state.profiles})
         snapshots.wait()  # else a checkpoint behind it could be complete before it is
 
-    def _report(self, number: int, metrics: Metrics, bar: "tqdm[Any]") -> dict[str, float]:
+    def _report(self, number: int, metrics: Metrics, bar: Progress) -> dict[str, float]:
         self._check((number, metrics))
         values = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
         seconds = time.perf_counter() - self.since
@@ -312,7 +305,7 @@ class _Loop:
         speed = Speed.on(kind, count, batch_size=self.stage.training.batch_size, flops=self.step.flops)
         self.stage.alarms(values, number)
         values |= speed.figures(steps=self.steps_since, seconds=seconds, waited=self.waited)
-        bar.set_postfix_str(f"{values['images_per_second']:.0f} images/s, loss {values['loss']:.4f}")
+        bar.set_postfix_str(f"{values['images_per_second']:.0f} images/s, loss {values['loss']:.4f}", refresh=False)
         self._restart_clock()
         return values
 

@@ -21,6 +21,7 @@ from jax._src import clusters, distributed  # detection, the key-value store and
 
 from ldm_jax.config import DistributedConfig
 from ldm_jax.errors import UserError
+from ldm_jax.training.roll_call import RollCall, roll_call
 from ldm_jax.training.watchdog import PEER_LOST, Limits, Patience, Watch, end_process
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ VARIABLES = {
 _LONG = 7 * 24 * 3600
 _LATER = 15
 """Seconds by which jax's own limits are longer: ours come first, and say more."""
+_LITTLE = 3
+"""Seconds by which process 0 waits longer than the others, that these end by themselves."""
 _VERDICT_SECONDS = 5.0
 
 _steps, _barriers = itertools.count(1), itertools.count(1)
@@ -106,10 +109,11 @@ def _initialize(config: DistributedConfig) -> bool:
     if explicit:
         others["coordinator_address"] = others.pop("coordinator")
     method = "deactivate" if explicit else None if config.method == "auto" else config.method
+    call = None
     try:
         if explicit and config.process_id != 0:
             _await_coordinator(config)
-        with _all_come(config):
+        with _all_come(config) as call:
             jax.distributed.initialize(
                 **others,
                 cluster_detection_method=method,
@@ -120,6 +124,11 @@ def _initialize(config: DistributedConfig) -> bool:
     except ValueError as error:
         raise UserError(f"--distributed.method {config.method}: {error}") from error
     except (RuntimeError, OSError) as error:
+        if call is not None and call.absent:
+            raise PeerLost(
+                f"{call.absent} within {config.start_seconds:.0f} s; are all started, and do they reach process 0 at "
+                f"{distributed.global_state.coordinator_address}? --distributed.method none runs alone"
+            ) from error
         where = f"process 0 at {config.coordinator}" if explicit else "the cluster that jax sees"
         raise PeerLost(
             f"cannot join {where} within {config.start_seconds:.0f} s ({str(error).partition(chr(10))[0]}); are all "
@@ -129,8 +138,11 @@ def _initialize(config: DistributedConfig) -> bool:
 
 
 @contextlib.contextmanager
-def _all_come(config: DistributedConfig) -> Iterator[None]:
-    """End this process if the block takes too long: jax would abort it, with a stack and no word of the others."""
+def _all_come(config: DistributedConfig) -> Iterator[RollCall]:
+    """End this process if the block takes too long, for jax would abort it; process 0 goes by its roll call.
+
+    That aborts those that are still there: who came later than the first by more than the little that it waits longer.
+    """
     explicit = config.num_processes is not None
     who = f"process {config.process_id} of {config.num_processes}" if explicit else "this process"
     where = config.coordinator or "process 0 of the cluster that jax sees"
@@ -138,13 +150,19 @@ def _all_come(config: DistributedConfig) -> Iterator[None]:
         f"{who} has waited {config.start_seconds:.0f} s for the others, and not all have come; are all started, and do "
         f"they reach {where}? --distributed.method none runs alone"
     )
-    timer = threading.Timer(config.start_seconds, end_process, (verdict, PEER_LOST))
+
+    def end() -> None:
+        if not call.calls:
+            end_process(verdict, PEER_LOST)
+
+    timer = threading.Timer(config.start_seconds, end)
     timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    with roll_call(int(config.start_seconds) + _LITTLE) as call:
+        timer.start()
+        try:
+            yield call
+        finally:
+            timer.cancel()
 
 
 def _cluster_is_seen() -> bool:
