@@ -12,7 +12,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,16 +33,11 @@ from ldm_jax.denoiser.classifier import NoisyClassifier
 from ldm_jax.denoiser.unet import UNet
 from ldm_jax.diffusion.schedule import NoiseSchedule, make_schedule
 from ldm_jax.errors import UserError
+from ldm_jax.nn.apply import apply
 from ldm_jax.nn.dot_product_attention import AttentionKernel
 from ldm_jax.nn.resample import resampling_factors
 
 Params = dict[str, Any]
-
-
-def apply(module: nn.Module, params: Params, *arguments: Any, key: Key[Array, ""] | None = None, **options: Any) -> Any:
-    """Call a module without mutable state; `key` feeds its dropout. Linen's own type says a tuple may come back."""
-    rngs = None if key is None else {"dropout": key}
-    return module.apply({"params": params}, *arguments, rngs=rngs, **options)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ from tiny import random_params, random_perceptual, tiny_experiment
 from ldm_jax import rng
 from ldm_jax.autoencoder.perceptual import Lpips
 from ldm_jax.config import AutoencoderVQConfig, FirstStageConfig, PerceptualConfig
-from ldm_jax.model import apply, make_model
+from ldm_jax.model import make_model
+from ldm_jax.nn.apply import apply
 from ldm_jax.training.autoencoder_step import make_autoencoder_loss, reconstruction_distance
 
 ROOT = rng.root_key(0)

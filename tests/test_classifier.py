@@ -19,7 +19,8 @@ from ldm_jax.diffusion.guidance import Guidance
 from ldm_jax.errors import UserError
 from ldm_jax.experiment import train_experiment
 from ldm_jax.files.places import to_place
-from ldm_jax.model import apply, make_classifier, make_model
+from ldm_jax.model import make_classifier, make_model
+from ldm_jax.nn.apply import apply
 from ldm_jax.sampling import command
 from ldm_jax.sampling.asked import Asked, ask
 from ldm_jax.sampling.classifier import Classifier, guided_by, load_classifier

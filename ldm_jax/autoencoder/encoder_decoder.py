@@ -106,7 +106,7 @@ class Encoder(nn.Module):
         """Encode pictures in [-1, 1], `strip_rows` rows at a time unless that is None or the layers are trained."""
         if self.strip_rows is not None and not (train or self.is_initializing()):
             in_strips = InStrips(self.config, NORM_EPSILON, self.dtype, self.kernel, self.strip_rows)
-            return in_strips.encode(self.variables["params"], image)
+            return in_strips.encode(dict(self.variables["params"]), image)
         config, compute = self.config, Compute(self.dtype, self.kernel, self.remat)
         h = space_to_depth(image.astype(self.dtype), config.patch_size)
         h = Conv(config.base_channels, dtype=self.dtype, name="conv_in")(h)
@@ -135,7 +135,7 @@ class Decoder(nn.Module):
         """Decode latents into pictures around [-1, 1], in float32; `strip_rows` as for the encoder."""
         if self.strip_rows is not None and not (train or self.is_initializing()):
             in_strips = InStrips(self.config, NORM_EPSILON, self.dtype, self.kernel, self.strip_rows)
-            return in_strips.decode(self.variables["params"], z)
+            return in_strips.decode(dict(self.variables["params"]), z)
         config, dims, compute = self.config, self.config.spatial_dims, Compute(self.dtype, self.kernel, self.remat)
         lowest = len(config.channel_mult) - 1
         h = Conv(config.channels_at(lowest), dtype=self.dtype, name="conv_in")(z.astype(self.dtype))

@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ldm_jax.config import AutoencoderConfig
+from ldm_jax.nn.apply import apply
 from ldm_jax.nn.attention import SelfAttentionBlock
 from ldm_jax.nn.conv import Conv
 from ldm_jax.nn.dot_product_attention import AttentionKernel
@@ -53,11 +54,12 @@ class Rows:
 
 def held(x: Float[Array, "b h w c"]) -> Rows:
     """A map that is in memory."""
+    batch, height, width, channels = x.shape
 
     def read(begin: Begin, count: int) -> Float[Array, "b count w c"]:
-        return jnp.take(x, jnp.clip(begin + jnp.arange(count), 0, x.shape[1] - 1), axis=1)
+        return jnp.take(x, jnp.clip(begin + jnp.arange(count), 0, height - 1), axis=1)
 
-    return Rows(x.shape, read, x)
+    return Rows((batch, height, width, channels), read, x)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class InStrips:
                 attend = SelfAttentionBlock(
                     1, self.config.num_groups, self.norm_epsilon, dtype=self.dtype, kernel=kernel
                 )
-                x = held(attend.apply({"params": block["attention"]}, self.hold(x)))
+                x = held(apply(attend, block["attention"], self.hold(x)))
         return x
 
     def residual_block(self, x: Rows, params: Params, *, lean: bool) -> Float[Array, "b h w d"]:
@@ -124,7 +126,7 @@ class InStrips:
         module = Conv(features, size, dtype=self.dtype, padding=((0, 0), (around, around)))
 
         def read(begin: Begin, count: int) -> Float[Array, "b count w d"]:
-            return module.apply({"params": params}, x.padded(begin - around, count + 2 * around))
+            return apply(module, params, x.padded(begin - around, count + 2 * around))
 
         return Rows((*x.shape[:3], features), read)
 
@@ -134,7 +136,7 @@ class InStrips:
         module = GroupNorm(self.config.num_groups, self.norm_epsilon, self.dtype)
         return Rows(
             x.shape,
-            lambda begin, count: jax.nn.silu(module.apply({"params": params}, x.read(begin, count), moments)),
+            lambda begin, count: jax.nn.silu(apply(module, params, x.read(begin, count), moments)),
         )
 
     def downsampled(self, x: Rows, params: Params) -> Rows:
@@ -143,7 +145,7 @@ class InStrips:
         module = Conv(channels, dtype=self.dtype, strides=(2, 2), padding=((0, 0), (0, 1)))
         return Rows(
             (batch, height // 2, width // 2, channels),
-            lambda begin, count: module.apply({"params": params["conv"]}, x.padded(2 * begin, 2 * count + 1)),
+            lambda begin, count: apply(module, params["conv"], x.padded(2 * begin, 2 * count + 1)),
         )
 
     def upsampled(self, x: Rows, params: Params) -> Rows:
@@ -153,7 +155,7 @@ class InStrips:
 
         def read(begin: Begin, count: int) -> Float[Array, "b count w c"]:
             first = begin // 2 - 1
-            made = module.apply({"params": params}, x.padded(first, count // 2 + 3))  # the outermost lack a neighbour
+            made = apply(module, params, x.padded(first, count // 2 + 3))  # the outermost lack a neighbour
             return jax.lax.dynamic_slice_in_dim(made, begin - 2 * first, count, axis=1)
 
         return Rows((batch, 2 * height, 2 * width, channels), read)

@@ -32,7 +32,8 @@ from ldm_jax.interop.cases.components import unet_arguments
 from ldm_jax.interop.diffusers.autoencoder import read_autoencoder_config, read_autoencoder_params
 from ldm_jax.interop.diffusers.component import read_config, read_weights
 from ldm_jax.interop.diffusers.unet import read_unet_config, read_unet_params
-from ldm_jax.model import Params, apply, num_parameters
+from ldm_jax.model import Params, num_parameters
+from ldm_jax.nn.apply import apply
 from ldm_jax.training.autoencoder_step import reconstruction_distance
 from ldm_jax.training.optimizers import make_optimizer
 from ldm_jax.training.state import TrainState

@@ -22,7 +22,8 @@ from ldm_jax.data.preparation import digest
 from ldm_jax.evaluation.image_quality import psnr, ssim
 from ldm_jax.evaluation.pictures import PictureSet, local_batch, local_shards
 from ldm_jax.evaluation.scores import Score, ScoreOptions, mean_score
-from ldm_jax.model import LatentDiffusion, Params, apply, hash_params
+from ldm_jax.model import LatentDiffusion, Params, hash_params
+from ldm_jax.nn.apply import apply
 from ldm_jax.pictures import draw_grid, to_uint8
 
 logger = logging.getLogger(__name__)

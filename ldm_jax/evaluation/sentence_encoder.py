@@ -31,7 +31,8 @@ from ldm_jax.interop.foreign_options import Options
 from ldm_jax.interop.mapping import Slot, TensorSource, read_params, torch_layout
 from ldm_jax.interop.transformers.options import class_of, skip_bookkeeping
 from ldm_jax.interop.transformers.tokenizer_files import read_tokenizer
-from ldm_jax.model import Params, apply, hash_params
+from ldm_jax.model import Params, hash_params
+from ldm_jax.nn.apply import apply
 from ldm_jax.nn.attention import FeedForward
 from ldm_jax.nn.dense import Dense
 from ldm_jax.nn.norm import layer_norm

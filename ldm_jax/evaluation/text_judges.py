@@ -21,7 +21,8 @@ from ldm_jax.files.json_files import read_json
 from ldm_jax.files.weight_files import find_weights, open_tensors
 from ldm_jax.interop.transformers.text import read_clip_text, read_clip_text_config
 from ldm_jax.interop.transformers.tokenizer_files import read_tokenizer, with_marks
-from ldm_jax.model import Params, apply, hash_params
+from ldm_jax.model import Params, hash_params
+from ldm_jax.nn.apply import apply
 
 Vectors = Float[np.ndarray, "n d"]
 

@@ -23,7 +23,8 @@ from ldm_jax.denoiser.classifier import log_probability
 from ldm_jax.diffusion.guidance import Guidance, guide, guide_batched, guide_by_classifier, pair, usual_rule
 from ldm_jax.diffusion.prediction import DenoiseFn
 from ldm_jax.diffusion.samplers.sampler import Sampler, initial_noise, sample
-from ldm_jax.model import LatentDiffusion, Params, apply
+from ldm_jax.model import LatentDiffusion, Params
+from ldm_jax.nn.apply import apply
 from ldm_jax.sampling.interpolation import Kind, interpolate_conditions, interpolate_noise
 
 

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 from ldm_jax import sharding
 from ldm_jax.autoencoder.perceptual import Lpips
 from ldm_jax.config import FirstStageConfig, PerceptualNet
-from ldm_jax.model import LatentDiffusion, Params, apply
+from ldm_jax.model import LatentDiffusion, Params
+from ldm_jax.nn.apply import apply
 from ldm_jax.pictures import draw_grid, to_uint8
 from ldm_jax.training import processes
 from ldm_jax.training.alarms import Alarms, first_stage_alarms

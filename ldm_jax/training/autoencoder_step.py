@@ -29,7 +29,8 @@ from ldm_jax.autoencoder.adversarial import (
 from ldm_jax.autoencoder.discriminator import Discriminator
 from ldm_jax.autoencoder.perceptual import Lpips
 from ldm_jax.config import DiscriminatorConfig, FirstStageConfig
-from ldm_jax.model import LatentDiffusion, Params, apply
+from ldm_jax.model import LatentDiffusion, Params
+from ldm_jax.nn.apply import apply
 from ldm_jax.training.step import Batch, LossFn, Metrics
 
 Pictures = Float[Array, "b *spatial c"]

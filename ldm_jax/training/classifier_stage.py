@@ -13,7 +13,8 @@ from ldm_jax import rng, sharding
 from ldm_jax.autoencoder.posterior import DiagonalGaussian
 from ldm_jax.denoiser.classifier import NoisyClassifier, log_probability
 from ldm_jax.diffusion.process import add_noise
-from ldm_jax.model import LatentDiffusion, Params, apply, make_classifier
+from ldm_jax.model import LatentDiffusion, Params, make_classifier
+from ldm_jax.nn.apply import apply
 from ldm_jax.training.latents import LatentReader
 from ldm_jax.training.loop import Stage
 from ldm_jax.training.optimizers import make_optimizer

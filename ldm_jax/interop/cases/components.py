@@ -29,7 +29,8 @@ from ldm_jax.interop.diffusers.unet_fields import DiffusersUNet
 from ldm_jax.interop.transformers.ldm_bert import read_ldm_bert, read_ldm_bert_config
 from ldm_jax.interop.transformers.text import read_clip_text, read_clip_text_config
 from ldm_jax.interop.transformers.vision import read_clip_vision, read_clip_vision_config
-from ldm_jax.model import Params, apply
+from ldm_jax.model import Params
+from ldm_jax.nn.apply import apply
 from ldm_jax.nn.embeddings import sinusoidal_embedding
 
 Outputs = dict[str, np.ndarray]

@@ -30,7 +30,8 @@ from ldm_jax.interop.cases.arrays import Arrays, read_arrays
 from ldm_jax.interop.cases.comparison import RUN, Comparison, compare
 from ldm_jax.interop.diffusers.unet import read_unet_config, read_unet_params
 from ldm_jax.interop.diffusers.unet_fields import DiffusersUNet
-from ldm_jax.model import Params, apply
+from ldm_jax.model import Params
+from ldm_jax.nn.apply import apply
 from ldm_jax.training.optimizers import make_optimizer
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.step import Batch, LossFn, Metrics, make_step
