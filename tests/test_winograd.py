@@ -9,7 +9,7 @@ from module_trials import compiled, random_array
 
 from ldm_jax.nn import winograd
 from ldm_jax.nn.conv import convolve
-from ldm_jax.nn.winograd import convolve_filtering, filtering_gradients, has_quick_filtering
+from ldm_jax.nn.winograd import convolve_filtering, has_quick_filtering
 
 
 def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -22,40 +22,34 @@ def assert_close(result: np.ndarray, truth: np.ndarray) -> None:
 
 @pytest.mark.parametrize("room", [None, 1, 30_000])
 @pytest.mark.parametrize("shape", [(2, 6, 8), (1, 9, 4), (3, 1, 12)])
-def test_it_and_its_gradients_are_those_of_the_plain_sum(
-    shape: tuple[int, int, int], room: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_the_plain_sum(shape: tuple[int, int, int], room: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     if room is not None:
         monkeypatch.setattr(winograd, "_ROOM", room)  # strips of one row, or of a few
-    x, kernel = (jnp.asarray(random_array(*dims, seed=i)) for i, dims in enumerate([(*shape, 5), (3, 3, 5, 7)]))
-    gradient = jnp.asarray(random_array(*shape, 7, seed=2))
-    truth, pull = jax.vjp(plain, x, kernel)
-    assert_close(compiled(convolve_filtering)(x, kernel), truth)
-    for result, wanted in zip(compiled(filtering_gradients)(x, kernel, gradient), pull(gradient), strict=True):
-        assert_close(result, wanted)
+    x, kernel = jnp.asarray(random_array(*shape, 5)), jnp.asarray(random_array(3, 3, 5, 7, seed=1))
+    assert_close(compiled(convolve_filtering)(x, kernel), plain(x, kernel))
 
 
-def test_a_wide_convolution_takes_it_with_its_gradients() -> None:
-    x, kernel = jnp.asarray(random_array(1, 4, 8, 96)), 0.03 * jnp.asarray(random_array(3, 3, 96, 100, seed=1))
+def test_a_wide_convolution_takes_it_unless_it_is_trained() -> None:
+    x, kernel = jnp.asarray(random_array(1, 32, 32, 192)), 0.03 * jnp.asarray(random_array(3, 3, 192, 200, seed=1))
     assert has_quick_filtering(x, kernel)
-
-    def loss(convolve, x, kernel):
-        return jnp.sum(jnp.sin(convolve(x, kernel)))
-
-    assert_close(compiled(convolve)(x, kernel), plain(x, kernel))
-    results = compiled(jax.grad(lambda x, k: loss(convolve, x, k), (0, 1)))(x, kernel)
-    for result, truth in zip(results, jax.grad(lambda x, k: loss(plain, x, k), (0, 1))(x, kernel), strict=True):
-        assert_close(result, truth)
+    result = compiled(convolve)(x, kernel)
+    assert_close(result, plain(x, kernel))
+    trained, pull = jax.vjp(convolve, x, kernel)
+    assert not np.array_equal(result, trained)  # it was taken
+    np.testing.assert_array_equal(trained, plain(x, kernel))
+    for gradient, truth in zip(pull(trained), jax.vjp(plain, x, kernel)[1](trained), strict=True):
+        assert_close(gradient, truth)
 
 
 @pytest.mark.parametrize(
     ("x", "kernel"),
     [
-        ((1, 4, 6, 96), (3, 3, 96, 96)),
-        ((1, 4, 8, 64), (3, 3, 64, 96)),
-        ((1, 4, 8, 96), (1, 1, 96, 96)),
-        ((1, 8, 96), (3, 96, 96)),
-        ((1, 4, 4, 8, 96), (3, 3, 3, 96, 96)),
+        ((1, 32, 34, 192), (3, 3, 192, 192)),
+        ((1, 32, 32, 128), (3, 3, 128, 192)),
+        ((1, 16, 16, 192), (3, 3, 192, 192)),
+        ((1, 32, 32, 192), (1, 1, 192, 192)),
+        ((1, 1024, 192), (3, 192, 192)),
+        ((1, 4, 16, 16, 192), (3, 3, 3, 192, 192)),
     ],
 )
 def test_what_it_does_not_fit_is_left_alone(x: tuple[int, ...], kernel: tuple[int, ...]) -> None:
@@ -63,5 +57,5 @@ def test_what_it_does_not_fit_is_left_alone(x: tuple[int, ...], kernel: tuple[in
 
 
 def test_numbers_of_fewer_bits_are_left_alone() -> None:
-    x, kernel = jnp.zeros((1, 4, 8, 96), jnp.bfloat16), jnp.zeros((3, 3, 96, 96), jnp.bfloat16)
+    x, kernel = jnp.zeros((1, 32, 32, 192), jnp.bfloat16), jnp.zeros((3, 3, 192, 192), jnp.bfloat16)
     assert not has_quick_filtering(x, kernel)

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.dense import spread
-from ldm_jax.nn.winograd import convolve_filtering, filtering_gradients, has_quick_filtering
+from ldm_jax.nn.winograd import convolve_filtering, has_quick_filtering
 
 Padding: TypeAlias = tuple[tuple[int, int], ...]
 """Zeros before and after each spatial axis."""
@@ -58,8 +58,8 @@ def convolve(
 ) -> Float[Array, "b *positions d"]:
     """The sum in (1); a kernel of one position is a matrix product.
 
-    XLA's convolution and its derivatives are used for all others, but on a CPU where `has_quick_products` or
-    `has_quick_filtering` is true.
+    XLA's convolution is used for all others, but on a CPU where `has_quick_filtering`, and its derivatives but one: see
+    `has_quick_products`.
     """
     if all(size == 1 for size in kernel.shape[:-2]):
         return x @ kernel.reshape(kernel.shape[-2:])
@@ -68,6 +68,11 @@ def convolve(
     if strides is None and has_quick_products(kernel):
         return _convolve_by_one(x, kernel, around)
     return _convolve(x, kernel, tuple(strides or (1,) * len(sizes)), around)
+
+
+def _same(kernel: Float[Array, "..."]) -> Padding:
+    """The padding that keeps the resolution."""
+    return tuple(((size - 1) // 2, size // 2) for size in kernel.shape[:-2])
 
 
 def has_quick_products(kernel: Float[Array, "..."]) -> bool:
@@ -92,22 +97,18 @@ def _convolve(
 def _convolve_by_one(
     x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."], padding: Padding
 ) -> Float[Array, "b *positions d"]:
-    """(1) with stride 1; it and its gradients are formulated for the platform."""
+    """(1) with stride 1, formulated for the platform, and so is the gradient of its kernel."""
     by_xla = partial(_convolve, strides=(1,) * len(padding), padding=padding)
     if padding != _same(kernel) or not has_quick_filtering(x, kernel):
         return by_xla(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=convolve_filtering, default=by_xla)
 
 
-def _same(kernel: Float[Array, "..."]) -> Padding:
-    """The padding that keeps the resolution."""
-    return tuple(((size - 1) // 2, size // 2) for size in kernel.shape[:-2])
-
-
 def _forward(
     x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."], padding: Padding
 ) -> tuple[Float[Array, "b *positions d"], tuple[Array, Array]]:
-    return _convolve_by_one(x, kernel, padding), (x, kernel)
+    # In whole training steps filtering gains nothing, and takes longer to compile.
+    return _convolve(x, kernel, (1,) * len(padding), padding), (x, kernel)
 
 
 def _backward(
@@ -127,29 +128,18 @@ def convolution_gradients(
 ) -> tuple[Float[Array, "b *spatial c"], Float[Array, "..."]]:
     """Gradients of the input and of the kernel of a convolution with stride 1; nothing of it is computed again."""
     convolve_by_one = partial(_convolve, strides=(1,) * len(padding), padding=padding)
+    (of_x,) = jax.linear_transpose(lambda x: convolve_by_one(x, kernel), x)(gradient)
 
-    def by_xla(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-        (of_kernel,) = jax.linear_transpose(lambda kernel: convolve_by_one(x, kernel), kernel)(gradient)
-        return _input_gradient(convolve_by_one, x, kernel, gradient), of_kernel
-
-    def by_products(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-        of_kernel = _kernel_gradient(x, gradient, kernel.shape[:-2], padding)
-        return _input_gradient(convolve_by_one, x, kernel, gradient), of_kernel
+    def by_xla(x: Float[Array, "b *spatial c"], gradient: Float[Array, "b *positions d"]) -> Float[Array, "..."]:
+        return jax.linear_transpose(lambda kernel: convolve_by_one(x, kernel), kernel)(gradient)[0]
 
     if not has_quick_products(kernel):
-        return by_xla(x, kernel, gradient)
-    quick = padding == _same(kernel) and has_quick_filtering(x, kernel)
-    on_cpu = filtering_gradients if quick else by_products
-    return lax.platform_dependent(x, kernel, gradient, cpu=on_cpu, default=by_xla)
+        return of_x, by_xla(x, gradient)
 
+    def by_products(x: Float[Array, "b *spatial c"], gradient: Float[Array, "b *positions d"]) -> Float[Array, "..."]:
+        return _kernel_gradient(x, gradient, kernel.shape[:-2], padding)
 
-def _input_gradient(
-    convolve_by_one: Callable[[Array, Array], Array],
-    x: Float[Array, "b *spatial c"],
-    kernel: Float[Array, "..."],
-    gradient: Float[Array, "b *positions d"],
-) -> Float[Array, "b *spatial c"]:
-    return jax.linear_transpose(lambda x: convolve_by_one(x, kernel), x)(gradient)[0]
+    return of_x, lax.platform_dependent(x, gradient, cpu=by_products, default=by_xla)
 
 
 def _kernel_gradient(

@@ -1,11 +1,10 @@
 """Convolutions with three taps in each of two axes, by fewer products: Winograd's minimal filtering F(4, 3) along rows.
 
 Four neighbours in a row of the result are made of six of the input by six products in place of twelve, for each tap
-along the columns and each pair of channels (Lavin and Gray 2015, arXiv:1509.09308, section 4.2, in one
-axis):
+along the columns and each pair of channels (Lavin and Gray 2015, arXiv:1509.09308, section 4.2,
+in one axis):
 
 (1) y = A^T [(G k) * (B^T x)]
-(2) dL/dk = G^T [(B^T x) * (A dL/dy)]
 
 B^T x and G k are whole maps, so (1) is six convolutions with kernels of 3 x 1 on maps of a quarter of the width. In
 float32 the result differs from the plain sum by some four in a million of the largest number.
@@ -14,7 +13,7 @@ float32 the result differs from the plain sum by some four in a million of the l
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
 _INPUT = np.array(
     [
@@ -38,12 +37,12 @@ _ROOM = 32 * 2**20
 def has_quick_filtering(x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."]) -> bool:
     """Whether a CPU computes a convolution with stride 1 sooner by (1).
 
-    Measured in float32 on one core: 0.55 to 0.85 of the time from 96 channels on, and as long for 128 channels of 512 x
-    512 positions; with 64 channels 0.9 to 1.1 (docs/performance.md).
+    Measured in float32 on one core: 0.55 to 0.85 of the time from 192 channels on (docs/performance.md). For few
+    positions it would take longer to make G k.
     """
-    if kernel.shape[:-2] != (3, 3) or x.shape[2] % _RESULTS:
+    if kernel.shape[:-2] != (3, 3) or x.shape[2] % _RESULTS or x.size < 1024 * x.shape[-1]:
         return False
-    return x.dtype == kernel.dtype == jnp.float32 and min(kernel.shape[-2:]) >= 96
+    return x.dtype == kernel.dtype == jnp.float32 and min(kernel.shape[-2:]) >= 192
 
 
 def convolve_filtering(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b h w d"]:
@@ -63,46 +62,13 @@ def convolve_filtering(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d
     rows = _rows_at_a_time(x, kernel)
     if rows == x.shape[1]:
         return convolve(x, (1, 1))
-    padded = _with_border(x)
-    strips = lax.map(lambda begin: convolve(_strip(padded, begin, rows + 2), (0, 0)), np.arange(0, x.shape[1], rows))
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
+
+    def strip(begin: Int[Array, ""]) -> Float[Array, "b rows w d"]:
+        return convolve(lax.dynamic_slice_in_dim(padded, begin, rows + 2, axis=1), (0, 0))
+
+    strips = lax.map(strip, jnp.arange(0, x.shape[1], rows))
     return jnp.moveaxis(strips, 0, 1).reshape(*x.shape[:3], -1)
-
-
-def filtering_gradients(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], gradient: Float[Array, "b h w d"]
-) -> tuple[Float[Array, "b h w c"], Float[Array, "3 3 c d"]]:
-    """Gradients of the input, by (1), and of the kernel, by (2)."""
-    of_x = convolve_filtering(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-    rows = _rows_at_a_time(x, kernel)
-    if rows == x.shape[1]:
-        sums = _products(x, gradient, border=1)
-    else:
-        padded = _with_border(x)
-
-        def add(total: Float[Array, "6 3 c d"], begin: Array) -> tuple[Float[Array, "6 3 c d"], None]:
-            return total + _products(_strip(padded, begin, rows + 2), _strip(gradient, begin, rows), border=0), None
-
-        zeros = jnp.zeros((_INPUTS, 3, *kernel.shape[2:]), kernel.dtype)
-        sums, _ = lax.scan(add, zeros, np.arange(0, x.shape[1], rows))
-    return of_x, jnp.stack([_sum(column, list(sums)) for column in _KERNEL.T], 1)
-
-
-def _products(
-    x: Float[Array, "b rows w c"], gradient: Float[Array, "b positions w d"], border: int
-) -> Float[Array, "6 3 c d"]:
-    """(B^T x) * (A dL/dy), summed over positions, for each of the three rows of the kernel.
-
-    The gradient has the rows of a convolution of `x` with `border` rows of zeros on both sides.
-    """
-    channels, features, width = x.shape[-1], gradient.shape[-1], x.shape[2] // _RESULTS
-    parts = [gradient[:, :, i::_RESULTS] for i in range(_RESULTS)]
-    sums = []
-    for v, column in zip(_of_input(x), _OUTPUT.T, strict=True):
-        columns = lax.optimization_barrier(v.reshape(-1, channels).T)
-        padded = jnp.pad(_sum(column, parts), ((0, 0), (2 - border, 2 - border), (0, 0), (0, 0)))
-        windows = (lax.optimization_barrier(padded[:, 2 - tap : 2 - tap + x.shape[1], :width]) for tap in range(3))
-        sums.append(jnp.stack([columns @ window.reshape(-1, features) for window in windows]))
-    return jnp.stack(sums)
 
 
 def _of_input(x: Float[Array, "b rows w c"]) -> list[Float[Array, "b rows quarter c"]]:
@@ -125,11 +91,3 @@ def _rows_at_a_time(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"])
     batch, height, width, _ = x.shape
     one = _INPUTS * batch * (width // _RESULTS) * sum(kernel.shape[-2:]) * x.dtype.itemsize
     return max(rows for rows in range(1, height + 1) if height % rows == 0 and (rows == 1 or rows * one <= _ROOM))
-
-
-def _with_border(x: Float[Array, "b h w c"]) -> Float[Array, "b more w c"]:
-    return jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
-
-
-def _strip(x: Float[Array, "b h w c"], begin: Array, rows: int) -> Float[Array, "b rows w c"]:
-    return lax.dynamic_slice_in_dim(x, begin, rows, axis=1)
