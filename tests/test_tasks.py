@@ -124,15 +124,18 @@ def test_little_strength_gives_what_the_autoencoder_makes_of_it_and_much_does_no
     wanted = reconstruction(plain, files["a"])
     faint = images(plain, config, image=files["a"], strength=0.001, num_samples=2)
     much = images(plain, SamplingConfig(num_sample_steps=5), image=files["a"], strength=1.0, num_samples=2)
-    assert max(apart(faint[i], wanted) for i in (0, 1)) <= 8
-    assert min(apart(much[i], wanted) for i in (0, 1)) > 20
+    errors = [[np.abs(found[i] - wanted).mean() for i in (0, 1)] for found in (faint, much)]
+    assert max(errors[0]) < 0.25 * min(errors[1]), errors
     assert apart(much[0], much[1]) > 5, "each has a noise of its own"
 
 
 def test_all_steps_start_from_noise_with_the_little_signal_that_the_schedule_leaves(plain: Session, files: Any):
-    task, none = (images(plain, num_samples=1, **asked)[0] for asked in ({"image": files["a"], "strength": 1.0}, {}))
-    alpha = float(plain.model.schedule.alpha[-1])
-    assert alpha < 0.1 and apart(task, none) <= 12
+    one = easel(plain, image=files["a"], strength=1.0)
+    task = one.request.pictures[0].task
+    assert task is not None
+    start, schedule = one._tasks.samplers(task).sampler.start, plain.model.schedule
+    np.testing.assert_allclose([start.alpha, start.sigma], [schedule.alpha[-1], schedule.sigma[-1]], rtol=1e-6)
+    assert float(start.alpha) < 0.1
 
 
 def test_a_picture_is_the_same_in_any_batch(plain: Session, files: Any):
@@ -185,7 +188,7 @@ def test_without_pasting_the_rest_is_what_the_autoencoder_makes(plain: Session, 
     masked = images(plain, image=files["a"], mask=files["mask"], num_samples=1)[0]
     hole = pixels(files["mask"]) > 0
     np.testing.assert_array_equal(found[hole], masked[hole])
-    assert np.abs(found - wanted)[-2:].mean() < np.abs(found - wanted)[:3].mean()
+    assert np.abs(found - wanted)[-2:].mean() < np.abs(found - wanted)[hole].mean()
 
 
 def test_what_is_in_the_hole_is_not_known_at_full_strength(plain: Session, files: Any, tmp_path: Path):
