@@ -1,4 +1,4 @@
-"""Runs in a bucket: `ldm` with gcsfs and tensorstore's own driver, which reach an emulator of Google's storage by HTTP.
+"""Runs in a bucket, by gcsfs and tensorstore's own driver, which reach an emulator of Google's storage by HTTP.
 
 Needs `pip install -e '.[emulator]'`.
 """
@@ -24,13 +24,34 @@ from ldm_jax.training.launcher import free_port
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-SMALL = str(ROOT / "tests" / "small_run.py")
+SMALL, TOY = str(ROOT / "tests" / "small_run.py"), str(ROOT / "tests" / "bucket_run.py")
+STEPS = 40
+HERE = "run/checkpoints/toy/"
 TIMES = ("seconds_per_step", "images_per_second", "images_per_second_per_device", "input_wait")
 
 
 @dataclass(frozen=True)
+class Ended:
+    """What a program has said that ended well."""
+
+    out: str
+    error: str
+
+    @classmethod
+    def of(cls, program: "subprocess.Popen[str]") -> "Ended":
+        out, error = program.communicate(timeout=900)
+        assert program.returncode == 0, error
+        return cls(out, error)
+
+    @property
+    def found(self) -> dict[str, str]:
+        """Of `bucket_run.py`: digest of each checkpoint by its step, or what is wrong with it."""
+        return json.loads(self.out.splitlines()[-1])  # Gloo writes to stdout, too
+
+
+@dataclass(frozen=True)
 class Bucket:
-    """The objects of the emulator, and `ldm` in an environment in which it stands for Google's storage."""
+    """The objects of the emulator, and programs for which it is Google's storage."""
 
     port: int
     cache: Path
@@ -54,27 +75,28 @@ class Bucket:
     def remove(self, name: str) -> None:
         self._ask(f"/storage/v1/b/bucket/o/{urllib.parse.quote(name, safe='')}", "DELETE")
 
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+    def start(self, *program: str, devices: int = 2, **variables: str) -> "subprocess.Popen[str]":
+        """A program of Python, for which the emulator is Google's storage."""
         address = f"http://127.0.0.1:{self.port}"
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         own = {"PYTHONPATH": path, "LDM_JAX_CACHE": str(self.cache), "JAX_PLATFORMS": "cpu"}
-        own |= {"JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+        own |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         own |= {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address}
         own |= {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}  # it would ask Google what kind of bucket this is
-        command = [sys.executable, "-c", "from ldm_jax.cli import main; main()", *arguments]
+        environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, env=os.environ | own, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            [sys.executable, *program], env=environment | own | variables, stdout=pipe, stderr=pipe, text=True
+        )
 
-    def ldm(self, *arguments: str, status: int = 0) -> str:
-        """`ldm` with arguments; the last line on stdout, or what went to stderr where it is to fail."""
-        ended = self.start(*arguments)
-        out, error = ended.communicate(timeout=900)
-        assert ended.returncode == status, error
-        return error if status else "".join(out.splitlines()[-1:])
+    def toy(self, place: str, steps: int = 0) -> Ended:
+        """`bucket_run.py`, to its end."""
+        return Ended.of(self.start(TOY, place, str(steps)))
 
-    def digest(self, run: str) -> str:
-        found = json.loads(self.ldm("checkpoints", "digest", run, "--stage", "diffusion", "--json"))
-        return json.dumps(found).replace(run, "RUN")
+    def ldm(self, *arguments: str) -> str:
+        """`ldm` with arguments; the last line on stdout."""
+        ended = Ended.of(self.start("-c", "from ldm_jax.cli import main; main()", *arguments))
+        return "".join(ended.out.splitlines()[-1:])
 
 
 @pytest.fixture(scope="module")
@@ -101,26 +123,21 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
 
 
 @pytest.fixture(scope="module")
-def folder(bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     """A run in a folder, from its start to its end."""
-    run = tmp_path_factory.mktemp("folder") / "run"
-    bucket.ldm("train", SMALL, "--run-dir", str(run))
-    return run
+    run = tmp_path_factory.mktemp("folder")
+    return run, bucket.toy(str(run), STEPS)
 
 
 @pytest.fixture(scope="module")
-def remote(bucket: Bucket) -> str:
-    """The same in the bucket, killed behind a checkpoint of each stage and gone on with."""
-    run = "gs://bucket/runs/one"
-    for seal in ("autoencoder/00000010.json", "diffusion/00000010.json"):
-        training, until = bucket.start("train", SMALL, "--run-dir", run), time.monotonic() + 300.0
-        while f"runs/one/checkpoints/{seal}" not in bucket.names("runs/one/checkpoints/"):
-            assert training.poll() is None and time.monotonic() < until, training.communicate()[1]
-            time.sleep(0.02)
-        training.send_signal(signal.SIGKILL)
-        training.communicate()
-    bucket.ldm("train", SMALL, "--run-dir", run)
-    return run
+def killed(bucket: Bucket, folder: tuple[Path, Ended]) -> Ended:
+    """The same in the bucket, killed behind a checkpoint, and gone on with."""
+    training, until = bucket.start(TOY, "gs://bucket/run", str(STEPS)), time.monotonic() + 300.0
+    while f"{HERE}00000010.json" not in bucket.names(HERE):
+        assert training.poll() is None and time.monotonic() < until, training.communicate()[1]
+    training.send_signal(signal.SIGKILL)
+    training.communicate()
+    return bucket.toy("gs://bucket/run", STEPS)
 
 
 def metrics(lines: bytes) -> list[dict[str, Any]]:
@@ -129,57 +146,59 @@ def metrics(lines: bytes) -> list[dict[str, Any]]:
     ]
 
 
-def test_a_killed_run_in_a_bucket_comes_to_the_bits_of_one_in_a_folder(bucket: Bucket, remote: str, folder: Path):
-    assert bucket.digest(remote) == bucket.digest(str(folder))
-    assert metrics(bucket.read("runs/one/metrics.jsonl")) == metrics((folder / "metrics.jsonl").read_bytes())
-    below = len("runs/one/")
-    found = {name[below:] for name in bucket.names("runs/one/")}
-    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    whole = ("config.json", "manifest.json", "metrics.jsonl", "tokenizer.json", "loss.png", "samples/", "checkpoints/")
-    kept = {name for name in there if name.startswith(whole) and not name.startswith("checkpoints/")}
-    assert kept - found == set() and len(kept) > 6
-    seals = sorted(name for name in there if name.startswith("checkpoints/") and name.endswith("0.json"))
-    assert [name for name in seals if name not in found] == [] and seals != []
+def test_a_killed_run_in_a_bucket_comes_to_the_bits_of_one_in_a_folder(
+    bucket: Bucket, killed: Ended, folder: tuple[Path, Ended]
+):
+    assert "going on from the checkpoint of step" in killed.error
+    path, ended = folder
+    assert killed.found == ended.found and len(killed.found["40"]) == 64
+    assert metrics(bucket.read("run/metrics.jsonl")) == metrics((path / "metrics.jsonl").read_bytes())
+    seals = [name for name in bucket.names(HERE) if name.endswith(".json")]
+    assert seals == [f"{HERE}{step:08d}.json" for step in (30, 35, 40)]
+    assert not [name for name in bucket.names(HERE) if "/00000010/" in name]  # what is not kept is deleted whole
 
 
-def test_pictures_drawn_from_a_bucket(bucket: Bucket, remote: str, folder: Path, tmp_path: Path):
-    flags = ["--prompt", "red circle", "--num-samples", "2", "--json"]
-    drawn = [
-        [Path(file).read_bytes() for file in json.loads(bucket.ldm("sample", run, *flags, "--out", str(out)))["files"]]
-        for run, out in ((remote, tmp_path / "remote"), (str(folder), tmp_path / "folder"))
-    ]
-    assert len(drawn[0]) == 2 and [len(picture) for picture in drawn[0]] != [0, 0]
-    out = json.loads(bucket.ldm("sample", remote, *flags, "--out", "gs://bucket/pictures"))["files"]
-    assert sorted(name for name in bucket.names("pictures/") if name.endswith(".png")) != []
-    assert len(out) == 2
-
-
-def test_what_is_damaged_is_named_and_an_older_checkpoint_is_used(bucket: Bucket, remote: str):
-    assert "00000020" in bucket.ldm("checkpoints", "list", remote, "--stage", "diffusion", "--json")
-    bucket.ldm("checkpoints", "verify", remote)
-    newest = "runs/one/checkpoints/diffusion/00000020/"
+def test_a_flipped_bit_is_named_and_an_older_checkpoint_is_used(bucket: Bucket, killed: Ended):
+    newest = f"{HERE}00000040/"
     name = max(bucket.names(newest), key=lambda name: len(bucket.read(name)))
     content = bytearray(bucket.read(name))
     content[len(content) // 2] ^= 1
-    before = bucket.digest(remote)
     bucket.put(name, bytes(content))
-    told = bucket.start("checkpoints", "verify", remote)
-    out, error = told.communicate(timeout=300)
-    assert told.returncode == 1 and f"{name[len(newest) :]} has changed since it was written" in out + error
-    ended = bucket.start("train", SMALL, "--run-dir", remote)
-    _, error = ended.communicate(timeout=600)
-    assert ended.returncode == 0, error
-    assert "looking for an older one" in error and "going on from the checkpoint of step 15" in error
-    bucket.ldm("checkpoints", "verify", remote)
-    assert bucket.digest(remote) == before
+    damaged = bucket.toy("gs://bucket/run").found
+    assert damaged["40"].endswith(f"{name[len(newest) :]} has changed since it was written")
+    assert damaged["35"] == killed.found["35"]
+    again = bucket.toy("gs://bucket/run", STEPS)
+    assert "looking for an older one" in again.error and "going on from the checkpoint of step 35" in again.error
+    assert again.found == killed.found
 
 
-def test_an_object_that_is_missing_is_named(bucket: Bucket, remote: str):
-    folder = "runs/one/checkpoints/diffusion/00000020/"
-    name = max(bucket.names(folder))
+def test_an_object_that_is_missing_is_named(bucket: Bucket, killed: Ended):
+    name = max(bucket.names(f"{HERE}00000035/"))
     content = bucket.read(name)
     bucket.remove(name)
-    told = bucket.start("checkpoints", "verify", remote)
-    out, error = told.communicate(timeout=300)
-    assert told.returncode == 1 and f"{name[len(folder) :]} is missing" in out + error
+    found = bucket.toy("gs://bucket/run").found
+    assert found["35"].endswith(f"{name.partition('/00000035/')[2]} is missing")
     bucket.put(name, content)
+    assert bucket.toy("gs://bucket/run").found == killed.found
+
+
+def test_two_processes_in_one_bucket_come_to_the_same(bucket: Bucket, folder: tuple[Path, Ended]):
+    address = f"127.0.0.1:{free_port()}"
+    both = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        bucket.start(TOY, "gs://bucket/two", str(STEPS), devices=1, **both, JAX_PROCESS_ID=str(i)) for i in range(2)
+    ]
+    ended = [Ended.of(process) for process in processes]
+    assert ended[0].found == folder[1].found
+
+
+def test_both_stages_and_pictures_in_a_bucket(bucket: Bucket):
+    run = "gs://bucket/runs/both"
+    bucket.ldm("train", SMALL, "--run-dir", run)
+    bucket.ldm("checkpoints", "verify", run)
+    found = {name.removeprefix("runs/both/") for name in bucket.names("runs/both/")}
+    assert {"config.json", "manifest.json", "metrics.jsonl", "tokenizer.json", "loss.png"} <= found
+    flags = ["--prompt", "red circle", "--num-samples", "2", "--json"]
+    files = json.loads(bucket.ldm("sample", run, *flags, "--out", "gs://bucket/pictures"))["files"]
+    assert len(files) == 2
+    assert {file.removeprefix("gs://bucket/") for file in files} <= set(bucket.names("pictures/"))
