@@ -5,6 +5,8 @@ blocks around self-attention. With `patch_size` p the picture enters as p-sided 
 every level works at 1/p of the resolution: the full-resolution convolutions, most of the cost, are gone.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -106,7 +108,8 @@ class Encoder(nn.Module):
         """Encode pictures in [-1, 1], `strip_rows` rows at a time unless that is None or the layers are trained."""
         if self.strip_rows is not None and not (train or self.is_initializing()):
             in_strips = InStrips(self.config, NORM_EPSILON, self.dtype, self.kernel, self.strip_rows)
-            return in_strips.encode(self.variables["params"], image)
+            params: Any = self.variables["params"]
+            return in_strips.encode(params, image)
         config, compute = self.config, Compute(self.dtype, self.kernel, self.remat)
         h = space_to_depth(image.astype(self.dtype), config.patch_size)
         h = Conv(config.base_channels, dtype=self.dtype, name="conv_in")(h)
@@ -135,7 +138,8 @@ class Decoder(nn.Module):
         """Decode latents into pictures around [-1, 1], in float32; `strip_rows` as for the encoder."""
         if self.strip_rows is not None and not (train or self.is_initializing()):
             in_strips = InStrips(self.config, NORM_EPSILON, self.dtype, self.kernel, self.strip_rows)
-            return in_strips.decode(self.variables["params"], z)
+            params: Any = self.variables["params"]
+            return in_strips.decode(params, z)
         config, dims, compute = self.config, self.config.spatial_dims, Compute(self.dtype, self.kernel, self.remat)
         lowest = len(config.channel_mult) - 1
         h = Conv(config.channels_at(lowest), dtype=self.dtype, name="conv_in")(z.astype(self.dtype))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -37,7 +38,8 @@ C = TypeVar("C")
 class Rows:
     """A feature map of `[b, h, w, c]`, of which rows are computed when they are read."""
 
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
+    """`(b, h, w, c)`."""
     read: Callable[[Begin, int], Array]
     """`count` rows from `begin` on, `[b, count, w, c]`; those outside of the map are any numbers."""
     whole: Array | None = None
@@ -58,6 +60,10 @@ def held(x: Float[Array, "b h w c"]) -> Rows:
         return jnp.take(x, jnp.clip(begin + jnp.arange(count), 0, x.shape[1] - 1), axis=1)
 
     return Rows(x.shape, read, x)
+
+
+def _apply(module: nn.Module, params: Params, *arguments: Any) -> Any:
+    return module.apply({"params": params}, *arguments)
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class InStrips:
                 attend = SelfAttentionBlock(
                     1, self.config.num_groups, self.norm_epsilon, dtype=self.dtype, kernel=kernel
                 )
-                x = held(attend.apply({"params": block["attention"]}, self.hold(x)))
+                x = held(_apply(attend, block["attention"], self.hold(x)))
         return x
 
     def residual_block(self, x: Rows, params: Params, *, lean: bool) -> Float[Array, "b h w d"]:
@@ -124,7 +130,7 @@ class InStrips:
         module = Conv(features, size, dtype=self.dtype, padding=((0, 0), (around, around)))
 
         def read(begin: Begin, count: int) -> Float[Array, "b count w d"]:
-            return module.apply({"params": params}, x.padded(begin - around, count + 2 * around))
+            return _apply(module, params, x.padded(begin - around, count + 2 * around))
 
         return Rows((*x.shape[:3], features), read)
 
@@ -134,7 +140,7 @@ class InStrips:
         module = GroupNorm(self.config.num_groups, self.norm_epsilon, self.dtype)
         return Rows(
             x.shape,
-            lambda begin, count: jax.nn.silu(module.apply({"params": params}, x.read(begin, count), moments)),
+            lambda begin, count: jax.nn.silu(_apply(module, params, x.read(begin, count), moments)),
         )
 
     def downsampled(self, x: Rows, params: Params) -> Rows:
@@ -143,7 +149,7 @@ class InStrips:
         module = Conv(channels, dtype=self.dtype, strides=(2, 2), padding=((0, 0), (0, 1)))
         return Rows(
             (batch, height // 2, width // 2, channels),
-            lambda begin, count: module.apply({"params": params["conv"]}, x.padded(2 * begin, 2 * count + 1)),
+            lambda begin, count: _apply(module, params["conv"], x.padded(2 * begin, 2 * count + 1)),
         )
 
     def upsampled(self, x: Rows, params: Params) -> Rows:
@@ -153,7 +159,7 @@ class InStrips:
 
         def read(begin: Begin, count: int) -> Float[Array, "b count w c"]:
             first = begin // 2 - 1
-            made = module.apply({"params": params}, x.padded(first, count // 2 + 3))  # the outermost lack a neighbour
+            made = _apply(module, params, x.padded(first, count // 2 + 3))  # the outermost lack a neighbour
             return jax.lax.dynamic_slice_in_dim(made, begin - 2 * first, count, axis=1)
 
         return Rows((batch, 2 * height, 2 * width, channels), read)
