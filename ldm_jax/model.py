@@ -25,6 +25,7 @@ from ldm_jax.autoencoder.posterior import DiagonalGaussian
 from ldm_jax.autoencoder.vq import AutoencoderVQ
 from ldm_jax.conditioning.build import Conditioner, make_conditioner
 from ldm_jax.conditioning.classes import ClassEmbedder
+from ldm_jax.conditioning.clip_text import SdxlConditioner
 from ldm_jax.conditioning.conditions import Conditions, Inputs
 from ldm_jax.conditioning.masked import masked_channels
 from ldm_jax.conditioning.spatial import SpatialRescaler
@@ -95,9 +96,9 @@ class LatentDiffusion:
         self, params: Params, inputs: Inputs, *, train: bool = False, dropout_key: Key[Array, ""] | None = None
     ) -> Conditions:
         """What the denoiser is told about `inputs`: the conditioner's (tokens, labels), and `concat` and `class_labels`
-        as they are where the conditioner makes none; `masked` and `mask` become `concat`. A `context` is what the
-        conditioner has made before."""
-        if "context" in inputs:
+        as they are where the conditioner makes none; `masked` and `mask` become `concat`. A `context`, and with it
+        `pooled`, is what `embed_texts` has made before."""
+        if "context" in inputs and "pooled" not in inputs:
             conditions = Conditions(context=inputs["context"])
         else:
             conditions = apply(self.conditioner, params["conditioner"], inputs, key=dropout_key, train=train)
@@ -106,6 +107,15 @@ class LatentDiffusion:
             latents = self.normalize(params, self.encode(params, inputs["masked"]).mode())
             given["concat"] = masked_channels(latents, inputs["mask"], self.masked.order)
         return conditions._replace(**given)
+
+    def embed_texts(self, params: Params, inputs: Inputs) -> Inputs:
+        """What a frozen text encoder makes of tokens, to be given as inputs in their place: the `context` [b, l, d],
+        and of SDXL's pair the `pooled` text [b, e]."""
+        if isinstance(self.conditioner, SdxlConditioner):
+            return apply(self.conditioner, params["conditioner"], inputs, method="embed")
+        context = self.condition(params, inputs).context
+        assert context is not None  # other conditioners have no text
+        return {"context": context}
 
     def null_inputs(self, batch: int) -> Inputs:
         """The inputs of `batch` samples about which nothing is said; of a picture with holes, all is a hole."""

@@ -15,7 +15,7 @@ from tiny import TEXT, one_device_mesh, random_params, shrink, tiny_experiment
 
 from ldm_jax import rng
 from ldm_jax.conditioning.tokenizer import PromptEncoder, train_tokenizer
-from ldm_jax.config import ClipTextConditioning, load_experiment
+from ldm_jax.config import ClipTextConditioning, SdxlConditioning, load_experiment
 from ldm_jax.data.given.shelf import GivenShelf
 from ldm_jax.data.latent_source import LatentSource, load_latents, open_latents
 from ldm_jax.data.latent_statistics import LatentSums
@@ -249,13 +249,18 @@ CLIP = ClipTextConditioning(
 )
 
 
-@pytest.fixture(scope="module")
-def clip(data_cache: Path) -> tuple[Workspace, Params]:
-    """A workspace whose captions are embedded by a text encoder that is not trained, and random parameters."""
+SDXL = SdxlConditioning(first=CLIP, second=dataclasses.replace(CLIP, context_dim=4, projection_dim=6), size_dim=2)
+
+
+@pytest.fixture(scope="module", params=[CLIP, SDXL], ids=["clip", "sdxl"])
+def clip(request: pytest.FixtureRequest, data_cache: Path) -> tuple[Workspace, Params]:
+    """A workspace whose captions are embedded by text encoders that are not trained, and random parameters."""
     tiny = tiny_experiment(data_cache)
-    experiment = dataclasses.replace(tiny, conditioning=CLIP)
+    denoiser = dataclasses.replace(tiny.denoiser, vector_dim=getattr(request.param, "vector_dim", None))
+    experiment = dataclasses.replace(tiny, conditioning=request.param, denoiser=denoiser)
     source, mesh = load_source(tiny.data, "train"), one_device_mesh()
-    encoder = PromptEncoder({"tokens": train_tokenizer(training_texts(source), 300, 8)})
+    names = ["tokens", "tokens_2"] if request.param is SDXL else ["tokens"]
+    encoder = PromptEncoder(dict.fromkeys(names, train_tokenizer(training_texts(source), 300, 8)))
     model = make_model(experiment, mesh)
     run = RunFolder(data_cache / "run")
     work = Workspace(experiment, run, mesh, model, source, source, encoder, rng.root_key(0), GivenShelf(experiment))
@@ -297,7 +302,10 @@ def test_embedded_captions_train_as_captions_do(clip: tuple[Workspace, Params], 
 def test_sizes_are_beside_the_latents(clip_given: Workspace):
     side = clip_given.train[0]["sizes"][0]
     assert clip_given.train[0]["sizes"].tolist() == [side, side, 0, 0, 8, 8]
-    assert clip_given.train[0]["context"].shape == (8, 8)
+    arrays = clip_given.train.manifest.layout.arrays if isinstance(clip_given.train, LatentSource) else {}
+    sdxl = clip_given.experiment.conditioning == SDXL
+    assert clip_given.train[0]["context"].shape == arrays["context"].shape == (8, 12 if sdxl else 8)
+    assert arrays["pooled"].shape == (6,) if sdxl else "pooled" not in arrays
 
 
 def test_captions_embedded_by_another_encoder_are_refused(clip: tuple[Workspace, Params], clip_given: Workspace):
@@ -308,15 +316,19 @@ def test_captions_embedded_by_another_encoder_are_refused(clip: tuple[Workspace,
 
 def test_a_text_encoder_that_is_trained_sees_captions(clip: tuple[Workspace, Params], clip_given: Workspace):
     experiment = clip_given.experiment
-    trained = dataclasses.replace(experiment, conditioning=dataclasses.replace(CLIP, trainable=True))
+    trained = dataclasses.replace(experiment, conditioning=dataclasses.replace(experiment.conditioning, trainable=True))
     batch = next(LatentReader(dataclasses.replace(clip_given, experiment=trained), clip[1]).train_batches(0))
-    assert "tokens" in batch and "context" not in batch
+    assert "tokens" in batch and not {"context", "pooled"} & set(batch)
 
 
 @pytest.mark.parametrize(
     ("conditioning", "max_tags", "message"),
     [
-        (TEXT, 0, r"--texts embeds captions by a text encoder of CLIP; conditioning=TextConditioning is none"),
+        (
+            TEXT,
+            0,
+            r"a text encoder of CLIP or by SDXL's two; conditioning=TextConditioning is neither",
+        ),
         (dataclasses.replace(CLIP, trainable=True), 0, r"stays as it is: use --conditioning.no-trainable"),
         (CLIP, 3, r"training on shapes puts other keywords behind it each time; leave them out with"),
     ],

@@ -117,7 +117,10 @@ class ClipTextTransformer(nn.Module):
 
 
 class SdxlConditioner(nn.Module):
-    """`tokens` and `tokens_2` [b, context_length] and `sizes` [b, 6] in pixels to a context and a vector."""
+    """`tokens` and `tokens_2` [b, context_length] and `sizes` [b, 6] in pixels to a context and a vector.
+
+    What `embed` has made of the tokens can stand in their place.
+    """
 
     config: SdxlConditioning
     image_size: int
@@ -132,13 +135,18 @@ class SdxlConditioner(nn.Module):
     def __call__(self, inputs: Inputs, *, train: bool = False) -> Conditions:
         """Encode the tokens with both, and the sizes."""
         del train  # it has no dropout
+        texts = inputs if "context" in inputs else self.embed(inputs)
+        sizes = sinusoidal_embedding(inputs["sizes"].reshape(-1), self.config.size_dim)
+        sizes = sizes.reshape(-1, NUM_SIZES * self.config.size_dim)
+        vector = jnp.concatenate([texts["pooled"].astype(jnp.float32), sizes], axis=-1)
+        return Conditions(context=texts["context"], vector=vector)
+
+    def embed(self, inputs: Inputs) -> Inputs:
+        """`context` [b, context_length, context_dim] of both and `pooled` [b, d] of the second, of the tokens."""
         first, second = self.first.encode(inputs["tokens"]), self.second.encode(inputs["tokens_2"])
         context = jnp.concatenate([self.first.context(first), self.second.context(second)], axis=-1)
         given = inputs["tokens"][:, :1] != NO_PROMPT
-        context, pooled = jnp.where(given[..., None], context, 0), jnp.where(given, second.pooled, 0)
-        sizes = sinusoidal_embedding(inputs["sizes"].reshape(-1), self.config.size_dim)
-        sizes = sizes.reshape(-1, NUM_SIZES * self.config.size_dim)
-        return Conditions(context=context, vector=jnp.concatenate([pooled.astype(jnp.float32), sizes], axis=-1))
+        return {"context": jnp.where(given[..., None], context, 0), "pooled": jnp.where(given, second.pooled, 0)}
 
     def null_inputs(self, batch: int) -> Inputs:
         """The inputs of `batch` samples without a prompt, for pictures that are neither scaled nor cropped."""

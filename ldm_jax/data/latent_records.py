@@ -14,6 +14,9 @@ import numpy as np
 
 from ldm_jax.data.source import Example
 
+EMBEDDED = ("context", "pooled")
+"""What a text encoder makes of a caption: a vector for each token, and in SDXL one for all of it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayField:
@@ -33,7 +36,7 @@ class Layout:
     """What is in a record."""
 
     arrays: Mapping[str, ArrayField]
-    """`moments` [flips, h, w, d], and where they were asked for `sizes` [6] and `context` [l, d]."""
+    """`moments` [flips, h, w, d], and where they were asked for `sizes` [6], `context` [l, d] and `pooled` [e]."""
     is_point: bool
     """Whether posteriors have no spread: d is then the channels of a latent, and else twice as many."""
 

@@ -15,13 +15,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ldm_jax.data.latent_records import EMBEDDED
 from ldm_jax.data.source import Example, Source
 from ldm_jax.data.transforms import Transform, sample_rng
 from ldm_jax.errors import UserError
 
 Batch: TypeAlias = dict[str, np.ndarray]
 """`image` float32 [b, h, w, c] (or `moments` float32 [b, h, w, c]), `sample_index` int32 [b], and where they apply
-`tokens` int32 [b, l] (or `context` [b, l, d]), `sizes` int32 [b, 6], `class_labels` int32 [b], `valid` bool [b]."""
+`tokens` int32 [b, l] (or `context` [b, l, d], `pooled` [b, e]), `sizes` int32 [b, 6], `class_labels` int32 [b],
+`valid` bool [b]."""
 
 EncodeCaption: TypeAlias = Callable[[str], dict[str, np.ndarray]]
 """Maps a caption to token ids, int32 [l], by the name under which batches carry them."""
@@ -162,7 +164,7 @@ class _Rows:
     def _arrays(self, example: dict[str, Any], n: int, position: int) -> dict[str, Any]:
         # Wraps after 2^31 samples: it seeds noise, where a repetition after so long does no harm.
         arrays: dict[str, Any] = {"sample_index": np.int32(n % 2**31)}
-        carried = ("moments", "sizes", "context") if "moments" in example else ("image", "sizes")
+        carried = ("moments", "sizes", *EMBEDDED) if "moments" in example else ("image", "sizes")
         arrays |= {name: example[name] for name in carried if name in example}
         if self.encode_caption is not None and "context" not in arrays:
             arrays |= self.encode_caption(example["caption"])

@@ -53,7 +53,7 @@ class EncodeCommand:
     """Keep how each picture was cut: its height and width, top and left of the cut, and height and width of the result,
     which SDXL is told."""
     texts: bool = False
-    """Keep the embedding of each caption by a text encoder of CLIP that is not trained."""
+    """Keep the embedding of each caption by a text encoder of CLIP, or by SDXL's two, that is not trained."""
     shard_size: int = 1024
     """Pictures in a shard: so much is done again after an interruption."""
     batch_size: int | None = None

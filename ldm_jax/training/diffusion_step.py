@@ -14,6 +14,7 @@ from ldm_jax import rng
 from ldm_jax.autoencoder.posterior import DiagonalGaussian
 from ldm_jax.conditioning.conditions import Inputs, drop_inputs
 from ldm_jax.config import DiffusionConfig
+from ldm_jax.data.latent_records import EMBEDDED
 from ldm_jax.diffusion.loss import diffusion_loss
 from ldm_jax.diffusion.timesteps import LossHistory, Visits, draw_timesteps, visits_of
 from ldm_jax.model import LatentDiffusion, Params
@@ -23,8 +24,9 @@ from ldm_jax.training.step import Batch, Follow, LossFn, Metrics
 def condition_inputs(model: LatentDiffusion, batch: Batch) -> Inputs:
     """What the model's conditions are made of, from a batch; sizes that it lacks are those of the training picture."""
     null = model.null_inputs(len(batch["sample_index"]))
-    if "context" in batch:  # the tokens, embedded before
-        null = {name: value for name, value in null.items() if name != "tokens"} | {"context": batch["context"]}
+    embedded = {name: batch[name] for name in EMBEDDED if name in batch}
+    if embedded:  # in place of the tokens
+        null = {name: value for name, value in null.items() if name not in ("tokens", "tokens_2")} | embedded
     return {name: batch.get(name, null[name]) if name == "sizes" else batch[name] for name in null}
 
 
@@ -32,9 +34,8 @@ def _null_inputs(model: LatentDiffusion, params: Params, inputs: Inputs, batch: 
     """The empty condition in the form of `inputs`."""
     null = model.conditioner.null_inputs(batch)
     if "context" in inputs:
-        empty = model.condition(params, model.null_inputs(1)).context
-        assert empty is not None  # it is of the kind that embeds captions
-        null["context"] = jnp.broadcast_to(empty, inputs["context"].shape)
+        empty = model.embed_texts(params, model.null_inputs(1))
+        null |= {name: jnp.broadcast_to(value, inputs[name].shape) for name, value in empty.items()}
     return null
 
 

@@ -14,14 +14,15 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ldm_jax import sharding
 from ldm_jax.autoencoder.vq import AutoencoderVQ
+from ldm_jax.conditioning.conditions import Inputs
 from ldm_jax.conditioning.tokenizer import PromptEncoder
-from ldm_jax.config import ClipTextConditioning, Experiment
+from ldm_jax.config import ClipTextConditioning, Experiment, SdxlConditioning
 from ldm_jax.data.latent_manifest import Recipe, data_of
-from ldm_jax.data.latent_records import ArrayField, Layout
+from ldm_jax.data.latent_records import EMBEDDED, ArrayField, Layout
 from ldm_jax.data.latent_shards import Share, write_latents
 from ldm_jax.data.pipeline import Batch, epoch
 from ldm_jax.data.selection import Selection
@@ -85,9 +86,9 @@ class LatentFactory:
         if self.with_sizes:
             arrays["sizes"] = ArrayField(dtype="int32", shape=(6,))
         if self.encode_caption is not None:
-            tokens = self.model.null_inputs(1)["tokens"]
-            context = jax.eval_shape(partial(_context, self.model), self.params, tokens)
-            arrays["context"] = ArrayField(dtype=context.dtype.name, shape=context.shape[1:])
+            embedded = jax.eval_shape(self.model.embed_texts, self.params, self.model.null_inputs(1))
+            fields = {name: ArrayField(dtype=x.dtype.name, shape=x.shape[1:]) for name, x in embedded.items()}
+            arrays |= {name: fields[name] for name in EMBEDDED if name in fields}
         return Layout(arrays=arrays, is_point=is_point)
 
     @cached_property
@@ -128,7 +129,8 @@ class LatentFactory:
         moments = [self._moments(self.params, self._put(side)) for side in sides]
         arrays = {"moments": _stack(moments)}
         if self.encode_caption is not None:
-            arrays["context"] = self._context(self.params, self._put(batch["tokens"]))
+            tokens = {name: self._put(batch[name]) for name in self.encode_caption.tokenizers}
+            arrays |= self._embed_texts(self.params, tokens)
         return arrays
 
     def _put(self, rows: np.ndarray) -> jax.Array:
@@ -139,8 +141,8 @@ class LatentFactory:
         return make_encoder(self.model)
 
     @cached_property
-    def _context(self) -> Callable[[Params, Array], Array]:
-        return jax.jit(partial(_context, self.model))
+    def _embed_texts(self) -> Callable[[Params, Inputs], Inputs]:
+        return jax.jit(self.model.embed_texts)
 
 
 def make_factory(
@@ -189,9 +191,10 @@ def require_embeddable(experiment: Experiment, source: Source) -> None:
         UserError: naming the field.
     """
     config = experiment.conditioning
-    if not isinstance(config, ClipTextConditioning):
+    if not isinstance(config, ClipTextConditioning | SdxlConditioning):
         raise UserError(
-            f"--texts embeds captions by a text encoder of CLIP; conditioning={type(config).__name__} is none"
+            f"--texts embeds captions by a text encoder of CLIP or by SDXL's two; conditioning={type(config).__name__} "
+            "is neither"
         )
     if config.trainable:
         raise UserError(
@@ -231,12 +234,6 @@ def _moments(
     model: LatentDiffusion, params: Params, image: Float[Array, "b *spatial c"]
 ) -> Float[Array, "b *latent d"]:
     return model.encode(params, image).moments
-
-
-def _context(model: LatentDiffusion, params: Params, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-    context = model.condition(params, {**model.null_inputs(len(tokens)), "tokens": tokens}).context
-    assert context is not None  # require_embeddable has refused the others
-    return context
 
 
 def _stack(moments: list[jax.Array]) -> jax.Array:

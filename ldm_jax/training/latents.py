@@ -10,8 +10,9 @@ from typing import Literal
 import numpy as np
 
 from ldm_jax import sharding
-from ldm_jax.config import ClipTextConditioning
+from ldm_jax.config import ClipTextConditioning, SdxlConditioning
 from ldm_jax.config.saved import differences
+from ldm_jax.data.latent_records import EMBEDDED
 from ldm_jax.data.latent_shards import Share, clear_others
 from ldm_jax.data.latent_source import LatentSource, WithPictures, misfit, open_latents
 from ldm_jax.data.latent_statistics import LatentSums, sum_latents
@@ -83,11 +84,15 @@ class LatentReader:
         assert isinstance(source, LatentSource)  # the workspace has opened them
         recipe, conditioning = source.manifest.recipe, self.work.experiment.conditioning
         changed = [*differences(recipe.autoencoder, autoencoder_fingerprint(params), "autoencoder")]
-        if isinstance(conditioning, ClipTextConditioning) and not conditioning.trainable and recipe.texts:
+        if (
+            isinstance(conditioning, ClipTextConditioning | SdxlConditioning)
+            and not conditioning.trainable
+            and recipe.texts
+        ):
             assert self.work.encode_caption is not None  # it takes prompts
             changed += differences(recipe.texts, texts_fingerprint(params, self.work.encode_caption), "texts")
         elif recipe.texts:
-            source = replace(source, left_out=frozenset({"context"}))
+            source = replace(source, left_out=frozenset(EMBEDDED))
         if changed:
             raise UserError(misfit(source, changed))
         return source
