@@ -182,7 +182,7 @@ def read_sentence_config(values: Mapping[str, Any], where: str) -> SentenceConfi
     options.only("type_vocab_size", 2)
     options.only("position_embedding_type", "absolute")
     options.ignore("attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout")  # of training
-    options.ignore("gradient_checkpointing", "initializer_range")
+    options.ignore("gradient_checkpointing", "bos_token_id", "eos_token_id")  # the marks are the tokenizer's
     skip_bookkeeping(options)
     return options.build(SentenceConfig, **fields)
 
