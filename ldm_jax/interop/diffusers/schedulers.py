@@ -18,7 +18,7 @@ from ldm_jax.diffusion.samplers.ddim import ddim
 from ldm_jax.diffusion.samplers.ddpm import ddpm
 from ldm_jax.diffusion.samplers.deis import deis
 from ldm_jax.diffusion.samplers.dpm_singlestep import dpm_solver_singlestep
-from ldm_jax.diffusion.samplers.dpm_solver import dpm_solver
+from ldm_jax.diffusion.samplers.dpm_solver import FEW_STEPS, dpm_solver
 from ldm_jax.diffusion.samplers.euler import euler, euler_ancestral, flow_renoising
 from ldm_jax.diffusion.samplers.grid import Grid
 from ldm_jax.diffusion.samplers.heun import heun
@@ -263,7 +263,7 @@ def _kdpm2(options: Options, request: Request) -> Sampler:
 
 def _dpm(options: Options, request: Request) -> Sampler:
     grid = _solver_grid(options, request, final_zero=options["algorithm_type"].endswith("++"))
-    choices = _dpm_choices(options)
+    choices = _dpm_choices(options) | {"lower_order_final": _order_falls(options, request)}
     choices["euler_at_final"] = options["euler_at_final"]
     return dpm_solver(grid, _solver_prediction(options), **choices)
 
@@ -289,6 +289,11 @@ def _dpm_choices(options: Options) -> dict[str, Any]:
         "lower_order_final": options["lower_order_final"],
         "clipping": clipping_of(options),
     }
+
+
+def _order_falls(options: Options, request: Request) -> bool:
+    """Whether the order falls towards the end of short runs; in diffusers the steps that are left out count too."""
+    return options["lower_order_final"] and (request.skip == 0 or request.num_sample_steps < FEW_STEPS)
 
 
 def _solver_grid(options: Options, request: Request, *, final_zero: bool = True) -> Grid:
@@ -332,7 +337,7 @@ def _deis(options: Options, request: Request) -> Sampler:
         _solver_grid(options, request),
         _solver_prediction(options),
         order=options["solver_order"],
-        lower_order_final=options["lower_order_final"],
+        lower_order_final=_order_falls(options, request),
         clipping=clipping_of(options),
     )
 
@@ -353,7 +358,8 @@ def _edm_dpm(options: Options, request: Request) -> Sampler:
     refuse(options, "algorithm_type", "dpmsolver++", "sde-dpmsolver++", "deis")
     if options["algorithm_type"] == "sde-dpmsolver++":
         refuse(options, "solver_order", 1, 2)
-    choices = _dpm_choices(options) | {"euler_at_final": options["euler_at_final"]}
+    falls = _order_falls(options, request)
+    choices = _dpm_choices(options) | {"lower_order_final": falls, "euler_at_final": options["euler_at_final"]}
     return dpm_solver(_rest(edm_grid(options, request.num_sample_steps), request), _edm_prediction(options), **choices)
 
 
