@@ -49,7 +49,7 @@ def convolve_filtering(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d
     """(1), with zeros around `x`; its width is a multiple of four."""
     kernels = [lax.optimization_barrier(_sum(row, [kernel[:, s : s + 1] for s in range(3)])) for row in _KERNEL]
 
-    def convolve(rows: Float[Array, "b rows w c"], padding: tuple[int, int]) -> Float[Array, "b rows w d"]:
+    def convolve(rows: Float[Array, "b rows w c"], padding: tuple[int, int]) -> Float[Array, "b kept w d"]:
         products = [
             lax.optimization_barrier(
                 lax.conv_general_dilated(v, k, (1, 1), (padding, (0, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -64,7 +64,7 @@ def convolve_filtering(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d
         return convolve(x, (1, 1))
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
 
-    def strip(begin: Int[Array, ""]) -> Float[Array, "b rows w d"]:
+    def strip(begin: Int[Array, ""]) -> Float[Array, "b kept w d"]:
         return convolve(lax.dynamic_slice_in_dim(padded, begin, rows + 2, axis=1), (0, 0))
 
     strips = lax.map(strip, jnp.arange(0, x.shape[1], rows))
