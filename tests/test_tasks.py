@@ -20,9 +20,10 @@ from tiny import CLASSES
 from ldm_jax.config import SamplingConfig, Unconditional
 from ldm_jax.data.given.files import to_float
 from ldm_jax.errors import UserError
-from ldm_jax.pictures import read_picture, to_uint8
+from ldm_jax.pictures import read_picture, save_picture, to_uint8
 from ldm_jax.sampling import command
 from ldm_jax.sampling.draw import Easel
+from ldm_jax.sampling.files import animate, picture_names
 from ldm_jax.sampling.flags import parse_sample
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session
@@ -345,6 +346,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "canvas": ({"image": "a", "outpaint": (("left=3",),)}, "width=11 is not divisible by"),
     "height": ({"height": 9}, "height=9 is not divisible by"),
     "large": ({"height": 80000}, "height=80000 must be at most 8192"),
+    "large crop": ({"image": "wide", "fit": "crop", "height": 80000}, "height=80000 must be at most 8192"),
+    "large canvas": ({"image": "a", "outpaint": (("left=80000000",),)}, "width=80000008 must be at most 8192"),
     "noise": ({"denoise": "a", "noise_level": -1.0}, "--noise-level=-1.0 must lie between 0 and 255"),
     "no noise": ({"denoise": "even"}, "no noise is seen in the picture"),
     "one frame": ({"seed_to": 3, "num_frames": 1}, "--frames=1 must be at least 2"),
@@ -391,6 +394,9 @@ EXCLUDED = [
     (["--no-paste"], "--no-paste goes with --mask or --outpaint"),
     (["--height", "0"], "--height=0 must be at least 1"),
     (["--seed-to", "-1"], "--seed-to=-1 must not be negative"),
+    (["--strength", "0"], "--strength goes with --image or --invert or --variations"),
+    (["--invert", "a", "--seed-to", "0"], "--seed-to and --invert exclude each other"),
+    (["--invert", "a", "--classifier", "c"], "--classifier and --invert exclude each other"),
 ]
 
 
@@ -398,6 +404,10 @@ EXCLUDED = [
 def test_flags_that_do_not_go_together(flags: list[str], message: str):
     with pytest.raises(UserError, match=re.escape(message)):
         parse_sample(["--model", "somewhere", *flags])
+
+
+def test_a_way_to_seed_0_is_a_way():
+    assert parse_sample(["--model", "somewhere", "--seed-to", "0", "--animate"]).seed_to == 0
 
 
 def test_maps_have_one_size(data_cache: Path, plain: Session):
@@ -424,6 +434,7 @@ ENDS_TO_END: dict[str, list[str]] = {
     "denoise": ["--denoise", "{a}", "--noise-level", "9"],
     "invert": ["--invert", "{a}", "--source-prompt", "a red circle", "--prompt", "a blue square"],
     "between": ["--image", "{a}", "--image-to", "{b}", "--frames", "3", "--animate", "--strength", "0.5"],
+    "strips": ["--prompt", "a red circle", "--strip-rows", "3"],
     "noises": ["--seed-to", "7", "--frames", "3", "--animate", "--width", "12", "--prompt", "a red circle"],
 }
 
@@ -452,6 +463,23 @@ def test_from_the_command_to_files_and_again(name: str, run: Path, files: Any, t
     pictures[0].unlink()
     command.draw(parse_sample(arguments), open_run)
     assert {path: path.read_bytes() for path in pictures} == before, "what is missing is drawn as it was"
+
+
+def test_an_animation_has_the_frames_of_one_strip(tmp_path: Path):
+    """Of two prompts that are the same, but for the seed that each names, there are two."""
+    pictures = [
+        PictureRequest(prompt="a", seed=seed, seed_to=7, fraction=f) for seed in (1, 2) for f in (0.0, 0.5, 1.0)
+    ]
+    request = DrawRequest(pictures=tuple(pictures))
+    for i, name in enumerate(picture_names(request)):
+        save_picture(np.full((SIDE, SIDE, 3), 40 * i, np.uint8), tmp_path / name, {})
+    found = animate(request, tmp_path)
+    assert [path.name for path in found] == [
+        f"a_seed{seed}.{kind}" for seed in ("1_0000", "2_0003") for kind in ("gif", "webp")
+    ]
+    for path in found:
+        with Image.open(Path(path)) as animation:
+            assert getattr(animation, "n_frames", 1) == 4
 
 
 def test_a_changed_file_is_refused(run: Path, files: Any, tmp_path: Path):  # noqa: F811

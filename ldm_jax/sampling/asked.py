@@ -7,6 +7,7 @@ from itertools import product
 
 from ldm_jax.data.given.shelf import Spec, inputs_checksum
 from ldm_jax.errors import UserError
+from ldm_jax.model import require_diffusion_of_pictures
 from ldm_jax.sampling.draw import can_guide
 from ldm_jax.sampling.picture_inputs import as_source
 from ldm_jax.sampling.prompt_files import PromptLine
@@ -88,7 +89,13 @@ def ask(
     Raises:
         UserError: what is given does not go together.
     """
+    require_diffusion_of_pictures(session.experiment)
     like = likeness(asked.pictures, session)
+    if like is not None and (asked.given or asked.heldout):
+        raise UserError(
+            "--variations is what this model of neighbours is given; leave --given and --heldout out, or tell a "
+            "--strength to start from the picture's latent"
+        )
     task, size = task_of(asked.pictures, session)
     height, width = (
         None if side == usual else side for side, usual in zip(size, session.model.image_shape, strict=False)

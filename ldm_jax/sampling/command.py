@@ -80,10 +80,8 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     base = to_place(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
     out = folder_for(base, request, origins) if command.out is None else to_place(command.out)
     files = draw_to_files(easel, origins, out=out, batch_size=command.batch_size, credit=session.credit)
-    if command.animate:
-        files += animate(request, out)
     easel.release()
-    return files
+    return [*files, *animate(request, out)] if command.animate else files
 
 
 def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
@@ -103,7 +101,7 @@ def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     given = command.run or command.model
     origin = found.origins.model if given is None else dataclasses.replace(found.origins.model, path=given)
     session, model = open_origin(dataclasses.replace(origin, **_given(command)), open_model)
-    session = session.in_strips(command.strip_rows)
+    session = session.in_strips(found.place.strip_rows if command.strip_rows is None else command.strip_rows)
     weaker, weaker_origin = None, found.origins.weaker
     if weaker_origin is not None:
         weaker, weaker_origin = open_weaker(weaker_origin.path, weaker_origin.step)
@@ -112,7 +110,8 @@ def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
         session, classifier_origin = _with_classifier(session, classifier_origin.path)
     origins = Origins(model=model, weaker=weaker_origin, classifier=classifier_origin)
     _require_same(source, found, origins)
-    drawn = Easel(session, found.request, weaker).draw_at(0, found.place)
+    place = found.place._replace(strip_rows=session.experiment.strip_rows)
+    drawn = Easel(session, found.request, weaker).draw_at(0, place)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_picture(drawn.image, out, describe(found.request, drawn, origins, session.credit))

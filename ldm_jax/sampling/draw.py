@@ -17,11 +17,9 @@ from ldm_jax.sampling.generate import Method, Request
 from ldm_jax.sampling.picture_inputs import PictureInputs
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session
-from ldm_jax.sampling.tasks.shelf import TaskShelf, picture_size
+from ldm_jax.sampling.sizes import check_size, latent_shape, picture_size
+from ldm_jax.sampling.tasks.shelf import TaskShelf
 from ldm_jax.training import processes
-
-LARGEST_SIDE = 8192
-"""Pixels along a side of a picture."""
 
 
 class BatchRow(NamedTuple):
@@ -30,6 +28,8 @@ class BatchRow(NamedTuple):
     batch_size: int
     row: int
     devices: int
+    strip_rows: int | None = None
+    """Rows of a feature map that the autoencoder computed at a time."""
 
 
 class Drawn(NamedTuple):
@@ -125,7 +125,8 @@ class Easel:
         for row, position in enumerate(positions):
             if position not in done:
                 image, note = rows[row]
-                yield Drawn(position, image, BatchRow(size, row, self._drawer.num_devices), note)
+                place = BatchRow(size, row, self._drawer.num_devices, self._session.experiment.strip_rows)
+                yield Drawn(position, image, place, note)
 
     def _batch(self, pictures: Sequence[PictureRequest]) -> list[tuple[UInt8[np.ndarray, "h w c"], str]]:
         """Draw pictures of one kind, each with what was found out about it."""
@@ -210,40 +211,6 @@ def check_picture(session: Session, picture: PictureRequest, weaker: Session | N
     check_size(session, picture_size(session, picture))
     if picture.prompt_to is not None and picture.prompt is None:
         raise UserError("an interpolation leads from one prompt to another: give --prompt beside --prompt-to")
-
-
-def latent_shape(session: Session, size: tuple[int, int]) -> tuple[int, ...] | None:
-    """Shape of the latent of a picture of another height and width than those of training; None for these."""
-    if size == session.model.image_shape[:2]:
-        return None
-    factor = session.experiment.first_stage.autoencoder.downsample_factor
-    return size[0] // factor, size[1] // factor, session.model.latent_shape[-1]
-
-
-def check_size(session: Session, size: tuple[int, int]) -> None:
-    """Refuse a size that the model's convolutions cannot halve as often as they do.
-
-    Raises:
-        UserError: naming the nearest sizes, or what the model is given that has one size alone.
-    """
-    experiment = session.experiment
-    if size == session.model.image_shape[:2]:
-        return
-    if not session.given.is_empty or experiment.denoiser.concat_channels:
-        tall, wide = session.model.image_shape[:2]
-        raise UserError(
-            f"{size[1]} x {size[0]} pixels: this model is given maps of its own size; leave it at {wide} x {tall}"
-        )
-    unit = experiment.first_stage.autoencoder.downsample_factor * 2 ** (len(experiment.denoiser.channel_mult) - 1)
-    for name, side in zip(("height", "width"), size, strict=True):
-        if side % unit or side < unit:
-            below = max(side // unit, 1) * unit
-            raise UserError(
-                f"{name}={side} is not divisible by {unit}, the autoencoder's factor times 2 for each further level of "
-                f"the denoiser; nearest usable: {below} and {below + unit}"
-            )
-        if side > LARGEST_SIDE:
-            raise UserError(f"{name}={side} must be at most {LARGEST_SIDE}")
 
 
 def check_weaker(session: Session, weaker: Session) -> None:

@@ -83,19 +83,20 @@ def slug(text: str) -> str:
 
 
 def animate(request: DrawRequest, out: Place) -> list[Place]:
-    """Write each strip of frames of a drawn request as animations beside its pictures; returns the files.
+    """Write each strip of frames of a drawn request as animations, named after its first; returns the files.
 
     Raises:
         UserError: they cannot be written.
     """
+    strips: list[list[Place]] = []
+    for picture, name in zip(request.pictures, picture_names(request), strict=True):
+        if picture.fraction == 0.0:
+            strips.append([])
+        strips[-1].append(out / name)
     files: list[Place] = []
-    named = zip(request.pictures, picture_names(request), strict=True)
     try:
-        for _, group in groupby(named, key=lambda entry: _row(entry[0])):
-            frames = [(picture, read_picture(out / name)[0]) for picture, name in group]
-            first = frames[0][0]
-            stem = f"{slug(first.prompt or first.class_label or '')}seed{first.seed}_noise{first.index:04d}"
-            files += write_animations([image for _, image in frames], out / stem)
+        for strip in strips:
+            files += write_animations([read_picture(path)[0] for path in strip], out / strip[0].stem)
     except OSError as error:
         raise UserError(f"cannot write animations to {out} ({error}); choose another folder: --out DIR") from error
     return files

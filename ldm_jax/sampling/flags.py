@@ -231,6 +231,7 @@ _EXCLUDE = (
     ("outpaint", "height"),
     ("outpaint", "width"),
     ("prompt_to", "image_to"),
+    ("classifier", "invert"),
 )
 
 
@@ -238,7 +239,8 @@ def _check_task(command: SampleCommand) -> None:
     """Refuse flags of tasks that do not go together."""
 
     def is_said(name: str) -> bool:
-        return getattr(command, name) not in (None, (), False)
+        value = getattr(command, name)
+        return value is not None and value is not False and value != ()
 
     said = [name for name in _STARTS if is_said(name)]
     if len(said) > 1:
@@ -254,7 +256,7 @@ def _check_task(command: SampleCommand) -> None:
     if not command.paste and not (command.mask or command.outpaint):
         raise UserError("--no-paste goes with --mask or --outpaint")
     for name in ("height", "width"):
-        if is_said(name) or getattr(command, name) == 0:
+        if is_said(name):
             check_numbers(**{name: (getattr(command, name),)})
     if command.seed_to is not None:
         _check_seed(command.seed_to, "--seed-to")

@@ -7,6 +7,7 @@ from itertools import chain
 from ldm_jax.config import Neighbours
 from ldm_jax.errors import UserError
 from ldm_jax.sampling.session import Session
+from ldm_jax.sampling.sizes import check_size
 from ldm_jax.sampling.tasks.denoising import estimate_noise
 from ldm_jax.sampling.tasks.pictures import absolute, canvas_size, read_pictures
 from ldm_jax.sampling.tasks.task import SIDES, Fit, PictureTask
@@ -53,6 +54,7 @@ def task_of(asked: AskedTask, session: Session) -> tuple[PictureTask | None, tup
     if task is None:
         return None, size
     size = canvas_size(task) or size
+    check_size(session, size)  # before pictures are made as large
     pictures = read_pictures(task, size, channels)
     if task.kind == "denoise" and task.noise_level is None:
         task = dataclasses.replace(task, noise_level=estimate_noise(pictures.image))

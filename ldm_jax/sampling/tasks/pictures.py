@@ -98,7 +98,7 @@ def _of_size(path: str, what: str, size: tuple[int, int], channels: int, fit: Fi
 
 
 def _read_mask(path: str, size: tuple[int, int], task: PictureTask) -> Bool[np.ndarray, "h w"]:
-    mask = _of_size(path, "the mask, white where is painted", size, 1, task.fit)[..., 0] >= 128
+    mask = _of_size(path, "the mask (white where it is painted)", size, 1, task.fit)[..., 0] >= 128
     if not mask.any():
         raise UserError(f"{path} has no white pixel: there is nothing to paint; make the part white that is to change")
     return mask

@@ -14,6 +14,7 @@ from ldm_jax.errors import UserError
 from ldm_jax.sampling.batches import TaskBatch
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session
+from ldm_jax.sampling.sizes import picture_size
 from ldm_jax.sampling.tasks.denoising import latent_noise, num_steps_from, timestep_of
 from ldm_jax.sampling.tasks.image_to_image import num_skipped
 from ldm_jax.sampling.tasks.inpainting import latent_hole, paste
@@ -112,9 +113,3 @@ class TaskShelf:
         )
         config: SamplingConfig = dataclasses.replace(self._config, num_sample_steps=steps, sigmas="schedule")
         return session.sampler(config, first=t)
-
-
-def picture_size(session: Session, picture: PictureRequest) -> tuple[int, int]:
-    """Height and width of a picture in pixels."""
-    height, width = session.model.image_shape[:2]
-    return picture.height or height, picture.width or width
