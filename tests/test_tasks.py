@@ -134,7 +134,7 @@ def test_all_steps_start_from_noise_with_the_little_signal_that_the_schedule_lea
     one = easel(plain, image=files["a"], strength=1.0)
     task = one.request.pictures[0].task
     assert task is not None
-    start, schedule = one._tasks.samplers(task).sampler.start, plain.model.schedule
+    start, schedule = one._tasks.samplers(task, plain.params).sampler.start, plain.model.schedule
     np.testing.assert_allclose([start.alpha, start.sigma], [schedule.alpha[-1], schedule.sigma[-1]], rtol=1e-6)
     assert float(start.alpha) < 0.1
 

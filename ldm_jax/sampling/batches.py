@@ -55,6 +55,11 @@ class BatchDrawer:
         self._weaker = None if weaker is None else sharding.place(self._mesh, weaker.params)
 
     @property
+    def params(self) -> Params:
+        """The parameters as they lie on the devices."""
+        return self._params
+
+    @property
     def num_devices(self) -> int:
         """Devices that a batch is split over."""
         return sharding.num_batch_shards(self._mesh)

@@ -159,7 +159,7 @@ class Easel:
         if first.task is None:
             return [(image, "") for image in self._drawer.draw(request, method, seeds, index)]
         source = self._inputs.source(pictures) if first.task.kind == "invert" else None
-        arrays, samplers = self._tasks.arrays(pictures, source), self._tasks.samplers(first.task)
+        arrays, samplers = self._tasks.arrays(pictures, source), self._tasks.samplers(first.task, self._drawer.params)
         batch = self._drawer.draw_task(request, method, first.task.kind, samplers, arrays, seeds, index)
         tasks = [picture.task or first.task for picture in pictures]
         return [self._tasks.finish(task, batch, row) for row, task in enumerate(tasks)]

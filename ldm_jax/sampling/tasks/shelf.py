@@ -11,6 +11,7 @@ from ldm_jax.conditioning.conditions import Inputs
 from ldm_jax.config import SamplingConfig
 from ldm_jax.diffusion.samplers import Sampler, make_inversion
 from ldm_jax.errors import UserError
+from ldm_jax.model import Params
 from ldm_jax.sampling.batches import TaskBatch
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session
@@ -55,10 +56,11 @@ class TaskShelf:
         """The picture of a task, with grey holes."""
         return self._pictures[task].shown()
 
-    def samplers(self, task: PictureTask) -> TaskSamplers:
-        """Ways between noise and latent; of a noisy picture the level of its noise is measured first."""
+    def samplers(self, task: PictureTask, params: Params) -> TaskSamplers:
+        """Ways between noise and latent; of a noisy picture the level of its noise is measured first, with parameters
+        that lie on the model's devices."""
         if task not in self._samplers:
-            self._samplers[task] = TaskSamplers(self._from_own_noise(task))
+            self._samplers[task] = TaskSamplers(self._from_own_noise(task, params))
         return self._samplers[task]
 
     def arrays(self, pictures: Sequence[PictureRequest], source: Inputs | None) -> TaskArrays:
@@ -102,10 +104,10 @@ class TaskShelf:
         if self._config.sampler == "pndm":
             raise UserError("sampler=pndm needs at least 4 steps, which a noisy picture may not have; use another one")
 
-    def _from_own_noise(self, task: PictureTask) -> Sampler:
+    def _from_own_noise(self, task: PictureTask, params: Params) -> Sampler:
         session, schedule = self._session, self._session.model.schedule
         assert task.noise_level is not None
-        tau = latent_noise(session.model, session.params, picture_input(self._pictures[task].image), task.noise_level)
+        tau = latent_noise(session.model, params, picture_input(self._pictures[task].image), task.noise_level)
         t = timestep_of(schedule, tau)
         steps = num_steps_from(t, schedule, self._config.num_sample_steps)
         self._notes[task] = (
