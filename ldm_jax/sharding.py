@@ -10,8 +10,9 @@ The `constants` of a state are whole on every device: nothing lies beside them, 
 cost more than they take. Optimizer moments and moving averages have their parameter's path as the tail of their own:
 the same rules place them.
 
-A step makes whole what `fsdp` splits before it computes with it (`gather`), so that the partitioner has no choice but
-to split activations by samples. Left to itself it also splits them by channels, and gathers those.
+A step makes whole what it trains of what `fsdp` splits before it computes with it (`make_gather`), so that the
+partitioner has no choice but to split activations by samples. Left to itself, as with frozen parameters, it also splits
+them by channels, and gathers those.
 
 Where the devices lie in several slices (TPU slices, or GPU hosts, joined by a slower network), one axis crosses them,
 the one that `MeshConfig.across_slices` names, and the others stay inside.

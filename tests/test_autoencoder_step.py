@@ -15,7 +15,7 @@ from ldm_jax.autoencoder.perceptual import Lpips
 from ldm_jax.config import AutoencoderVQConfig, FirstStageConfig, PerceptualConfig
 from ldm_jax.model import make_model
 from ldm_jax.nn.apply import apply
-from ldm_jax.training.autoencoder_step import make_autoencoder_loss, reconstruction_distance
+from ldm_jax.training.autoencoder_step import _pull_back_to_last_layer, make_autoencoder_loss, reconstruction_distance
 
 ROOT = rng.root_key(0)
 
@@ -66,6 +66,25 @@ def test_the_parts_are_told_and_add_up(trial):
     assert float(loss) == pytest.approx(float(metrics["reconstruction"] + metrics["regulariser"]), rel=1e-5)
     assert {"kl", "posterior_std"} < set(metrics) or {"perplexity", "codebook_loss"} < set(metrics)
     assert all(np.ndim(value) == 0 and np.isfinite(value) for value in metrics.values())
+
+
+def test_gradients_of_the_last_layer_are_in_float32_also_of_a_kernel_in_bfloat16():
+    """As it is where it was gathered from several devices."""
+    numbers = np.random.default_rng(0)
+    x = jnp.asarray(numbers.normal(size=(2, 4, 4, 8)), jnp.bfloat16)
+    kernel, gradient = (jnp.asarray(numbers.normal(size=s), jnp.bfloat16) for s in ((8, 3), (2, 4, 4, 3)))
+
+    def reconstruct(autoencoder: Any) -> Any:
+        taken = autoencoder["decoder"]["conv_out"]["kernel"].astype(jnp.bfloat16)
+        return (x @ taken).astype(jnp.float32), None, {}
+
+    def pulled(dtype: Any) -> jax.Array:
+        autoencoder = {"decoder": {"conv_out": {"kernel": kernel.astype(dtype)}}}
+        return _pull_back_to_last_layer(reconstruct, autoencoder)(gradient.astype(jnp.float32))
+
+    whole, gathered = pulled(jnp.float32), pulled(jnp.bfloat16)
+    assert gathered.dtype == jnp.float32
+    np.testing.assert_array_equal(gathered, whole)
 
 
 @pytest.mark.parametrize("kind", ["l1", "l2"])

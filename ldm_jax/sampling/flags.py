@@ -258,6 +258,8 @@ def _check_task(command: SampleCommand) -> None:
     for name in ("height", "width"):
         if is_said(name):
             check_numbers(**{name: (getattr(command, name),)})
+    if command.strip_rows is not None:
+        check_numbers(strip_rows=(command.strip_rows,))
     if command.seed_to is not None:
         _check_seed(command.seed_to, "--seed-to")
 

@@ -157,11 +157,13 @@ def _discriminator_term(
 def _pull_back_to_last_layer(reconstruct: Reconstruct, autoencoder: Params) -> Callable[[Pictures], Array]:
     """From gradients with respect to reconstructions to those with respect to the kernel of the decoder's last layer.
 
-    The reconstruction is that of the loss itself, which the compiler computes once.
+    The reconstruction is that of the loss itself, which the compiler computes once. They are in float32, whose norm has
+    all its bits, also where the kernel was gathered from several devices in fewer.
     """
     kernel: Any = autoencoder
     for name in LAST_LAYER:
         kernel = kernel[name]
+    kernel = kernel.astype(jnp.float32)
     _, pull_back = jax.vjp(lambda kernel: reconstruct(_with(autoencoder, LAST_LAYER, kernel))[0], kernel)
     return lambda gradient: pull_back(gradient)[0]
 
