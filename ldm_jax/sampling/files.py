@@ -179,7 +179,7 @@ def _write_grid(easel: Easel, paths: Sequence[Place], grid: Place, credit: str) 
     return sum(map(len, rows))
 
 
-def _row(picture: PictureRequest) -> tuple[str, int | None, tuple[str, ...]]:
+def _row(picture: PictureRequest) -> tuple[str, tuple[int, int] | None, tuple[str, ...]]:
     """Label of a picture's row, the noise of a strip of frames, which is a row of its own, and what it is given."""
     words = picture.prompt or picture.class_label or spec_label(picture.given)
     if not words and picture.task is not None:
@@ -189,4 +189,4 @@ def _row(picture: PictureRequest) -> tuple[str, int | None, tuple[str, ...]]:
     ends = [words] if words else []
     ends += [] if picture.prompt_to is None else [picture.prompt_to]
     ends += [] if picture.seed_to is None else [f"seed {picture.seed} → {picture.seed_to}"]
-    return " → ".join(ends), picture.index, picture.given
+    return " → ".join(ends), (picture.seed, picture.index), picture.given
