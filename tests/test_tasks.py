@@ -394,6 +394,7 @@ EXCLUDED = [
     (["--no-paste"], "--no-paste goes with --mask or --outpaint"),
     (["--height", "0"], "--height=0 must be at least 1"),
     (["--seed-to", "-1"], "--seed-to=-1 must not be negative"),
+    (["--image", "a", "--outpaint", "left=4", "--fit", "crop"], "--fit and --outpaint exclude each other"),
     (["--strength", "0"], "--strength goes with --image or --invert or --variations"),
     (["--invert", "a", "--seed-to", "0"], "--seed-to and --invert exclude each other"),
     (["--invert", "a", "--classifier", "c"], "--classifier and --invert exclude each other"),

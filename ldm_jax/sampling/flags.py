@@ -253,6 +253,8 @@ def _check_task(command: SampleCommand) -> None:
             raise UserError(f"{_flag(one)} and {_flag(other)} exclude each other")
     if command.fit != "exact" and not said:
         raise UserError(f"--fit goes with {' or '.join(map(_flag, _STARTS))}")
+    if command.fit != "exact" and command.outpaint:
+        raise UserError("--fit and --outpaint exclude each other: the canvas is made for the picture as it is")
     if not command.paste and not (command.mask or command.outpaint):
         raise UserError("--no-paste goes with --mask or --outpaint")
     for name in ("height", "width"):

@@ -263,8 +263,8 @@ def _kdpm2(options: Options, request: Request) -> Sampler:
 
 def _dpm(options: Options, request: Request) -> Sampler:
     grid = _solver_grid(options, request, final_zero=options["algorithm_type"].endswith("++"))
-    choices = _dpm_choices(options) | {"lower_order_final": _order_falls(options, request)}
-    choices["euler_at_final"] = options["euler_at_final"]
+    choices = _dpm_choices(options)
+    choices |= {"lower_order_final": _order_falls(options, request), "euler_at_final": options["euler_at_final"]}
     return dpm_solver(grid, _solver_prediction(options), **choices)
 
 
