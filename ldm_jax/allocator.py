@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 _VARIABLE, _HUGE_PAGES, _ARENAS = "GLIBC_TUNABLES", "glibc.malloc.hugetlb", "glibc.malloc.arena_max"
+_BEGUN_AGAIN = "LDM_JAX_BEGUN_AGAIN"
 _STATE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -27,9 +28,10 @@ def tune_allocator() -> None:
     """
     given = os.environ.get(_VARIABLE, "")
     wanted = [f"{name}={value}" for name, value in _settings().items() if name not in given]
-    if wanted:
-        tunables = ":".join(filter(None, [given, *wanted]))
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, _VARIABLE: tunables})
+    begun_again = os.environ.pop(_BEGUN_AGAIN, None)  # a Python with privileges of its own never sees the settings
+    if wanted and begun_again is None:
+        environment = {_VARIABLE: ":".join(filter(None, [given, *wanted])), _BEGUN_AGAIN: "1"}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **environment})
 
 
 def are_huge_pages_used() -> bool:

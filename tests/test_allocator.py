@@ -51,6 +51,14 @@ def test_what_is_not_set_is_set(
     assert [environment["GLIBC_TUNABLES"] for environment in begun_again] == [then]
 
 
+def test_it_begins_again_but_once(begun_again: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator.tune_allocator()
+    lost = {name: value for name, value in begun_again[0].items() if name != "GLIBC_TUNABLES"}
+    monkeypatch.setattr(os, "environ", lost)
+    allocator.tune_allocator()
+    assert len(begun_again) == 1
+
+
 @pytest.mark.parametrize("value", ["0", "1"])
 def test_what_the_environment_says_is_left(
     begun_again: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, value: str
