@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 NUM_DEVICES = 8
 
@@ -19,6 +20,9 @@ os.environ.setdefault(
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+settings.register_profile("patient", deadline=None)  # the first example compiles, and the machine may be busy
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

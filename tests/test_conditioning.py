@@ -27,7 +27,7 @@ TOKENS = np.array([[1, 7, 8, 9, 2, 0], [1, 7, 2, 0, 0, 0], [1, 2, 0, 0, 0, 0]])
 drop_some = compiled(drop_inputs)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.booleans(), min_size=4, max_size=4))
 def test_exactly_the_chosen_samples_lose_their_condition(drop: list[bool]) -> None:
     inputs = {"tokens": np.arange(12).reshape(4, 3) + 100, "class_labels": np.arange(4) + 50}

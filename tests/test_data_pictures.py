@@ -151,7 +151,7 @@ def test_a_real_bomb_is_refused_unread(tmp_path):
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]), st.sampled_from([1, 8, 32]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_size_becomes_square(width, height, channels, size):
     picture = fit_square(Image.new("RGB", (width, height), RED), size, channels)
     array = to_array(picture)

@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_batches_and_another_does_not():
 
 
 @given(size=st.integers(1, 60), batch=st.integers(1, 60), seed=st.integers(0, 2**63))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_every_epoch_is_a_permutation(size, batch, seed):
     batch = min(batch, size)
     seen = order(PictureSource(size), -(-3 * size // batch), batch_size=batch, seed=seed)

@@ -201,7 +201,7 @@ def test_a_file_with_names_from_both_times_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", DRAWS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(random=st.randoms(use_true_random=False))
 def test_any_configuration_comes_back(kind: str, random: Random) -> None:
     autoencoder = read(DRAWS[kind](random))

@@ -99,7 +99,7 @@ def constructed(target: str, dd: dict, embed_dim: int) -> dict[str, tuple[int, .
     return shapes if target == KL else shapes | {"quantize.embedding.weight": (7, embed_dim)}
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     st.sampled_from([KL, VQ]),
     st.lists(st.integers(1, 3), min_size=1, max_size=3),

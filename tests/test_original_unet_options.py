@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_original_unet import TINY, options, unet
 
@@ -132,7 +132,6 @@ def test_channels_besides_the_latent_are_concatenated() -> None:
 # --- back ------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(options(), st.sampled_from([{}, {"num_heads_upsample": 2}]))
 def test_options_there_and_back_describe_the_same_network(o: dict[str, Any], changes: dict) -> None:
     there = unet_from_options(Options(o | changes, "f"))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm_jax.errors import UserError
@@ -205,7 +205,6 @@ plain = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(value=plain, protocol=st.integers(0, 5))
 def test_plain_data_is_read_as_python_reads_it(value: Any, protocol: int):
     if protocol < 2 and b"copy_reg" in pickle.dumps(value, protocol):  # protocol 0 has no sets
@@ -218,7 +217,6 @@ def test_plain_data_is_read_as_python_reads_it(value: Any, protocol: int):
     assert stream.read() == b"rest"
 
 
-@settings(deadline=None)
 @given(data=st.binary(max_size=60), cut=st.integers(0, 100))
 def test_any_bytes_give_plain_data_or_an_error(data: bytes, cut: int):
     valid = pickle.dumps({"a": [1, 2.5, (None, "b")], "c": OrderedDict(x={1})}, 2)

@@ -24,7 +24,7 @@ def integrated_kl(mean: float, logvar: float) -> float:
     return np.trapezoid(np.exp(log_q) * (log_q - log_p), z) / np.sqrt(2 * np.pi)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(mean=st.floats(-3, 3), logvar=st.floats(-6, 3))
 def test_the_divergence_is_the_integral(mean: float, logvar: float) -> None:
     divergence = kl(np.full((1, 1, 1), mean), np.full((1, 1, 1), logvar))

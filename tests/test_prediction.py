@@ -29,7 +29,7 @@ def at(schedule, t):
     return add_noise(schedule, Z0, EPSILON, index), *schedule.at(index)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.sampled_from(TYPES), st.integers(0, LAST))
 def test_a_perfect_prediction_gives_back_data_and_noise(kind: str, t: int) -> None:
     zt, alpha, sigma = at(PLAIN, t)
@@ -38,7 +38,7 @@ def test_a_perfect_prediction_gives_back_data_and_noise(kind: str, t: int) -> No
     np.testing.assert_allclose(to_epsilon(kind, prediction, zt, alpha, sigma), EPSILON, atol=3e-5)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.sampled_from(TYPES), st.sampled_from(TYPES), st.integers(0, LAST))
 def test_conversion_there_and_back_is_the_identity(source: str, target: str, t: int) -> None:
     zt, alpha, sigma = at(PLAIN, t)
@@ -48,7 +48,7 @@ def test_conversion_there_and_back_is_the_identity(source: str, target: str, t: 
     np.testing.assert_allclose(back, prediction, atol=2e-4)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.sampled_from(TYPES), st.sampled_from(TYPES), st.integers(0, LAST))
 def test_conversion_of_a_perfect_prediction_is_perfect(source: str, target: str, t: int) -> None:
     zt, alpha, sigma = at(PLAIN, t)

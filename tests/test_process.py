@@ -41,7 +41,7 @@ def test_posterior_is_pytorchs() -> None:
     np.testing.assert_allclose(variance, golden["variance"], rtol=2e-4)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 999), st.integers(1, 1000))
 def test_posterior_is_bayes_rule(t: int, distance: int) -> None:
     """q(z_s | z_t, z_0) is proportional to q(z_t | z_s) q(z_s | z_0): a product of two Gaussians, here in float64."""

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import save, save_file
@@ -39,7 +39,6 @@ def message_of(path: Path) -> str:
     return message.removeprefix(f"{path} is damaged: ").removesuffix("; download or copy it again")
 
 
-@settings(deadline=None)
 @given(
     tensors=st.dictionaries(
         st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),
@@ -178,7 +177,6 @@ def test_a_header_that_does_not_add_up(tmp_path: Path, header: Any, data: bytes,
     assert message_of(with_header(tmp_path / "a.safetensors", header, data)).startswith(problem)
 
 
-@settings(deadline=None)
 @given(cut=st.integers(0, 10**6), flip=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_any_damage_is_an_error_or_other_values(
     cut: int, flip: int, bit: int, tmp_path_factory: pytest.TempPathFactory

@@ -253,7 +253,6 @@ def test_every_sampler_of_the_configuration_exists_and_no_other() -> None:
 # --- timesteps -------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.integers(1, 1000), st.data(), st.sampled_from(["leading", "trailing", "linspace"]))
 def test_timesteps_fall_strictly_within_the_schedule(total: int, data, spacing: str) -> None:
     steps = data.draw(st.integers(1, total))
@@ -280,7 +279,7 @@ def test_spacings(spacing: str, offset: int, expected: list[int]) -> None:
     assert spaced_times(1000, 4, spacing, end_clean=False).t_next[-1] == 0
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 1000), st.floats(0, 1), st.booleans())
 def test_coefficients_are_finite_and_keep_the_noise_level(steps: int, eta: float, end_clean: bool) -> None:
     times = spaced_times(1000, steps, end_clean=end_clean)

@@ -39,7 +39,7 @@ def test_a_seal_is_read_as_it_was_written(whole: Path):
     check(whole)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_is_named(whole: Path, tmp_path: Path, data: st.DataObject):
     shutil.rmtree(tmp_path / "copy", ignore_errors=True)
@@ -65,7 +65,7 @@ def test_any_damage_is_named(whole: Path, tmp_path: Path, data: st.DataObject):
 
 
 @given(gone=st.sets(st.sampled_from(["_META", "model/d/a", "model/m", "training/d/b", "empty"]), min_size=1))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_half_deleted_checkpoint_is_named(whole: Path, tmp_path: Path, gone: set[str]):
     shutil.rmtree(tmp_path / "copy", ignore_errors=True)
     root = Path(shutil.copytree(whole, tmp_path / "copy"))

@@ -170,7 +170,7 @@ def test_the_smallest_parameter_that_is_split() -> None:
     assert parameter_spec(LAYER, (MIN_FSDP_SIZE - 8,), FSDP) == P(None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.lists(st.integers(1, 512), max_size=4).map(tuple),
     layer=st.sampled_from(["query", "out", "dense_0", "dense_1", "conv_0", "conv_1", "skip", "norm_out"]),

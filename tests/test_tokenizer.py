@@ -79,7 +79,7 @@ def test_other_scripts_come_through_although_no_caption_had_them(text: str) -> N
     assert TOKENIZER.decode(tokens).strip() == TOKENIZER.normalizer.normalize_str(text)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(st.characters(blacklist_categories=("Cs",)), max_size=40))
 def test_any_text_fits_and_round_trips(text: str) -> None:
     tokens = LONG(text)

@@ -74,7 +74,7 @@ SPELLED = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(UNICODE | SPELLED.map("".join))
 def test_any_text_has_tokens_and_a_saved_tokenizer_gives_the_same(text: str) -> None:
     tokens = ENCODE(text)

@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch_files import (
     STORAGE_NAMES,
@@ -58,7 +58,6 @@ def views(draw: st.DrawFn) -> FakeTensor:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@settings(deadline=None)
 @given(tensor=views())
 def test_every_view_of_every_type(kind: str, tensor: FakeTensor, tmp_path_factory: pytest.TempPathFactory):
     path = WRITERS[kind](tmp_path_factory.mktemp("files") / "a.ckpt", {"state_dict": OrderedDict(x=tensor)})
@@ -347,7 +346,6 @@ def test_a_pickle_of_something_else(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@settings(deadline=None)
 @given(cut=st.integers(0, 10**6), flip=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_any_damage_is_an_error_or_other_values(
     kind: str, cut: int, flip: int, bit: int, tmp_path_factory: pytest.TempPathFactory

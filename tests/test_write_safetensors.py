@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import load_file
@@ -30,7 +30,6 @@ def message_of(path: Path, tensors: Any, **options: Any) -> str:
     return str(caught.value)
 
 
-@settings(deadline=None)
 @given(
     tensors=st.dictionaries(
         st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),
@@ -211,7 +210,6 @@ def test_a_tensor_larger_than_a_shard_has_its_own(tmp_path: Path):
     assert [len(load_file(path)) for path in sorted(tmp_path.glob("*.safetensors"))] == [1, 2, 1]
 
 
-@settings(deadline=None)
 @given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=9), limit=st.integers(1, 40))
 def test_shards_are_full_and_lose_nothing(sizes: list[int], limit: int, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("files")
