@@ -35,8 +35,8 @@ def file_checksum(path: Place, *, sync: bool = False) -> list[int]:
 
 
 def write_sealed(path: Place, values: dict[str, Any]) -> None:
-    """Write a JSON object with its own checksum under `crc32`, whole or not at all."""
-    write_atomically(path, json.dumps({**values, "crc32": json_checksum(values)}, indent=1) + "\n")
+    """Write a JSON object with its own checksum under `crc32`, whole or not at all; without its last byte it is none."""
+    write_atomically(path, json.dumps({**values, "crc32": json_checksum(values)}, indent=1))
 
 
 def read_sealed(path: Place) -> dict[str, Any]:
