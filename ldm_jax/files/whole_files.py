@@ -35,7 +35,7 @@ def file_checksum(path: Place, *, sync: bool = False) -> list[int]:
 
 
 def write_sealed(path: Place, values: dict[str, Any]) -> None:
-    """Write a JSON object with its own checksum under `crc32`, whole or not at all; without its last byte it is none."""
+    """Write a JSON object with its own checksum under `crc32`, whole or not at all; its last byte counts too."""
     write_atomically(path, json.dumps({**values, "crc32": json_checksum(values)}, indent=1))
 
 

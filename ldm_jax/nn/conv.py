@@ -17,7 +17,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.dense import spread
-from ldm_jax.nn.winograd import convolve_filtering, has_quick_filtering
 
 Padding: TypeAlias = tuple[tuple[int, int], ...]
 """Zeros before and after each spatial axis."""
@@ -58,21 +57,15 @@ def convolve(
 ) -> Float[Array, "b *positions d"]:
     """The sum in (1); a kernel of one position is a matrix product.
 
-    XLA's convolution is used for all others, but on a CPU where `has_quick_filtering`, and its derivatives but one: see
-    `has_quick_products`.
+    XLA's convolution is used for all others, and its derivatives but one: see `has_quick_products`.
     """
     if all(size == 1 for size in kernel.shape[:-2]):
         return x @ kernel.reshape(kernel.shape[-2:])
     *sizes, _, _ = kernel.shape
-    around = _same(kernel) if padding is None else tuple(padding)
+    around = tuple(((size - 1) // 2, size // 2) for size in sizes) if padding is None else tuple(padding)
     if strides is None and has_quick_products(kernel):
         return _convolve_by_one(x, kernel, around)
     return _convolve(x, kernel, tuple(strides or (1,) * len(sizes)), around)
-
-
-def _same(kernel: Float[Array, "..."]) -> Padding:
-    """The padding that keeps the resolution."""
-    return tuple(((size - 1) // 2, size // 2) for size in kernel.shape[:-2])
 
 
 def has_quick_products(kernel: Float[Array, "..."]) -> bool:
@@ -97,18 +90,14 @@ def _convolve(
 def _convolve_by_one(
     x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."], padding: Padding
 ) -> Float[Array, "b *positions d"]:
-    """(1) with stride 1, formulated for the platform, and so is the gradient of its kernel."""
-    by_xla = partial(_convolve, strides=(1,) * len(padding), padding=padding)
-    if padding != _same(kernel) or not has_quick_filtering(x, kernel):
-        return by_xla(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=convolve_filtering, default=by_xla)
+    """(1) with stride 1; the gradient of its kernel is formulated for the platform."""
+    return _convolve(x, kernel, (1,) * len(padding), padding)
 
 
 def _forward(
     x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."], padding: Padding
 ) -> tuple[Float[Array, "b *positions d"], tuple[Array, Array]]:
-    # In whole training steps filtering gains nothing, and takes longer to compile.
-    return _convolve(x, kernel, (1,) * len(padding), padding), (x, kernel)
+    return _convolve_by_one(x, kernel, padding), (x, kernel)
 
 
 def _backward(
