@@ -92,6 +92,10 @@ class LatentDiffusion:
         """Autoencoder's latents to the denoiser's (1)."""
         return (z - params["latent"]["mean"]) / params["latent"]["std"]
 
+    def likeliest_latent(self, params: Params, image: Float[Array, "b *spatial c"]) -> Float[Array, "b *latent z"]:
+        """The denoiser's latents of pictures in [-1, 1] at the mode of their posterior."""
+        return self.normalize(params, self.encode(params, image).mode())
+
     def condition(
         self, params: Params, inputs: Inputs, *, train: bool = False, dropout_key: Key[Array, ""] | None = None
     ) -> Conditions:
@@ -104,7 +108,7 @@ class LatentDiffusion:
             conditions = apply(self.conditioner, params["conditioner"], inputs, key=dropout_key, train=train)
         given = {name: inputs[name] for name in self._plain_inputs(1) if name in inputs}
         if self.masked is not None and "masked" in inputs:
-            latents = self.normalize(params, self.encode(params, inputs["masked"]).mode())
+            latents = self.likeliest_latent(params, inputs["masked"])
             given["concat"] = masked_channels(latents, inputs["mask"], self.masked.order)
         return conditions._replace(**given)
 

@@ -24,6 +24,12 @@ def to_uint8(image: Float[np.ndarray, "*batch h w c"]) -> UInt8[np.ndarray, "*ba
     return np.clip(np.rint((np.asarray(image, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
+def psnr(mean_square: Float[np.ndarray, "*b"] | float, peak: float) -> Float[np.ndarray, "*b"]:
+    """Peak signal to noise ratio 10 log10(peak^2 / mean_square) in dB; infinite where there is no error."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(10 * np.log10(peak**2 / np.asarray(mean_square, np.float64)))
+
+
 def pixels_digest(image: UInt8[np.ndarray, "h w c"]) -> str:
     """SHA-256 of the shape and the values of an 8-bit picture."""
     return hashlib.sha256(f"{image.shape};".encode() + image.tobytes()).hexdigest()

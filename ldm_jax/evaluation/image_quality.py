@@ -12,6 +12,7 @@ same weight, sample covariances, every channel for itself, and windows that lie 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from ldm_jax import pictures
 from ldm_jax.errors import UserError
 
 _WINDOW = 7
@@ -21,8 +22,7 @@ _C1, _C2 = (255 * 0.01) ** 2, (255 * 0.03) ** 2
 def psnr(first: UInt8[np.ndarray, "b h w c"], second: UInt8[np.ndarray, "b h w c"]) -> Float[np.ndarray, " b"]:
     """Peak signal to noise ratio in dB (1); infinite for equal pictures."""
     error = ((first.astype(np.float64) - second) ** 2).mean((1, 2, 3))
-    with np.errstate(divide="ignore"):
-        return 10 * np.log10(255**2 / error)
+    return pictures.psnr(error, 255.0)
 
 
 def ssim(first: UInt8[np.ndarray, "b h w c"], second: UInt8[np.ndarray, "b h w c"]) -> Float[np.ndarray, " b"]:

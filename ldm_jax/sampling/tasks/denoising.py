@@ -53,8 +53,8 @@ def latent_noise(
 def _spread(model: LatentDiffusion) -> Callable[..., Float[Array, ""]]:
     def spread(params: Params, image: Float[Array, "1 h w c"], strength: Float[Array, ""]) -> Float[Array, ""]:
         noise = rng.normal(rng.sample_keys(rng.named_key(rng.root_key(0), "probe"), jnp.arange(1)), image.shape[1:])
-        with_noise, without = (model.encode(params, x).mode() for x in (image + strength * noise, image))
-        return jnp.std((with_noise - without) / params["latent"]["std"])
+        with_noise, without = (model.likeliest_latent(params, x) for x in (image + strength * noise, image))
+        return jnp.std(with_noise - without)
 
     return jax.jit(spread)
 

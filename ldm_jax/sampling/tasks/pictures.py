@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps
 
-from ldm_jax.data.given.files import read_bytes, refuse_alpha, to_float
+from ldm_jax.data.given.files import read_bytes, refuse_alpha
 from ldm_jax.data.given.shelf import inputs_checksum
 from ldm_jax.data.pictures import open_picture, to_array
 from ldm_jax.errors import UserError
@@ -102,8 +102,3 @@ def _read_mask(path: str, size: tuple[int, int], task: PictureTask) -> Bool[np.n
     if not mask.any():
         raise UserError(f"{path} has no white pixel: there is nothing to paint; make the part white that is to change")
     return mask
-
-
-def picture_input(image: Pixels) -> np.ndarray:
-    """8-bit values as the autoencoder takes them, float32 in [-1, 1]."""
-    return to_float(image)

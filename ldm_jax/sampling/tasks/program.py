@@ -77,7 +77,7 @@ def make_task(model: LatentDiffusion, method: Method, kind: TaskKind) -> MakePic
         index: Int[Array, " b"],
     ) -> Made:
         keys, sampler = rng.root_keys(seeds), samplers.sampler
-        z0 = model.normalize(params, model.encode(params, task.image).mode())
+        z0 = model.likeliest_latent(params, task.image)
 
         def start(z0: Float[Array, "b *latent z"]) -> Float[Array, "b *latent z"]:
             if kind == "denoise":
@@ -96,7 +96,7 @@ def make_task(model: LatentDiffusion, method: Method, kind: TaskKind) -> MakePic
         else:
             zt = start(z0)
         if task.image_to is not None and task.fraction is not None:
-            other = start(model.normalize(params, model.encode(params, task.image_to).mode()))
+            other = start(model.likeliest_latent(params, task.image_to))
             zt = interpolate_noise(zt, other, task.fraction)
         z = sample_from(sampler, denoise_fn, zt, keys, index)
         if task.hole is not None:

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 
 from ldm_jax.conditioning.conditions import Inputs
 from ldm_jax.config import SamplingConfig
+from ldm_jax.data.given.files import to_float
 from ldm_jax.diffusion.samplers import Sampler, make_inversion
 from ldm_jax.errors import UserError
 from ldm_jax.model import Params
@@ -20,7 +21,7 @@ from ldm_jax.sampling.tasks.denoising import latent_noise, num_steps_from, times
 from ldm_jax.sampling.tasks.image_to_image import num_skipped
 from ldm_jax.sampling.tasks.inpainting import latent_hole, paste
 from ldm_jax.sampling.tasks.inversion import report
-from ldm_jax.sampling.tasks.pictures import TaskPictures, picture_input, read_pictures
+from ldm_jax.sampling.tasks.pictures import TaskPictures, read_pictures
 from ldm_jax.sampling.tasks.program import TaskArrays, TaskSamplers
 from ldm_jax.sampling.tasks.task import PictureTask
 
@@ -67,8 +68,8 @@ class TaskShelf:
         """The pictures of a batch of one kind; `source` are the inputs under which they are inverted."""
         tasks = [picture.task for picture in pictures if picture.task is not None]
         found = [self._pictures[task] for task in tasks]
-        arrays = TaskArrays(jnp.stack([picture_input(one.image) for one in found]), source=source)
-        others = [picture_input(one.image_to) for one in found if one.image_to is not None]
+        arrays = TaskArrays(jnp.stack([to_float(one.image) for one in found]), source=source)
+        others = [to_float(one.image_to) for one in found if one.image_to is not None]
         if others:
             fraction = jnp.asarray([picture.fraction for picture in pictures], jnp.float32)
             arrays = arrays._replace(image_to=jnp.stack(others), fraction=fraction)
@@ -107,7 +108,7 @@ class TaskShelf:
     def _from_own_noise(self, task: PictureTask, params: Params) -> Sampler:
         session, schedule = self._session, self._session.model.schedule
         assert task.noise_level is not None
-        tau = latent_noise(session.model, params, picture_input(self._pictures[task].image), task.noise_level)
+        tau = latent_noise(session.model, params, to_float(self._pictures[task].image), task.noise_level)
         t = timestep_of(schedule, tau)
         steps = num_steps_from(t, schedule, self._config.num_sample_steps)
         self._notes[task] = (
