@@ -128,3 +128,22 @@ def test_scores_are_those_of_one_process(ldm: Callable[..., str], one: Path, net
     assert [score["name"] for score in together] == [score["name"] for score in alone] != []
     for score, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(score["value"], other["value"], rtol=1e-4, atol=1e-6)
+
+
+def test_scores_in_training_are_those_of_one_process(
+    ldm: Callable[..., str], one: Path, network: list[str], tmp_path: Path
+):
+    flags = [flag.replace("--", "--scoring.") for flag in network] + ["--first-stage.run", str(one)]
+    flags += ["--scoring.every", "2", "--scoring.num-samples", "12", "--scoring.batch-size", "4"]
+    flags += ["--scoring.metrics", "fd", "kid"]
+    for count in (1, 2):
+        ldm("train", SMALL, "--run-dir", str(tmp_path / str(count)), *flags, processes=count, steps=4)
+    alone, together = metrics(tmp_path / "1"), metrics(tmp_path / "2")
+    scored = {name for line in alone for name in line if "clip" in name}
+    assert {name.partition("_")[0] for name in scored} == {"fd", "kid"}
+    assert [line["step"] for line in alone if scored <= set(line)] == [2, 4]
+    for line, other in zip(alone, together, strict=True):
+        for name in scored & set(line):  # the features of the reference are computed in batches of another size
+            np.testing.assert_allclose(other.pop(name), line.pop(name), rtol=1e-4, atol=1e-6)
+    assert together == alone
+    assert digest(tmp_path / "2") == digest(tmp_path / "1")
