@@ -18,6 +18,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ldm_jax.manifest import read_manifest
+
 logger = logging.getLogger("first_stage_table")
 
 WITHOUT_LPIPS = ("--first-stage.perceptual.weight", "0")
@@ -54,7 +56,7 @@ def train(name: str, loss: str, seed: int, folder: Path, flags: Sequence[str]) -
     if not record.is_file():
         _ldm("train", name, "--run-dir", str(run), "--seed", str(seed), *LOSSES[loss], *SHORT, *flags)
         _ldm("evaluate", str(run), "--reconstruction", "--bootstrap", "0", "--network", *NETWORKS)
-    return {score["name"]: float(score["value"]) for score in json.loads(record.read_text())["scores"]}
+    return {score["name"]: float(score["value"]) for score in read_manifest(record)["results"]["scores"]}
 
 
 def _ldm(*arguments: str) -> None:

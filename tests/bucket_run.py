@@ -1,7 +1,7 @@
 """A toy run in any place: `python bucket_run.py PLACE [STEPS]`, joined as `ldm train` joins.
 
-It goes on where it was left. The digest of its last checkpoint, or what damage it finds there, goes to stdout; with no
-steps it trains none, and looks at each checkpoint.
+It goes on where it was left. A single process then looks at each checkpoint, and writes its digest, or what damage it
+finds there, to stdout; with no steps it does nothing else.
 """
 
 import dataclasses
@@ -14,13 +14,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from ldm_jax import cli
 from ldm_jax.config import DistributedConfig, MeshConfig
 from ldm_jax.files.places import to_place
-from ldm_jax.training.processes import is_first, joined
+from ldm_jax.training.processes import joined
 
 
 def main(arguments: list[str]) -> None:
     """Train, and write what came out."""
     place, steps = to_place(arguments[0]), int(arguments[1]) if len(arguments) > 1 else 0
     with joined(DistributedConfig(start_seconds=120.0)):
+        import jax
         from test_loop import CONFIG, ROOT, Toy
 
         from ldm_jax import sharding
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> None:
             )
             toy = Toy(place, sharding.make_mesh(MeshConfig()), training)
             run_stage(toy.stage(), run, toy.mesh, ROOT)
+        if jax.process_count() > 1:
+            return
         checkpoints, found = run.checkpoints("toy"), {}
         for step in checkpoints.steps():
             try:
@@ -43,8 +46,7 @@ def main(arguments: list[str]) -> None:
                 found[step] = digest_checkpoint(checkpoints.folder(step), step, 8 * step)
             except DamagedCheckpoint as error:
                 found[step] = str(error)
-        if is_first():
-            sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ldm_jax.config import load_experiment
+from ldm_jax.manifest import as_text, make_manifest
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,8 @@ def test_curves_are_those_of_the_first_stage(script: ModuleType, tmp_path: Path)
 def test_what_is_finished_is_not_done_again(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     record = tmp_path / "l1_3" / "evaluation" / "reconstruction.json"
     record.parent.mkdir(parents=True)
-    record.write_text(json.dumps({"scores": [{"name": "psnr", "value": "inf"}]}))
+    scores = [{"name": "psnr", "value": "inf"}]
+    record.write_text(as_text({**make_manifest("scores", config={}), "results": {"scores": scores}}))
     monkeypatch.setattr(script, "_ldm", None)
     assert script.train("openmoji_kl", "l1", 3, tmp_path, []) == {"psnr": float("inf")}
 
