@@ -201,5 +201,6 @@ def test_both_stages_and_pictures_in_a_bucket(bucket: Bucket):
     assert {"config.json", "manifest.json", "metrics.jsonl", "tokenizer.json", "loss.png"} <= found
     flags = ["--prompt", "red circle", "--num-samples", "2", "--json"]
     files = json.loads(bucket.ldm("sample", run, *flags, "--out", "gs://bucket/pictures"))["files"]
-    assert len(files) == 2
+    names = [f"red-circle_seed0_{i:04d}.png" for i in range(2)]
+    assert files == [f"gs://bucket/pictures/{name}" for name in [*names, "grid.png"]]
     assert {file.removeprefix("gs://bucket/") for file in files} <= set(bucket.names("pictures/"))
