@@ -5,67 +5,24 @@
 Hardware: two CPU cores, planned for about two hours. Time and result: not measured.
 """
 
-from ldm_jax.config import (
-    AutoencoderKLConfig,
-    DataConfig,
-    DiffusionConfig,
-    Experiment,
-    FirstStageConfig,
-    OpenMoji,
-    OptimizerConfig,
-    SamplingConfig,
-    ScheduleConfig,
-    TextConditioning,
-    TrainingConfig,
-    UNetConfig,
-)
+from dataclasses import replace
+
+from ldm_jax.config import Experiment, load_experiment
 
 
 def get_config() -> Experiment:
     """The demo at twice the resolution, four times the latents."""
-    return Experiment(
+    demo = load_experiment("openmoji")
+    return replace(
+        demo,
         name="openmoji64",
-        data=DataConfig(source=OpenMoji(), image_size=64, horizontal_flip=True),
-        first_stage=FirstStageConfig(
-            autoencoder=AutoencoderKLConfig(
-                base_channels=128, channel_mult=(1,), num_res_blocks=1, patch_size=4, latent_channels=8, kl_weight=1e-2
-            ),
-            training=TrainingConfig(
-                batch_size=16, num_steps=3000, ema_decay=0.99, eval_every=500, sample_every=1000, checkpoint_every=500
-            ),
-            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, decay="cosine"),
-        ),
-        conditioning=TextConditioning(
-            vocab_size=2048, context_length=16, context_dim=128, num_layers=1, num_heads=4, dropout=0.2
-        ),
-        denoiser=UNetConfig(
-            base_channels=64,
-            channel_mult=(1, 2, 3),
-            num_res_blocks=1,
-            attention_levels=(1, 2),
-            num_head_channels=32,
-            dropout=0.1,
-        ),
-        diffusion=DiffusionConfig(schedule=ScheduleConfig(kind="cosine", zero_terminal_snr=True), prediction_type="v"),
-        training=TrainingConfig(
-            batch_size=32, num_steps=8000, ema_decay=0.999, eval_every=1000, sample_every=2000, checkpoint_every=500
-        ),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100, decay="cosine"),
-        sampling=SamplingConfig(
-            num_sample_steps=30,
-            guidance_scale=2.5,
-            prompts=(
-                "tiger, animal mammal",
-                "eagle, animal bird",
-                "fearful face, face concerned",
-                "sleepy face, face sleepy",
-                "flag: Germany, country flag",
-                "flag: Morocco, country flag",
-                "eggplant, food vegetable",
-                "pie, food sweet",
-                "mountain, place geographic",
-                "purple square, geometric",
-                "woman office worker, person role",
+        data=replace(demo.data, image_size=64),
+        first_stage=replace(
+            demo.first_stage,
+            training=replace(
+                demo.first_stage.training, num_steps=3000, eval_every=500, sample_every=1000, checkpoint_every=500
             ),
         ),
+        denoiser=replace(demo.denoiser, channel_mult=(1, 2, 3), attention_levels=(1, 2)),
+        training=replace(demo.training, num_steps=8000, eval_every=1000, sample_every=2000),
     )
