@@ -83,7 +83,7 @@ class Soak:
         for name, process in processes.items():
             life = self.lives.setdefault(process, Life(name, time.monotonic()))
             try:
-                life.measure(process)
+                life.measure(process, self.step)
             except OSError:  # it has just ended
                 continue
 
@@ -138,7 +138,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="how long")
     parser.add_argument("--every", type=float, default=3.0, help="minutes between two faults, from the first step on")
     parser.add_argument("--quiet", type=float, default=9.0, help="minutes at the end in which nothing is broken")
-    parser.add_argument("--warm-up", type=float, default=90.0, help="seconds of a process before it has to be flat")
+    parser.add_argument("--warm-up", type=int, default=100, help="steps of a process before it has to be flat")
     parser.add_argument("--window", type=float, default=30.0, help="seconds over which its memory is taken")
     parser.add_argument("--heartbeat", type=float, default=20.0, help="seconds after which a silent process is dead")
     given = parser.parse_args()

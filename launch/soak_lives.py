@@ -1,5 +1,6 @@
 """What the processes of a soak take while they live: memory of their own and open files, and whether these are flat."""
 
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -20,14 +21,18 @@ class Sample(NamedTuple):
     """Resident bytes that are its own."""
     files: int
     """Open files, sockets and pipes."""
+    step: int
+    """What the run was at."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """When a process is compared with itself, in seconds: behind its warm-up, and before its end."""
+    """When a process is compared with itself: behind its warm-up, and before its end."""
 
-    warm_up: float
+    warm_up: int
+    """Steps in its life, in which all that a run does now and then has been done once."""
     length: float
+    """Seconds of either window."""
 
 
 @dataclass
@@ -38,12 +43,12 @@ class Life:
     started: float
     samples: list[Sample] = field(default_factory=list)
 
-    def measure(self, process: int) -> None:
-        """Read what the process takes now; raises OSError if it has ended."""
+    def measure(self, process: int, step: int) -> None:
+        """Read what the process takes now, at a step of the run; raises OSError if it has ended."""
         folder = Path("/proc") / str(process)
         memory = _own_memory((folder / "status").read_text())
         files = len(list((folder / "fd").iterdir()))
-        self.samples.append(Sample(time.monotonic() - self.started, memory, files))
+        self.samples.append(Sample(time.monotonic() - self.started, memory, files, step))
 
     @property
     def seconds(self) -> float:
@@ -55,10 +60,12 @@ class Life:
 
         Memory is the median of the window; of open files the fewest are taken, for saving opens some for a moment.
         """
-        early = [s for s in self.samples if windows.warm_up <= s.age < windows.warm_up + windows.length]
-        late = [s for s in self.samples if s.age >= self.seconds - windows.length]
-        if not early or self.seconds < windows.warm_up + 2 * windows.length:
+        first = min((s.step for s in self.samples), default=0)  # behind a fault some steps are done again
+        warm = next((s.age for s in self.samples if s.step > first + windows.warm_up), math.inf)
+        if self.seconds < warm + 2 * windows.length:
             return None
+        early = [s for s in self.samples if warm <= s.age < warm + windows.length]
+        late = [s for s in self.samples if s.age >= self.seconds - windows.length]
         return _level(early), _level(late)
 
 
@@ -70,7 +77,7 @@ def _own_memory(status: str) -> int:
 
 def _level(window: list[Sample]) -> Sample:
     memory = int(statistics.median(sample.memory for sample in window))
-    return Sample(window[0].age, memory, min(sample.files for sample in window))
+    return Sample(window[0].age, memory, min(sample.files for sample in window), window[0].step)
 
 
 def growth(levels: tuple[Sample, Sample]) -> tuple[float, int]:

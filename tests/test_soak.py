@@ -12,13 +12,13 @@ import pytest
 from soak import STOPPED, Soak, report
 from soak_lives import Life, Sample, Windows, as_table, growth, is_flat, workers_of
 
-WINDOWS = Windows(warm_up=90.0, length=30.0)
+WINDOWS = Windows(warm_up=90, length=30.0)
 
 
 def life(seconds: int, memory: float = 0.0, files: float = 0.0, name: str = "process 1") -> Life:
-    """A process that takes 100 MiB and 40 files, and more of them by the second."""
+    """A process that takes 100 MiB and 40 files, and more of them by the second; each is a step."""
     found = Life(name, 0.0)
-    found.samples += [Sample(t, round(2**20 * (100 + memory * t)), 40 + int(files * t)) for t in range(seconds + 1)]
+    found.samples += [Sample(t, round(2**20 * (100 + memory * t)), 40 + int(files * t), t) for t in range(seconds + 1)]
     return found
 
 
@@ -36,27 +36,34 @@ def test_who_takes_more_and_more_is_not(taken: dict[str, float]):
 
 def test_the_warm_up_does_not_count_nor_what_saving_opens_for_a_moment():
     found = life(300)
-    found.samples[:90] = [Sample(t, 2**20 * t, 3) for t in range(90)]
-    found.samples[290] = Sample(290, 2**30, 400)
+    found.samples[:90] = [Sample(t, 2**20 * t, 3, t) for t in range(90)]
+    found.samples[290] = Sample(290, 2**30, 400, 290)
     levels = found.levels(WINDOWS)
     assert levels is not None and is_flat(levels)
 
 
+def test_the_warm_up_is_in_steps_counted_from_where_a_fault_threw_the_run_back():
+    found = life(300)
+    found.samples = [Sample(t, 2**20, 3, 80 if 10 < t < 100 else 100 + t // 2) for t in range(301)]
+    levels = found.levels(WINDOWS)
+    assert levels is not None and levels[0].step == 171
+
+
 def test_a_short_life_tells_nothing():
-    assert life(149).levels(WINDOWS) is None
-    assert life(150).levels(WINDOWS) is not None
+    assert life(150).levels(WINDOWS) is None
+    assert life(151).levels(WINDOWS) is not None
 
 
 def test_the_table_has_a_line_for_each_life_that_tells():
     table = as_table([life(100), life(300, memory=0.1, files=0.01)], WINDOWS).splitlines()
-    assert table[2:] == ["| process 1 | 300 | 110 | 128 | +16.34% | 40 | 42 |"]
+    assert table[2:] == ["| process 1 | 300 | 111 | 128 | +16.24% | 40 | 42 |"]
 
 
 def test_this_process_is_measured():
     found = Life("this", time.monotonic())
-    found.measure(os.getpid())
+    found.measure(os.getpid(), 3)
     (sample,) = found.samples
-    assert 2**20 < sample.memory < 2**40 and sample.files >= 3
+    assert 2**20 < sample.memory < 2**40 and sample.files >= 3 and sample.step == 3
 
 
 def test_workers_are_found_by_their_parent():
