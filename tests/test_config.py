@@ -352,19 +352,24 @@ def test_an_experiment_file_with_a_mistake_is_told_where(tmp_path: Path, content
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("part", "name", "value", "message"),
     [
-        ("seed=1.5", "Experiment.seed=1.5 must be int"),
-        ("sampling=SamplingConfig(prompts='a cat')", "SamplingConfig.prompts='a cat' must be tuple[str, ...]"),
-        ("denoiser=UNetConfig(attention_levels=[0])", "UNetConfig.attention_levels=[0] must be tuple[int, ...]"),
-        ("training=TrainingConfig(num_steps=4.0)", "TrainingConfig.num_steps=4.0 must be int"),
-        ("diffusion=DiffusionConfig(loss='l3')", "DiffusionConfig.loss='l3' must be Literal['l2', 'l1', 'huber']"),
-        ("conditioning=None", "Experiment.conditioning=None must be Unconditional | ClassConditioning |"),
+        ("e", "seed", 1.5, "Experiment.seed=1.5 must be int"),
+        ("e.sampling", "prompts", "a cat", "SamplingConfig.prompts='a cat' must be tuple[str, ...]"),
+        ("e.denoiser", "attention_levels", [0], "UNetConfig.attention_levels=[0] must be tuple[int, ...]"),
+        ("e.training", "num_steps", 4.0, "TrainingConfig.num_steps=4.0 must be int"),
+        ("e.diffusion", "loss", "l3", "DiffusionConfig.loss='l3' must be Literal['l2', 'l1', 'huber']"),
+        ("e", "conditioning", None, "Experiment.conditioning=None must be Unconditional | ClassConditioning |"),
     ],
 )
-def test_a_value_of_another_type_in_an_experiment_file_is_named(tmp_path: Path, change: str, message: str):
-    path = tmp_path / "mine.py"
-    path.write_text(f"from ldm_jax.config import *\ndef get_config():\n    return Experiment({change})\n")
+def test_a_value_of_another_type_in_an_experiment_file_is_named(
+    tmp_path: Path, part: str, name: str, value: Any, message: str
+):
+    path = tmp_path / "mine.py"  # sets it behind the type checker, which is on in tests alone
+    path.write_text(
+        "from ldm_jax.config import Experiment\ndef get_config():\n    e = Experiment()\n"
+        f"    object.__setattr__({part}, {name!r}, {value!r})\n    return e\n"
+    )
     with pytest.raises(UserError, match=re.escape(f"get_config() of {path}: {message}")):
         c.load_experiment(str(path))
 

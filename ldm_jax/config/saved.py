@@ -71,7 +71,7 @@ def from_dict(values: Any) -> Any:
 
 
 def check_types(config: Any) -> None:
-    """Refuse a configuration, as a file of Python can make it, with a value that is not of its field's type.
+    """Refuse a configuration, made by a file of Python or of JSON, with a value that is not of its field's type.
 
     Raises:
         UserError: the field, its value, and the type.
@@ -80,8 +80,9 @@ def check_types(config: Any) -> None:
         value = getattr(config, name)
         if not _is_a(value, hint):
             raise UserError(f"{type(config).__name__}.{name}={value!r} must be {_named(hint)}")
-        if dataclasses.is_dataclass(value):
-            check_types(value)
+        for part in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(part):
+                check_types(part)
 
 
 def _is_a(value: Any, hint: Any) -> bool:
