@@ -24,6 +24,7 @@ from ldm_jax.config import (
     experiment_names,
     load_experiment,
 )
+from ldm_jax.config.checks import require_positive_value
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, require_checkpoints, to_place
 from ldm_jax.manifest import NAME, known_manifest
@@ -222,8 +223,8 @@ def parity(arguments: Sequence[str]) -> int:
 
 def _check_parity(command: ParityCommand) -> None:
     """Refuse flags that do not go together."""
-    if command.tolerance is not None and command.tolerance < 0:
-        raise UserError(f"--tolerance={command.tolerance} must not be negative")
+    if command.tolerance is not None:
+        require_positive_value("--tolerance", command.tolerance)
     if (command.case is None) == (command.layers is None):
         raise UserError("give a case, or --layers FOLDER")
     given = {
@@ -337,7 +338,7 @@ def start_jax(cpu_devices: int) -> None:
     from ldm_jax.data.preparation import default_cache_dir
 
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_devices))
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(min(cpu_devices, MAX_CPU_DEVICES)))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(default_cache_dir() / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

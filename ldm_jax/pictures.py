@@ -69,7 +69,7 @@ def read_picture(path: Place) -> tuple[UInt8[np.ndarray, "h w c"], dict[str, str
         with path.open("rb") as file, Image.open(file, formats=("PNG",)) as image:
             pixels = np.asarray(image)
             texts = {str(name): str(value) for name, value in image.info.items() if isinstance(value, str)}
-    except OSError as error:
+    except Exception as error:  # a decoder fed with damaged bytes raises anything from SyntaxError to struct.error
         raise UserError(f"{path} cannot be read as a PNG ({error})") from None
     return (pixels if pixels.ndim == 3 else pixels[..., None]), texts
 

@@ -252,7 +252,9 @@ PARITY_REFUSED = {
     ),
     "unknown type": (["--layers", "x", "--dtype", "float16"], "invalid choice 'float16' for argument '--dtype'"),
     "no folder": (["--layers", "/none"], "error: /none/config.json cannot be read"),
-    "negative tolerance": (["x", "--tolerance", "-1"], "error: --tolerance=-1.0 must not be negative"),
+    "no tolerance": (["x", "--tolerance", "0"], "error: --tolerance=0.0 must be greater than 0"),
+    "tolerance that is no number": (["x", "--tolerance", "nan"], "error: --tolerance=nan must be a finite number"),
+    "negative tolerance": (["x", "--tolerance", "-1"], "error: --tolerance=-1.0 must be greater than 0"),
 }
 
 

@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "one timestep": (
         lambda: c.ScheduleConfig(num_train_timesteps=1),
-        "ScheduleConfig.num_train_timesteps=1 must be at least 2",
+        "ScheduleConfig.num_train_timesteps=1 must lie between 2 and 1000000",
     ),
     "betas": (
         lambda: c.ScheduleConfig(beta_start=0.02, beta_end=0.01),
@@ -297,6 +297,11 @@ def test_what_a_number_has_to_be_is_said():
         ({"compute_dtype": "float8"}, "has compute_dtype='float8', which is not Literal['float32', 'bfloat16']"),
         ({"data": 3}, "the saved Experiment has data=3, which is not DataConfig"),
         ({"denoiser": {"type": "UNetConfig", "attention_levels": ["a"]}}, "has attention_levels=('a',), which is not"),
+        (
+            {"sampling": {"type": "SamplingConfig", "guidance_interval": [1.0]}},
+            "has guidance_interval=(1.0,), which is",
+        ),
+        ({"sampling": {"type": "SamplingConfig", "guidance_interval": []}}, "has guidance_interval=(), which is not"),
         ({"training": {"type": "OptimizerConfig"}}, "which is not TrainingConfig"),
         ({"data": {"type": ["DataConfig"]}}, "the saved configuration holds an unknown type ['DataConfig']"),
     ],
@@ -331,12 +336,67 @@ def test_a_saved_configuration_that_cannot_be_read(tmp_path: Path):
         ("import nothing_like_this", "mine.py line 1: ModuleNotFoundError: No module named 'nothing_like_this'"),
         ("def get_config():\n    return 1 / 0", "mine.py line 2: ZeroDivisionError: division by zero"),
         ("def get_config():\n    return 3", "mine.py returns 3, not an Experiment"),
+        ("import sys\nsys.exit(7)", "mine.py line 2: SystemExit: 7"),
+        ("\0", "mine.py: SyntaxError: source code string cannot contain null bytes"),
+        ("def get_config(x):\n    return x", "mine.py: TypeError: get_config() missing 1 required positional argument"),
+        (
+            "VARIANTS = None\ndef get_config(x):\n    return x",
+            "mine.py has VARIANTS=None; give a dict of each variant's",
+        ),
     ],
 )
 def test_an_experiment_file_with_a_mistake_is_told_where(tmp_path: Path, content: str, message: str):
     (tmp_path / "mine.py").write_text(content)
     with pytest.raises(UserError, match=re.escape(message)):
         c.load_experiment(str(tmp_path / "mine.py"))
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "message"),
+    [
+        ("e", "seed", 1.5, "Experiment.seed=1.5 must be int"),
+        ("e.sampling", "prompts", "a cat", "SamplingConfig.prompts='a cat' must be tuple[str, ...]"),
+        ("e.denoiser", "attention_levels", [0], "UNetConfig.attention_levels=[0] must be tuple[int, ...]"),
+        ("e.training", "num_steps", 4.0, "TrainingConfig.num_steps=4.0 must be int"),
+        ("e.diffusion", "loss", "l3", "DiffusionConfig.loss='l3' must be Literal['l2', 'l1', 'huber']"),
+        ("e", "conditioning", None, "Experiment.conditioning=None must be Unconditional | ClassConditioning |"),
+    ],
+)
+def test_a_value_of_another_type_in_an_experiment_file_is_named(
+    tmp_path: Path, part: str, name: str, value: Any, message: str
+):
+    path = tmp_path / "mine.py"  # sets it behind the type checker, which is on in tests alone
+    path.write_text(
+        "from ldm_jax.config import Experiment\ndef get_config():\n    e = Experiment()\n"
+        f"    object.__setattr__({part}, {name!r}, {value!r})\n    return e\n"
+    )
+    with pytest.raises(UserError, match=re.escape(f"get_config() of {path}: {message}")):
+        c.load_experiment(str(path))
+
+
+def test_an_experiment_file_that_is_not_there(tmp_path: Path):
+    for name in (f"{tmp_path}/none.py", f"{tmp_path}/none.py:small"):
+        with pytest.raises(
+            UserError, match=rf"{tmp_path}/none\.py is no file; name one with a get_config\(\), or an exp"
+        ):
+            c.load_experiment(name)
+
+
+@pytest.mark.parametrize("kind", [c.AutoencoderKLConfig, c.UNetConfig])
+def test_residual_blocks_are_not_built_for_a_lifetime(kind: type):
+    with pytest.raises(UserError, match=rf"{kind.__name__}.num_res_blocks\D*\d?=1001 must be at most 1000"):
+        kind(num_res_blocks=1001)
+
+
+@pytest.mark.parametrize("kind", [c.TextConditioning, c.ClipTextConditioning, c.DiscriminatorConfig])
+def test_layers_are_not_built_for_a_lifetime(kind: type):
+    with pytest.raises(UserError, match=f"{kind.__name__}.num_layers=2147483647 must be at most 1000"):
+        kind(num_layers=2**31 - 1)
+
+
+def test_a_map_is_not_halved_for_a_lifetime():
+    with pytest.raises(UserError, match=r"SpatialConditioning\.num_stages=31 must be at most 30"):
+        c.SpatialConditioning(num_stages=31)
 
 
 def test_unknown_type_and_field_are_named():

@@ -1,6 +1,7 @@
 """Requests drawn: every way of guidance, pictures that do not know their neighbours, drawing again, refusals."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 from drawing import CONFIG, ORIGINS, easel_for, request_for
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from test_session import make_session
 from tiny import CLASSES
 
-from ldm_jax.config import ClassConditioning, SamplingConfig, Unconditional
+from ldm_jax.config import ClassConditioning, SamplingConfig, Unconditional, to_dict
 from ldm_jax.errors import UserError
 from ldm_jax.model import hash_params
-from ldm_jax.pictures import read_picture
+from ldm_jax.pictures import read_picture, save_picture
 from ldm_jax.sampling import command
 from ldm_jax.sampling.asked import Asked, ask
 from ldm_jax.sampling.description import read_description
@@ -293,6 +295,41 @@ def test_a_picture_of_another_number_of_devices(text: Session):
         easel.draw_at(0, BatchRow(8, 0, 8))
 
 
+_WORDS = {
+    "request": {"pictures": [{}], "config": to_dict(SamplingConfig())},
+    "place": {"batch_size": 2, "row": 0, "devices": 1},
+    "model": {"path": "run"},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, "object is not subscriptable"),
+        ([], "has no attribute 'get'"),
+        ({"request": {"pictures": [{"seed": "x"}], "config": to_dict(SamplingConfig())}}, ""),
+        ({"request": {"pictures": [{"prompt": 5}], "config": to_dict(SamplingConfig())}}, ""),
+        ({"request": {"pictures": [[1]], "config": to_dict(SamplingConfig())}}, "has no attribute 'get'"),
+        ({"request": {"pictures": [{}], "config": None}}, ""),
+        ({"place": {"batch_size": 2, "row": 2, "devices": 1}}, "it has row=2 of batch_size=2"),
+        ({"place": {"batch_size": "2", "row": 0, "devices": 1}}, "BatchRow.batch_size='2' must be int"),
+        ({"model": {"path": 3}}, ""),
+    ],
+)
+def test_a_description_that_is_none(tmp_path: Path, change: Any, message: str):
+    words = {**_WORDS, **change} if isinstance(change, dict) else change
+    save_picture(np.zeros((4, 4, 3), np.uint8), tmp_path / "x.png", {"ldm": json.dumps(words)})
+    with pytest.raises(UserError, match=rf"x\.png: its description cannot be read by this version \(.*{message}"):
+        read_description(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("devices", ["x", 0, -3, [1]])
+def test_devices_that_are_no_number(tmp_path: Path, devices: Any):
+    words = {"place": {"devices": devices}}
+    save_picture(np.zeros((4, 4, 3), np.uint8), tmp_path / "x.png", {"ldm": json.dumps(words)})
+    assert devices_of(tmp_path / "x.png") is None
+
+
 def test_files_that_say_nothing_or_something_else(tmp_path: Path):
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     with pytest.raises(UserError, match=r"x\.png does not say how it was drawn"):
@@ -302,6 +339,11 @@ def test_files_that_say_nothing_or_something_else(tmp_path: Path):
     for read in (read_description, devices_of):
         with pytest.raises(UserError, match=r"y\.png cannot be read as a PNG"):
             read(tmp_path / "y.png")
+    bomb = PngInfo()
+    bomb.add_text("ldm", "x" * 10**7, zip=True)  # more than Pillow unpacks
+    Image.new("RGB", (4, 4)).save(tmp_path / "z.png", pnginfo=bomb)
+    with pytest.raises(UserError, match=r"z\.png cannot be read as a PNG \(Decompressed data too large"):
+        read_description(tmp_path / "z.png")
     with pytest.raises(UserError, match="--seed does not go with --again, which draws what the file says"):
         parse_sample(["--again", "x.png", "--seed", "3"])
     with pytest.raises(UserError, match="--weaker-step=3 goes with --weaker RUN"):

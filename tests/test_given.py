@@ -236,6 +236,12 @@ def test_boxes_that_are_none(name: str, tmp_path: Path):
     refused(LAYOUT, {"boxes": path}, message)
 
 
+def test_boxes_that_are_not_there(tmp_path: Path):
+    refused(
+        LAYOUT, {"boxes": tmp_path / "none.json"}, "none.json cannot be read (No such file or directory); give a JSON"
+    )
+
+
 def test_boxes_from_a_file(tmp_path: Path):
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps([BOX]))

@@ -80,6 +80,11 @@ def test_a_scheme_that_is_not_known():
         to_place("http://x/y")
 
 
+def test_a_store_without_a_bucket():
+    with pytest.raises(UserError, match=r"gs:// names no bucket; use gs://BUCKET/FOLDER"):
+        to_place("gs://")
+
+
 def test_a_package_that_is_missing_is_named():
     with pytest.raises(UserError, match="s3://bucket/run needs the package s3fs: pip install s3fs"):
         to_place("s3://bucket/run")

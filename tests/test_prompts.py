@@ -306,6 +306,10 @@ def test_a_file_of_json_lines(tmp_path: Path):
         ('{"prompt": "a", "sede": 1}', "has an unknown field 'sede'; known: prompt, negative, seed, guidance"),
         ('{"prompt": "a", "seed": "x"}', "has seed='x', which is no int"),
         ('{"prompt": "a", "seed": true}', "has seed=True, which is no int"),
+        ('{"prompt": "a", "seed": -1}', "line 1 has seed=-1, which must lie between 0 and 2147483647"),
+        ('{"prompt": "a", "guidance": NaN}', "line 1 has guidance=nan, which must lie between 0 and"),
+        (f'{{"prompt": "a", "guidance": {"9" * 400}}}', "which must lie between 0 and"),
+        ("[" * 100_000, "line 1 is not JSON (it is nested too deeply)"),
     ],
 )
 def test_a_wrong_file_is_named_with_its_line(tmp_path: Path, text: str, message: str):

@@ -257,3 +257,32 @@ def test_files_that_are_no_cases_are_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "broken.npz", config="{", x_init=x, iterates=x[None], timesteps=np.zeros(1))
     with pytest.raises(UserError, match=r"broken.npz: `config` is not JSON"):
         run_sampler_case(tmp_path / "broken.npz")
+    np.savez(tmp_path / "list.npz", config="[1]", iterates=x[None])
+    with pytest.raises(UserError, match=r"list.npz: `config` is \[1\]; give an object with the scheduler"):
+        run_sampler_case(tmp_path / "list.npz")
+    np.savez(tmp_path / "few.npz", config='{"scheduler": "DDIMScheduler", "steps": 2}', iterates=x[None])
+    with pytest.raises(UserError, match="the case has no array 'timesteps'; it has config, iterates"):
+        run_sampler_case(tmp_path / "few.npz")
+    np.savez(
+        tmp_path / "word.npz",
+        config='{"scheduler": "DDIMScheduler", "steps": "x"}',
+        x_init=x,
+        iterates=x[None],
+        timesteps=np.zeros(1),
+    )
+    with pytest.raises(UserError, match="DDIMScheduler: steps='x' of the case must be a whole number above 0"):
+        run_sampler_case(tmp_path / "word.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"\x93NUMPY"])
+def test_a_damaged_file_is_no_case(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "case.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"case.npz cannot be read as arrays \(.*\); restore it from a copy"):
+        is_sampler_case(tmp_path / "case.npz")
+
+
+def test_a_single_array_is_no_case(tmp_path: Path) -> None:
+    with (tmp_path / "case.npz").open("wb") as file:
+        np.save(file, np.zeros(2))
+    with pytest.raises(UserError, match=r"case.npz cannot be read as arrays"):
+        is_sampler_case(tmp_path / "case.npz")

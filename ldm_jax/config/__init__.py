@@ -50,6 +50,7 @@ from ldm_jax.config.mesh import MeshConfig
 from ldm_jax.config.perceptual import SMALLEST_PICTURE, PerceptualConfig, PerceptualNet
 from ldm_jax.config.sampling import ClippingKind, GuidanceCalls, SamplerName, SamplingConfig, SigmaSpacing, Spacing
 from ldm_jax.config.saved import (
+    check_types,
     differences,
     field_types,
     from_dict,
@@ -120,6 +121,7 @@ __all__ = [
     "TrainingConfig",
     "UNetConfig",
     "Unconditional",
+    "check_types",
     "describe_experiment",
     "differences",
     "experiment_names",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ldm_jax.config.checks import require, require_fraction, require_not_negative, require_positive
+from ldm_jax.config.checks import require, require_fraction, require_layers, require_not_negative, require_positive
 from ldm_jax.config.training import OptimizerConfig
 
 
@@ -43,7 +43,8 @@ class DiscriminatorConfig:
     """The discriminator's own."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "base_channels", "num_layers", "max_adaptive_weight")
+        require_positive(self, "base_channels", "max_adaptive_weight")
+        require_layers("DiscriminatorConfig.num_layers", self.num_layers)
         require_not_negative(self, "start_step", "warmup_steps", "ramp_steps", "weight", "r1_weight", "lecam_weight")
         require_fraction(self, "lecam_decay")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ldm_jax.config.checks import require, require_fraction, require_not_negative, require_positive
+from ldm_jax.config.checks import require, require_fraction, require_layers, require_not_negative, require_positive
 from ldm_jax.config.levels import check_levels
 
 
@@ -43,7 +43,8 @@ class AutoencoderConfig:
     """1 for sequences, 2 for images, 3 for volumes."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "base_channels", "num_res_blocks", "latent_channels", "patch_size", "num_groups")
+        require_positive(self, "base_channels", "latent_channels", "patch_size", "num_groups")
+        require_layers(f"{type(self).__name__}.num_res_blocks", self.num_res_blocks)
         require_fraction(self, "dropout")
         if self.z_channels is not None:
             require_positive(self, "z_channels")

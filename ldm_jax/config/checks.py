@@ -11,6 +11,9 @@ HOW = {"identity": False}
 LARGEST = 2**31 - 1
 """Largest whole number of a configuration, seeds included: sizes, steps and samples are counted in 32 bits."""
 
+MOST_LAYERS = 1000
+"""Largest number of layers of one kind behind each other: a network of more is not built in a lifetime."""
+
 
 def require(condition: bool, message: str) -> None:
     """Raise UserError with `message` unless the condition holds."""
@@ -28,6 +31,12 @@ def require_positive_value(name: str, value: int | float) -> None:
     """Refuse a value that is not a finite number above 0."""
     require_number(name, value)
     require(value > 0, f"{name}={value} must be greater than 0")
+
+
+def require_layers(name: str, value: int) -> None:
+    """Refuse a number of layers that is not from 1 to `MOST_LAYERS`."""
+    require_positive_value(name, value)
+    require(value <= MOST_LAYERS, f"{name}={value} must be at most {MOST_LAYERS}")
 
 
 def require_not_negative(config: Any, *names: str) -> None:

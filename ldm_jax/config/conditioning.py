@@ -10,6 +10,7 @@ from ldm_jax.config.checks import (
     nearest_divisor,
     require,
     require_fraction,
+    require_layers,
     require_not_negative,
     require_positive,
 )
@@ -70,7 +71,8 @@ class TextConditioning:
     """Token that fills up the context length."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "vocab_size", "context_dim", "num_heads", "num_layers")
+        require_positive(self, "vocab_size", "context_dim", "num_heads")
+        require_layers("TextConditioning.num_layers", self.num_layers)
         _check_tokens(self)
         require_fraction(self, "dropout")
         for name in ("num_head_channels", "mlp_dim"):
@@ -123,7 +125,8 @@ class ClipTextConditioning:
     """Train it with the denoiser."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "vocab_size", "context_dim", "num_heads", "num_layers", "norm_epsilon")
+        require_positive(self, "vocab_size", "context_dim", "num_heads", "norm_epsilon")
+        require_layers(f"{type(self).__name__}.num_layers", self.num_layers)
         for name in ("mlp_dim", "projection_dim"):
             if getattr(self, name) is not None:
                 require_positive(self, name)
@@ -211,6 +214,7 @@ class SpatialConditioning:
     def __post_init__(self) -> None:
         require_positive(self, "in_channels")
         require_not_negative(self, "num_stages")
+        require(self.num_stages <= 30, f"SpatialConditioning.num_stages={self.num_stages} must be at most 30")
         if self.out_channels is not None:
             require_positive(self, "out_channels")
 
@@ -259,8 +263,8 @@ class ClipVisionConfig:
     """Width of the embedding that is compared with that of a caption; None has no projection."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "image_size", "image_channels", "patch_size", "width", "num_layers", "num_heads")
-        require_positive(self, "norm_epsilon")
+        require_positive(self, "image_size", "image_channels", "patch_size", "width", "num_heads", "norm_epsilon")
+        require_layers(f"{type(self).__name__}.num_layers", self.num_layers)
         for name in ("mlp_dim", "projection_dim"):
             if getattr(self, name) is not None:
                 require_positive(self, name)

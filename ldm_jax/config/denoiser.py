@@ -9,6 +9,7 @@ from ldm_jax.config.checks import (
     nearest_divisor,
     require,
     require_fraction,
+    require_layers,
     require_not_negative,
     require_positive,
     require_positive_value,
@@ -120,7 +121,7 @@ class UNetConfig:
         check_levels(self)
         lowest = len(self.channel_mult) - 1
         for level in range(lowest + 1):
-            require_positive_value(f"UNetConfig.num_res_blocks of level {level}", self.res_blocks_at(level))
+            require_layers(f"UNetConfig.num_res_blocks of level {level}", self.res_blocks_at(level))
         self._check_middle()
         choices = self.resample_with_res_blocks
         require(
@@ -137,7 +138,7 @@ class UNetConfig:
 
     def _check_attention(self, level: int, place: Place) -> None:
         self._check_heads(level)
-        require_positive_value(f"UNetConfig.transformer_depth of level {level}", self.depth_at(level, place))
+        require_layers(f"UNetConfig.transformer_depth of level {level}", self.depth_at(level, place))
 
     def _check_middle(self) -> None:
         require(

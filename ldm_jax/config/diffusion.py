@@ -34,8 +34,8 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         require_positive(self, "num_train_timesteps")
         require(
-            self.num_train_timesteps >= 2,
-            f"ScheduleConfig.num_train_timesteps={self.num_train_timesteps} must be at least 2",
+            2 <= self.num_train_timesteps <= 10**6,
+            f"ScheduleConfig.num_train_timesteps={self.num_train_timesteps} must lie between 2 and 1000000",
         )
         require(
             0 < self.beta_start <= self.beta_end < 1,

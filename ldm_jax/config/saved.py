@@ -70,13 +70,29 @@ def from_dict(values: Any) -> Any:
     return kind(**fields)
 
 
+def check_types(config: Any) -> None:
+    """Refuse a configuration, made by a file of Python or of JSON, with a value that is not of its field's type.
+
+    Raises:
+        UserError: the field, its value, and the type.
+    """
+    for name, hint in field_types(type(config)).items():
+        value = getattr(config, name)
+        if not _is_a(value, hint):
+            raise UserError(f"{type(config).__name__}.{name}={value!r} must be {_named(hint)}")
+        for part in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(part):
+                check_types(part)
+
+
 def _is_a(value: Any, hint: Any) -> bool:
     """Whether a value is of the type of a field."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in arguments)
     if origin is tuple:
-        return isinstance(value, tuple) and all(_is_a(entry, arguments[0]) for entry in value)
+        wanted = arguments[:1] * len(value) if isinstance(value, tuple) and arguments[-1] is ... else arguments
+        return isinstance(value, tuple) and len(value) == len(wanted) and all(map(_is_a, value, wanted))
     if arguments:
         return any(_is_a(value, choice) for choice in arguments)
     kinds = (int, float) if hint is float else hint

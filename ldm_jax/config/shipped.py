@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TypeAlias
 
 from ldm_jax.config.experiment import Experiment
+from ldm_jax.config.saved import check_types
 from ldm_jax.errors import UserError
 
 
@@ -49,13 +50,18 @@ def load_experiment(name: str) -> Experiment:
     `get_config(variant)`.
 
     Raises:
-        UserError: there is no such experiment; the message offers the nearest names.
+        UserError: there is no such experiment, in which case the message offers the nearest names, or a value of it is
+            of the wrong type.
     """
     module, variant = _find(name)
     with _blamed_on(Path(module.__file__ or name)):
         experiment = module.get_config() if variant is None else module.get_config(variant)
     if not isinstance(experiment, Experiment):
         raise UserError(f"get_config() of {name} returns {experiment!r}, not an Experiment")
+    try:
+        check_types(experiment)
+    except UserError as error:
+        raise UserError(f"get_config() of {name}: {error}") from None
     return experiment
 
 
@@ -71,7 +77,9 @@ def describe_experiment(name: str) -> str:
 
 def _find(name: str) -> _Found:
     file = name.partition(".py:")[0] + ".py" if ".py:" in name else name
-    known = _in_file(file) if file.endswith(".py") and Path(file).is_file() else _shipped()
+    if file.endswith(".py") and not Path(file).is_file():
+        raise UserError(f"{file} is no file; name one with a get_config(), or an experiment: {', '.join(_shipped())}")
+    known = _in_file(file) if file.endswith(".py") else _shipped()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
@@ -85,6 +93,10 @@ def _in_file(file: str) -> dict[str, _Found]:
         raise UserError(f"{file} defines no get_config(); an experiment file returns an Experiment from it")
     if not hasattr(module, "VARIANTS"):
         return {file: (module, None)}
+    if not isinstance(module.VARIANTS, dict):
+        raise UserError(
+            f"{file} has VARIANTS={module.VARIANTS!r}; give a dict of each variant's description by its name"
+        )
     return {f"{file}:{variant}": (module, variant) for variant in module.VARIANTS}
 
 
@@ -104,8 +116,9 @@ def _blamed_on(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path.absolute())]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else "?"
-        raise UserError(f"{path} line {line}: {type(error).__name__}: {error}") from error
+        number = error.lineno if isinstance(error, SyntaxError) else next(reversed(lines), None)
+        line = "" if number is None else f" line {number}"
+        raise UserError(f"{path}{line}: {type(error).__name__}: {error}") from error

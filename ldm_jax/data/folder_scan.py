@@ -8,7 +8,6 @@
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from ldm_jax.data.pictures import SUFFIXES
 from ldm_jax.data.preparation import digest
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import parse_json
 
 _METADATA = "metadata.jsonl"
 
@@ -161,7 +161,7 @@ def _read_text(path: Path) -> str:
 
 def _parse(line: str, where: str) -> tuple[str, str]:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
         caption = values["text"] if "text" in values else values["caption"]
         if isinstance(values["file_name"], str) and isinstance(caption, str):
             return values["file_name"], caption

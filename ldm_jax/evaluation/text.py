@@ -1,7 +1,6 @@
 """The work of `ldm evaluate --text`: pictures with their prompts, the judges, and the same for real pictures."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ldm_jax.evaluation.pictures import PictureSet, drawn_files, file_pictures, 
 from ldm_jax.evaluation.scores import Score, ScoreOptions
 from ldm_jax.evaluation.text_judges import Judge, Vectors, clip_judge, sentence_judge, training_count, word_judge
 from ldm_jax.evaluation.text_scores import JudgeName, different, text_scores
+from ldm_jax.files.json_files import parse_json
 from ldm_jax.interop.model_files import is_run, open_model
 from ldm_jax.pictures import read_picture
 from ldm_jax.training.run_folder import RunFolder
@@ -92,7 +92,7 @@ def _prompt(file: Path) -> str | None:
 def _experiment_of(folder: Path) -> Experiment | None:
     """The experiment of the run that drew pictures, where it is there still."""
     try:
-        path = Path(json.loads((folder / "manifest.json").read_text())["model"]["path"])
+        path = Path(parse_json((folder / "manifest.json").read_text())["model"]["path"])
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return RunFolder(path).load_config() if is_run(path) else None

@@ -8,6 +8,14 @@ from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; raises ValueError for what is none, or is nested without end."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(path: Place) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -15,7 +23,7 @@ def read_json(path: Place) -> dict[str, Any]:
         UserError: the file is missing, is not JSON, or holds something else than an object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); is the folder a complete model?") from None
     except ValueError as error:

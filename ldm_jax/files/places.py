@@ -25,7 +25,7 @@ def to_place(text: str | Place) -> Place:
     """The folder or prefix that a text names.
 
     Raises:
-        UserError: the scheme is unknown, or its package is not installed.
+        UserError: the scheme is unknown, its package is not installed, or there is no bucket.
     """
     found = re.match(r"([a-z][a-z0-9+.-]*)://", str(text))
     if found is None:
@@ -34,6 +34,8 @@ def to_place(text: str | Place) -> Place:
     if scheme not in REMOTE:
         known = " and ".join(f"{name}://" for name in REMOTE)
         raise UserError(f"{text}: {scheme}:// is no place known here; use a folder, or {known}")
+    if not str(text)[found.end() :].strip("/"):
+        raise UserError(f"{text} names no bucket; use {scheme}://BUCKET/FOLDER")
     _require_package(str(text), scheme)
     return epath.Path(text)
 

@@ -5,6 +5,7 @@ import os
 import zlib
 from typing import Any
 
+from ldm_jax.files.json_files import parse_json
 from ldm_jax.files.places import Place, is_local
 
 _CHUNK = 1 << 22
@@ -46,7 +47,7 @@ def read_sealed(path: Place) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: it is not JSON, no object, or has changed since it was written.
     """
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError(f"it holds a {type(values).__name__} where an object belongs")
     if values.pop("crc32", None) != json_checksum(values):

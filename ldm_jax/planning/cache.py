@@ -16,6 +16,7 @@ from typing import Any
 
 import ldm_jax
 from ldm_jax.data.preparation import default_cache_dir
+from ldm_jax.files.json_files import parse_json
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 
@@ -51,7 +52,7 @@ def cache_folder() -> Path:
 def read(key: str) -> dict[str, Any] | None:
     """The result of a key; None where there is none, or where the file is damaged."""
     try:
-        value = json.loads((cache_folder() / f"{key}.json").read_text())
+        value = parse_json((cache_folder() / f"{key}.json").read_text())
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

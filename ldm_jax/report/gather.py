@@ -8,6 +8,7 @@ from typing import Any
 
 from ldm_jax.config import Experiment, to_dict
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import parse_json
 from ldm_jax.files.places import Place
 from ldm_jax.manifest import Manifest
 from ldm_jax.training.logging import read_metrics
@@ -74,7 +75,7 @@ def _scores(folder: Place) -> list[tuple[str, dict[str, Any]]]:
 
 def _scores_of(file: Place) -> list[dict[str, Any]]:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = parse_json(file.read_text(encoding="utf-8"))
         scores = record["results"]["scores"] if record.get("kind") == "scores" else record["scores"]
         return [score for score in scores if isinstance(score["name"], str) and "value" in score]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ldm_jax
+from ldm_jax.config import check_types
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import parse_json
 from ldm_jax.files.places import Place
 from ldm_jax.pictures import read_picture
 from ldm_jax.sampling.draw import BatchRow, Drawn
@@ -96,10 +98,14 @@ def read_description(path: Place) -> Described:
     if _KEY not in texts:
         raise UserError(f"{path} does not say how it was drawn: it is no picture of `ldm sample`, or of an older one")
     try:
-        values = json.loads(texts[_KEY])
+        values = parse_json(texts[_KEY])
         origins = origins_of(values)
         request, place = DrawRequest.from_json(values["request"]), BatchRow(**values["place"])
-    except (ValueError, KeyError, TypeError) as error:
+        for part in (request, place, origins):
+            check_types(part)
+        if not 0 <= place.row < place.batch_size:
+            raise ValueError(f"it has row={place.row} of batch_size={place.batch_size}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its description cannot be read by this version ({error})") from None
     return Described(request, place, origins)
 

@@ -1,7 +1,6 @@
 """The flags of `ldm sample` and `ldm grid`, and what can be said of them before anything heavy is imported."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -21,6 +20,7 @@ from ldm_jax.config import (
     restore_experiment,
 )
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import parse_json
 from ldm_jax.files.places import Place, to_place
 from ldm_jax.pictures import read_picture
 
@@ -218,8 +218,12 @@ _GOES_WITH = {
     "source_prompt": ("invert",),
     "image_to": ("image", "invert"),
     "animate": ("prompt_to", "seed_to", "image_to"),
+    "frames": ("prompt_to", "seed_to", "image_to"),
+    "interpolation": ("prompt_to",),
+    "classifier_scale": ("classifier",),
+    "fit": _STARTS,
 }
-"""With which flags, one of them, a flag goes."""
+"""With which flags, one of them, a flag goes that is not as it is by default."""
 _EXCLUDE = (
     ("mask", "outpaint"),
     ("image_to", "mask"),
@@ -238,9 +242,10 @@ _EXCLUDE = (
 def _check_task(command: SampleCommand) -> None:
     """Refuse flags of tasks that do not go together."""
 
+    usual = {f.name: f.default for f in dataclasses.fields(command)}
+
     def is_said(name: str) -> bool:
-        value = getattr(command, name)
-        return value is not None and value is not False and value != ()
+        return getattr(command, name) != usual[name]
 
     said = [name for name in _STARTS if is_said(name)]
     if len(said) > 1:
@@ -251,8 +256,6 @@ def _check_task(command: SampleCommand) -> None:
     for one, other in _EXCLUDE:
         if is_said(one) and is_said(other):
             raise UserError(f"{_flag(one)} and {_flag(other)} exclude each other")
-    if command.fit != "exact" and not said:
-        raise UserError(f"--fit goes with {' or '.join(map(_flag, _STARTS))}")
     if command.fit != "exact" and command.outpaint:
         raise UserError("--fit and --outpaint exclude each other: the canvas is made for the picture as it is")
     if not command.paste and not (command.mask or command.outpaint):
@@ -313,7 +316,8 @@ def sampling_config(command: SampleCommand | GridCommand, default: SamplingConfi
 def devices_of(path: Place) -> int | None:
     """How many devices a picture was drawn on, as far as it says so."""
     try:
-        return json.loads(read_picture(path)[1]["ldm"])["place"]["devices"]
+        devices = parse_json(read_picture(path)[1]["ldm"])["place"]["devices"]
+        return devices if isinstance(devices, int) and devices > 0 else None
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise

@@ -5,6 +5,7 @@ import json
 import logging
 from typing import Any, Literal
 
+from ldm_jax.files.json_files import parse_json
 from ldm_jax.files.places import Place
 from ldm_jax.files.whole_files import write_atomically
 from ldm_jax.model import hash_params
@@ -42,7 +43,7 @@ def model_hash(session: Session, part: Literal["autoencoder"] | None = None) -> 
 
 def _read(path: Place) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,10 +1,11 @@
 """Files of prompts: one a line, or JSON lines with a negative prompt, a seed and a guidance scale of their own."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
+from ldm_jax.config import LARGEST
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import parse_json
 from ldm_jax.files.places import Place
 
 _FIELDS: dict[str, tuple[type, ...]] = {
@@ -46,7 +47,7 @@ def read_prompts(path: Place) -> list[PromptLine]:
 
 def _from_json(path: Place, number: int, line: str) -> PromptLine:
     try:
-        values: Any = json.loads(line)
+        values: Any = parse_json(line)
     except ValueError as error:
         raise UserError(f"{path}, line {number} is not JSON ({error})") from None
     if not isinstance(values, dict) or "prompt" not in values:
@@ -56,6 +57,8 @@ def _from_json(path: Place, number: int, line: str) -> PromptLine:
             raise UserError(f"{path}, line {number} has an unknown field {name!r}; known: {', '.join(_FIELDS)}")
         if not isinstance(value, _FIELDS[name]) or isinstance(value, bool):
             raise UserError(f"{path}, line {number} has {name}={value!r}, which is no {_FIELDS[name][-1].__name__}")
+        if not isinstance(value, str) and not 0 <= value <= LARGEST:
+            raise UserError(f"{path}, line {number} has {name}={value}, which must lie between 0 and {LARGEST}")
     if "guidance" in values:
         values["guidance"] = float(values["guidance"])
     return PromptLine(**values)

@@ -4,7 +4,6 @@ A seal holds the size and CRC-32 of every file, the metrics of the step, the tim
 it replaces what was there in one move; in an object store, where an object appears whole or not at all, it is put.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from etils import epath
 
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import parse_json
 from ldm_jax.files.places import Place, is_local
 from ldm_jax.files.whole_files import file_checksum, json_checksum, write_sealed
 
@@ -51,7 +51,7 @@ def read_seal(path: Place, step: int) -> Seal:
         DamagedCheckpoint: it is missing, has changed since it was written, or belongs to another step.
     """
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
         crc = values.pop("crc32", None)
         if crc != json_checksum(values) and set(values) != {
             "step",

@@ -8,7 +8,6 @@
 Esser et al. 2021, arXiv:2012.09841 (taming-transformers, the builder of bounding boxes), from which LDM has it.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ldm_jax.data.given.label_map import palette
 from ldm_jax.data.given.make import Load
 from ldm_jax.data.source import Example
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import parse_json
 from ldm_jax.files.places import Place
 
 logger = logging.getLogger(__name__)
@@ -94,8 +94,9 @@ class GivenLayout:
             UserError: it is no such list; an object has an unknown label or a box that is none; they are too many.
         """
         path, (part,) = files["boxes"], self.parts
+        data = read_bytes(path, part.what)
         try:
-            entries = json.loads(read_bytes(path, part.what))
+            entries = parse_json(data)
         except ValueError as error:
             raise UserError(f"{path} is not valid JSON ({error}); give {part.what}") from None
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):

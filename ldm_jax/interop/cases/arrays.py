@@ -1,6 +1,7 @@
 """The arrays of a parity case."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -25,5 +26,5 @@ def read_arrays(path: Path) -> Arrays:
     try:
         with np.load(path) as file:
             return Arrays(file)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as arrays ({error}); restore it from a copy") from None

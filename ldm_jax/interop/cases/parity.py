@@ -68,6 +68,6 @@ def _kind_of(path: Path) -> Run:
         "CLIPVisionModelWithProjection": run_clip_vision_case,
         "LDMBertModel": run_bert_case,
     }
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         raise UserError(f"{path}: {name!r} is no model known here; known: {', '.join(kinds)}")
     return kinds[name]

@@ -8,7 +8,6 @@ A case is an .npz file with `config` (JSON: the scheduler's class as `scheduler`
 so that a case needs no weights. The case `posterior` has the mean and variance of q(x_{t-1} | x_t, x_0) instead.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +22,8 @@ from ldm_jax.diffusion.process import posterior_weights
 from ldm_jax.diffusion.samplers.linear import LinearRows
 from ldm_jax.diffusion.samplers.sampler import Sampler, sample_trajectory
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import parse_json
+from ldm_jax.interop.cases.arrays import read_arrays
 from ldm_jax.interop.diffusers.scheduler_grids import alphas_cumprod
 from ldm_jax.interop.diffusers.schedulers import read_scheduler
 
@@ -34,11 +35,11 @@ REQUEST = ("timesteps", "sigmas", "eta", "mu", "order")
 
 
 def is_sampler_case(path: Path) -> bool:
-    """Whether a file is a case of this kind."""
+    """Whether a file is a case of this kind; raises UserError for an .npz that is damaged."""
     if path.suffix != ".npz" or not path.is_file():
         return False
-    with np.load(path) as case:
-        return "config" in case and ("iterates" in case or "alphas_cumprod" in case)
+    case = read_arrays(path)
+    return "config" in case and ("iterates" in case or "alphas_cumprod" in case)
 
 
 def run_sampler_case(path: Path) -> Outputs:
@@ -50,12 +51,13 @@ def run_sampler_case(path: Path) -> Outputs:
     """
     if not is_sampler_case(path):
         raise UserError(f"{path} is not a sampler case: an .npz file with `config` and `iterates`, or a posterior")
-    with np.load(path) as file:
-        case = dict(file)
+    case = read_arrays(path)
     try:
-        config = json.loads(str(case["config"]))
-    except json.JSONDecodeError as error:
+        config = parse_json(str(case["config"]))
+    except ValueError as error:
         raise UserError(f"{path}: `config` is not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: `config` is {config!r}; give an object with the scheduler, its steps and options")
     with jax.enable_x64(True):
         return _posterior_outputs(config, case) if "alphas_cumprod" in case else _trajectory_outputs(config, case)
 
@@ -70,6 +72,8 @@ def _trajectory_outputs(config: Mapping[str, Any], case: Mapping[str, np.ndarray
     options = dict(config)
     name = options.pop("scheduler", None) or options.pop("_class_name", None)
     steps = options.pop("steps", options.pop("num_inference_steps", len(case["timesteps"])))
+    if not isinstance(steps, int) or steps < 1:
+        raise UserError(f"{name}: steps={steps!r} of the case must be a whole number above 0")
     request = {key: options.pop(key) for key in REQUEST if options.get(key) is not None}
     sampler = read_scheduler({"_class_name": name, **options}).make_sampler(steps, **request)
     noises = _noises(name, sampler, case)

@@ -1,11 +1,11 @@
 """The files that hold a tokenizer's vocabulary: vocab.json with merges.txt (BPE), vocab.txt (WordPiece)."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import parse_json
 
 
 def read_text(path: Path) -> str:
@@ -28,9 +28,10 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or damaged.
     """
+    text = read_text(path)
     try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); restore it from the model's source") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged (a JSON {type(content).__name__}, not an object)")

@@ -95,11 +95,13 @@ def _task(asked: AskedTask) -> PictureTask | None:
 
 def _margins(words: tuple[tuple[str, ...], ...]) -> tuple[int, int, int, int]:
     """Pixels on the left, right, above and below."""
-    found = dict.fromkeys(SIDES, 0)
+    found = dict[str, int]()
     for word in chain(*words):
         side, equals, number = word.partition("=")
-        if not equals or side not in found or not number.isdecimal():
+        if not equals or side not in SIDES or not number.isdecimal():
             raise UserError(f"--outpaint {word} is no SIDE=PIXELS; write --outpaint left=16 right=16 top=0 bottom=0")
+        if side in found:
+            raise UserError(f"--outpaint {word} comes after {side}={found[side]}; name each side once")
         found[side] = int(number)
-    left, right, top, bottom = found.values()
+    left, right, top, bottom = (found.get(side, 0) for side in SIDES)
     return left, right, top, bottom
