@@ -93,6 +93,8 @@ def test_a_part_can_be_restored_alone(two: Checkpoints):
     restored = two.restore(2, {"model": abstract()["model"]})
     assert set(restored) == {"model"}
     assert_equal(restored["model"], items(2)["model"])
+    restored = two.restore(2, {"model": {"half": abstract()["model"]["half"]}})
+    assert_equal(restored, {"model": {"half": items(2)["model"]["half"]}})
 
 
 @pytest.mark.parametrize("layout", [{"data": 8}, {"data": 1, "fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 4}])

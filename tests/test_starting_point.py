@@ -18,6 +18,7 @@ from tiny import tiny_experiment
 from ldm_jax.config import (
     ClipTextConditioning,
     DataConfig,
+    DiscriminatorConfig,
     Experiment,
     SamplingConfig,
     SdxlConditioning,
@@ -172,6 +173,18 @@ def test_the_next_run_can_take_its_first_stage_from_one_that_started_elsewhere(
     )
     assert set(point.params) == {"autoencoder"}
     assert_same(point.params["autoencoder"], load_session(tuned[1]).params["autoencoder"])
+
+
+def test_a_first_stage_leaves_what_it_was_trained_against_behind(data_cache: Path, tmp_path: Path):
+    judge = DiscriminatorConfig(base_channels=4, num_layers=1, norm="none", start_step=0, lecam_weight=0.1)
+    tiny = tiny_experiment(data_cache)
+    first = dataclasses.replace(tiny.first_stage, discriminator=judge, learn_output_logvar=True)
+    train_experiment(dataclasses.replace(tiny, first_stage=first), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "diffusion")
+    next_first = dataclasses.replace(tiny.first_stage, run=str(tmp_path / "run"))
+    point = find_starting_point(dataclasses.replace(tiny, first_stage=next_first), RunFolder(tmp_path / "next"))
+    assert set(point.params) == {"autoencoder"}
+    assert set(load_session(tmp_path / "run", "autoencoder").params) == {"autoencoder"}
 
 
 def test_a_text_transformer_that_is_trained_starts_from_the_folder(data_cache: Path, tmp_path: Path):

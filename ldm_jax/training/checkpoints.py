@@ -23,6 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, is_local
+from ldm_jax.training.checkpoint_contents import read_tree
 from ldm_jax.training.keep_policy import KeepPolicy
 from ldm_jax.training.seals import DamagedCheckpoint, Seal, check_files, read_seal, seal_files, write_seal
 
@@ -102,7 +103,8 @@ class Checkpoints:
     def restore_newest(self, abstract: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
         """Step and items of the newest checkpoint that is whole, or None when there is none at all.
 
-        `abstract` gives name, structure, shape, dtype and sharding of what is wanted; it may leave items out.
+        `abstract` gives name, structure, shape, dtype and sharding of what is wanted; it may leave items and parts of
+        them out.
 
         Raises:
             UserError: there are checkpoints, and every one is damaged.
@@ -179,11 +181,20 @@ class Checkpoints:
         return None
 
     def _load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        folder = self.folder(step)
+        there = read_tree(folder)
+
+        def rest(item: str, wanted: dict[str, Any]) -> dict[str, Any]:
+            left = {name: part for name, part in there.get(item, {}).items() if name not in wanted}
+            return jax.tree.map(lambda _: ocp.PLACEHOLDER, left)
+
         try:
-            return ocp.load_checkpointables(str(self.folder(step)), abstract)
+            asked = {item: {**wanted, **rest(item, wanted)} for item, wanted in abstract.items()}
+            items = ocp.load_checkpointables(str(folder), asked)
+            return {item: {name: items[item][name] for name in wanted} for item, wanted in abstract.items()}
         except Exception as error:  # Orbax raises a different class for each fault and hides the reason in the cause
             reason = error.__cause__ or error
-            raise DamagedCheckpoint(f"checkpoint {self.folder(step)} cannot be read: {reason}") from error
+            raise DamagedCheckpoint(f"checkpoint {folder} cannot be read: {reason}") from error
 
     def _set_aside(self, step: int, error: DamagedCheckpoint) -> None:
         logger.warning("%s; looking for an older one", error)
