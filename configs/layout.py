@@ -5,7 +5,8 @@
     python sample.py runs/layout --given boxes.json
 
 boxes.json is a list such as [{"label": "food-drink", "left": 0.1, "top": 0.2, "right": 0.5, "bottom": 0.6}].
-Hardware: two CPU cores. Time and result: not measured.
+Hardware: two CPU cores. Time and result at this length: not measured; what it draws after 700 steps is in
+docs/tasks_trained.md.
 """
 
 from dataclasses import replace

@@ -93,7 +93,7 @@ def test_a_part_can_be_restored_alone(two: Checkpoints):
     restored = two.restore(2, {"model": abstract()["model"]})
     assert set(restored) == {"model"}
     assert_equal(restored["model"], items(2)["model"])
-    restored = two.restore(2, {"model": {"half": abstract()["model"]["half"]}})
+    restored = two.restore(2, {"model": {"half": abstract()["model"]["half"]}}, in_part=True)
     assert_equal(restored, {"model": {"half": items(2)["model"]["half"]}})
 
 

@@ -246,7 +246,8 @@ def load_session(
     spread = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, across_slices="fsdp"))  # each device reads a share
     checkpoints = run.checkpoints(stage)
     wanted = abstract_like(abstract, sharding.state_shardings(spread, abstract))
-    restored = checkpoints.restore_newest(wanted) if step is None else _restore(checkpoints, step, wanted)
+    # in part: a first stage comes without what it was trained against
+    restored = checkpoints.restore_newest(wanted, in_part=True) if step is None else _restore(checkpoints, step, wanted)
     if restored is None:
         raise UserError(f"{run_dir} has no checkpoint of its {stage} stage yet; train it first with the same command")
     logger.info("%s: checkpoint of step %d", run_dir, restored[0])
@@ -267,4 +268,4 @@ def _restore(checkpoints: Checkpoints, step: int, wanted: dict[str, Any]) -> tup
     if step not in checkpoints.steps():
         there = ", ".join(map(str, checkpoints.steps())) or "none"
         raise UserError(f"{checkpoints.directory} has no checkpoint of step {step}; there are: {there}")
-    return step, checkpoints.restore(step, wanted)
+    return step, checkpoints.restore(step, wanted, in_part=True)

@@ -100,17 +100,17 @@ class Checkpoints:
             failure, self._failure = self._failure, None
             raise self._cannot_write(failure) from failure
 
-    def restore_newest(self, abstract: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+    def restore_newest(self, abstract: dict[str, Any], *, in_part: bool = False) -> tuple[int, dict[str, Any]] | None:
         """Step and items of the newest checkpoint that is whole, or None when there is none at all.
 
-        `abstract` gives name, structure, shape, dtype and sharding of what is wanted; it may leave items and parts of
-        them out.
+        `abstract` gives name, structure, shape, dtype and sharding of what is wanted; it may leave items out, and
+        `in_part` parts of items too.
 
         Raises:
             UserError: there are checkpoints, and every one is damaged.
         """
         while (step := self._newest_whole()) is not None:
-            items = self._load_together(step, abstract)
+            items = self._load_together(step, abstract, in_part)
             if items is not None:
                 return step, items
         if _agreed(bool(steps := self.steps())):
@@ -120,14 +120,14 @@ class Checkpoints:
             )
         return None
 
-    def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        """Items of one checkpoint, verified first.
+    def restore(self, step: int, abstract: dict[str, Any], *, in_part: bool = False) -> dict[str, Any]:
+        """Items of one checkpoint, verified first, as `restore_newest` has them.
 
         Raises:
             DamagedCheckpoint: it contradicts its seal, or its arrays are not those of `abstract`.
         """
         self.verify(step)
-        return self._load(step, abstract)
+        return self._load(step, abstract, in_part)
 
     def verify(self, step: int, *, contents: bool = True) -> None:
         """Compare a checkpoint with its seal; without `contents` the names and sizes of its files alone.
@@ -168,11 +168,11 @@ class Checkpoints:
             return False
         return True
 
-    def _load_together(self, step: int, abstract: dict[str, Any]) -> dict[str, Any] | None:
+    def _load_together(self, step: int, abstract: dict[str, Any], in_part: bool) -> dict[str, Any] | None:
         """The items, or None if any process could not read them."""
         items = None
         try:
-            items = self._load(step, abstract)
+            items = self._load(step, abstract, in_part)
         except DamagedCheckpoint as error:
             self._set_aside(step, error)
         if _all_agree(items is not None):
@@ -180,21 +180,17 @@ class Checkpoints:
         self._damaged.add(step)
         return None
 
-    def _load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    def _load(self, step: int, abstract: dict[str, Any], in_part: bool) -> dict[str, Any]:
         folder = self.folder(step)
-        there = read_tree(folder)
-
-        def rest(item: str, wanted: dict[str, Any]) -> dict[str, Any]:
-            left = {name: part for name, part in there.get(item, {}).items() if name not in wanted}
-            return jax.tree.map(lambda _: ocp.PLACEHOLDER, left)
-
+        asked = _with_placeholders(abstract, read_tree(folder)) if in_part else abstract
         try:
-            asked = {item: {**wanted, **rest(item, wanted)} for item, wanted in abstract.items()}
             items = ocp.load_checkpointables(str(folder), asked)
-            return {item: {name: items[item][name] for name in wanted} for item, wanted in abstract.items()}
         except Exception as error:  # Orbax raises a different class for each fault and hides the reason in the cause
             reason = error.__cause__ or error
             raise DamagedCheckpoint(f"checkpoint {folder} cannot be read: {reason}") from error
+        if not in_part:
+            return items
+        return {item: {name: items[item][name] for name in wanted} for item, wanted in abstract.items()}
 
     def _set_aside(self, step: int, error: DamagedCheckpoint) -> None:
         logger.warning("%s; looking for an older one", error)
@@ -259,3 +255,13 @@ def _remove(folder: epath.Path) -> None:
 def abstract_like(tree: Any, shardings: Any) -> Any:
     """Shapes and dtypes of a (possibly abstract) tree together with a tree of shardings, for restoring."""
     return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, shardings)
+
+
+def _with_placeholders(abstract: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
+    """What is wanted of each item, and in place of its other parts that are there what is not read."""
+
+    def rest(item: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        left = {name: part for name, part in there.get(item, {}).items() if name not in wanted}
+        return jax.tree.map(lambda _: ocp.PLACEHOLDER, left)
+
+    return {item: {**wanted, **rest(item, wanted)} for item, wanted in abstract.items()}
