@@ -99,6 +99,8 @@ def read_description(path: Place) -> Described:
         raise UserError(f"{path} does not say how it was drawn: it is no picture of `ldm sample`, or of an older one")
     try:
         values = parse_json(texts[_KEY])
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__} where an object belongs")
         origins = origins_of(values)
         request, place = DrawRequest.from_json(values["request"]), BatchRow(**values["place"])
         for part in (request, place, origins):
