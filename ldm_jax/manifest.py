@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import parse_json
 from ldm_jax.files.places import Place
 
 Kind: TypeAlias = Literal["run", "samples", "scores", "model"]
@@ -79,12 +80,12 @@ def read_manifest(path: Place) -> Manifest:
         UserError: it is missing, damaged, or of another version.
     """
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; name a {NAME}, a file of scores, or the folder of either") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); restore it") from None
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if version != VERSION:
@@ -99,9 +100,9 @@ def read_manifest(path: Place) -> Manifest:
 def known_manifest(path: Place) -> Manifest:
     """The manifest of a run as far as it can be read, of an older version too; empty when it is missing or damaged."""
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_text(encoding="utf-8"))
         lists = [manifest["devices"], manifest["continued"], manifest.get("data", {}).get("class_names", [])]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
     named = isinstance(lists[0], list) and all(isinstance(device, str) for device in lists[0])
     return manifest if named and all(isinstance(part, list) for part in lists) else {}

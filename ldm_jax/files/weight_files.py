@@ -4,7 +4,6 @@ A set is an index (JSON) whose `weight_map` says for each tensor which file besi
 transformers write it.
 """
 
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import parse_json
 from ldm_jax.files.safetensors_header import read_safetensors
 from ldm_jax.files.tensor_file import TensorFile, Tensors, damaged, no_such_tensor, open_binary, unreadable
 from ldm_jax.files.torch_checkpoint import read_torch_legacy, read_torch_zip
@@ -147,10 +147,10 @@ def _open_shards(path: Path) -> _ShardedTensors:
 
 def _read_index(path: Path) -> dict[str, Any]:
     try:
-        index = json.loads(path.read_text("utf-8"))
+        index = parse_json(path.read_text("utf-8"))
     except OSError as error:
         raise unreadable(path, error) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise damaged(path, f"it is no JSON ({error})") from error
     weights = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(shard, str) for shard in weights.values()) or not weights:

@@ -246,8 +246,8 @@ def load_session(
     spread = sharding.make_mesh(MeshConfig(data=1, fsdp=-1, across_slices="fsdp"))  # each device reads a share
     checkpoints = run.checkpoints(stage)
     wanted = abstract_like(abstract, sharding.state_shardings(spread, abstract))
-    # in part: a first stage comes without what it was trained against
-    restored = checkpoints.restore_newest(wanted, in_part=True) if step is None else _restore(checkpoints, step, wanted)
+    in_part = stage == "autoencoder"  # which was trained against what its model is without
+    restored = _restore(checkpoints, step, wanted, in_part=in_part)
     if restored is None:
         raise UserError(f"{run_dir} has no checkpoint of its {stage} stage yet; train it first with the same command")
     logger.info("%s: checkpoint of step %d", run_dir, restored[0])
@@ -264,8 +264,12 @@ def load_session(
     return Session(experiment, model, params, encoder, names, credit, shelf=shelf, seal=seal)
 
 
-def _restore(checkpoints: Checkpoints, step: int, wanted: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+def _restore(
+    checkpoints: Checkpoints, step: int | None, wanted: dict[str, Any], *, in_part: bool
+) -> tuple[int, dict[str, Any]] | None:
+    if step is None:
+        return checkpoints.restore_newest(wanted, in_part=in_part)
     if step not in checkpoints.steps():
         there = ", ".join(map(str, checkpoints.steps())) or "none"
         raise UserError(f"{checkpoints.directory} has no checkpoint of step {step}; there are: {there}")
-    return step, checkpoints.restore(step, wanted, in_part=True)
+    return step, checkpoints.restore(step, wanted, in_part=in_part)

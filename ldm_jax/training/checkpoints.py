@@ -104,7 +104,7 @@ class Checkpoints:
         """Step and items of the newest checkpoint that is whole, or None when there is none at all.
 
         `abstract` gives name, structure, shape, dtype and sharding of what is wanted; it may leave items out, and
-        `in_part` parts of items too.
+        `in_part` branches of items too.
 
         Raises:
             UserError: there are checkpoints, and every one is damaged.
@@ -182,15 +182,14 @@ class Checkpoints:
 
     def _load(self, step: int, abstract: dict[str, Any], in_part: bool) -> dict[str, Any]:
         folder = self.folder(step)
-        asked = _with_placeholders(abstract, read_tree(folder)) if in_part else abstract
+        there = read_tree(folder) if in_part else {}
+        asked = {item: _with_placeholders(wanted, there.get(item)) for item, wanted in abstract.items()}
         try:
             items = ocp.load_checkpointables(str(folder), asked)
         except Exception as error:  # Orbax raises a different class for each fault and hides the reason in the cause
             reason = error.__cause__ or error
             raise DamagedCheckpoint(f"checkpoint {folder} cannot be read: {reason}") from error
-        if not in_part:
-            return items
-        return {item: {name: items[item][name] for name in wanted} for item, wanted in abstract.items()}
+        return _without_placeholders(items, abstract) if in_part else items
 
     def _set_aside(self, step: int, error: DamagedCheckpoint) -> None:
         logger.warning("%s; looking for an older one", error)
@@ -257,11 +256,16 @@ def abstract_like(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, shardings)
 
 
-def _with_placeholders(abstract: dict[str, Any], there: dict[str, Any]) -> dict[str, Any]:
-    """What is wanted of each item, and in place of its other parts that are there what is not read."""
+def _with_placeholders(wanted: Any, there: Any) -> Any:
+    """What is wanted of a tree, and in place of its other branches that are there what is not read."""
+    if not (isinstance(wanted, dict) and isinstance(there, dict)):
+        return wanted
+    left = {name: jax.tree.map(lambda _: ocp.PLACEHOLDER, part) for name, part in there.items() if name not in wanted}
+    return left | {name: _with_placeholders(part, there.get(name)) for name, part in wanted.items()}
 
-    def rest(item: str, wanted: dict[str, Any]) -> dict[str, Any]:
-        left = {name: part for name, part in there.get(item, {}).items() if name not in wanted}
-        return jax.tree.map(lambda _: ocp.PLACEHOLDER, left)
 
-    return {item: {**wanted, **rest(item, wanted)} for item, wanted in abstract.items()}
+def _without_placeholders(found: Any, wanted: Any) -> Any:
+    """Inverse of `_with_placeholders`."""
+    if not isinstance(wanted, dict):
+        return found
+    return {name: _without_placeholders(found[name], part) for name, part in wanted.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ldm_jax.errors import UserError
+from ldm_jax.files.json_files import parse_json
 from ldm_jax.files.places import Place, is_local
 from ldm_jax.files.whole_files import write_atomically
 from ldm_jax.training import processes
@@ -27,9 +28,9 @@ def read_metrics(path: Place) -> list[dict[str, Any]]:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """The values of a line that is as `MetricsLog` writes it."""
     try:
-        values = json.loads(line)
+        values = parse_json(line)
         numbers = {name: value for name, value in values.items() if name != "stage"}
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError):
         return None
     whole = isinstance(values.get("stage"), str) and isinstance(values.get("step"), int)
     return values if whole and all(isinstance(value, int | float) for value in numbers.values()) else None

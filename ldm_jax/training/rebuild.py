@@ -1,17 +1,14 @@
 """An average of any width, rebuilt from the snapshots of a run: one snapshot in memory at a time."""
 
-import functools
 import logging
 from typing import Any
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from ldm_jax.config import TrainingConfig
 from ldm_jax.errors import UserError
 from ldm_jax.model import Params
-from ldm_jax.sharding import path_names
 from ldm_jax.training.checkpoint_contents import read_tree
 from ldm_jax.training.checkpoints import Checkpoints
 from ldm_jax.training.power_average import gamma_of, profile_weights
@@ -73,8 +70,9 @@ def _is_whole(snapshots: Checkpoints, step: int) -> bool:
 
 
 def _combine(snapshots: Checkpoints, steps: list[int], weights: np.ndarray, model: Params) -> Params:
-    saved = read_tree(snapshots.folder(steps[-1]))
-    wanted, names = _wanted(saved, model), set(saved["profiles"][profile_name(0)]) & set(model)
+    saved = read_tree(snapshots.folder(steps[-1]))["profiles"]
+    of_model = {name: part for name, part in model.items() if name in saved[profile_name(0)]}
+    wanted = {"profiles": dict.fromkeys(saved, of_model)}  # without what the first stage was trained against
 
     @jax.jit
     def add(total: Any, profile: Any, weight: Any) -> Any:
@@ -82,18 +80,8 @@ def _combine(snapshots: Checkpoints, steps: list[int], weights: np.ndarray, mode
 
     total: Any = None
     for step, row in zip(steps, weights, strict=True):
-        profiles = snapshots.restore(step, wanted)["profiles"]
+        profiles = snapshots.restore(step, wanted, in_part=True)["profiles"]
         for i, weight in enumerate(row):
-            profile, factor = {name: profiles[profile_name(i)][name] for name in names}, np.float32(weight)
+            profile, factor = profiles[profile_name(i)], np.float32(weight)
             total = jax.tree.map(lambda p, f=factor: f * p, profile) if total is None else add(total, profile, factor)
     return total
-
-
-def _wanted(saved: dict[str, Any], model: Params) -> dict[str, Any]:
-    """What is read of a snapshot: all that the model has, not what the first stage was trained against."""
-
-    def of_model(path: Any, leaf: Any) -> Any:
-        _, _, *names = path_names(path)
-        return functools.reduce(lambda tree, name: tree[name], names, model) if names[0] in model else ocp.PLACEHOLDER
-
-    return jax.tree_util.tree_map_with_path(of_model, saved)
