@@ -27,7 +27,7 @@ from soak_lives import Life, Windows, as_table, growth, is_flat, workers_of
 logger = logging.getLogger("soak")
 
 EXPERIMENT = Path(__file__).parent.parent / "tests" / "small_run.py"
-RHYTHM = {"checkpoint-every": "100", "eval-every": "50", "sample-every": "100"}
+RHYTHM = {"checkpoint-every": "20", "eval-every": "50", "sample-every": "100"}
 FAULTS = tuple(itertools.product((signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP), (1, 0)))
 STOPPED = 75
 """Exit status of a run that was asked to stop, and is saved."""
