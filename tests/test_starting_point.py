@@ -175,6 +175,7 @@ def test_the_next_run_can_take_its_first_stage_from_one_that_started_elsewhere(
     assert_same(point.params["autoencoder"], load_session(tuned[1]).params["autoencoder"])
 
 
+@pytest.mark.slow
 def test_a_first_stage_leaves_what_it_was_trained_against_behind(data_cache: Path, tmp_path: Path):
     judge = DiscriminatorConfig(base_channels=4, num_layers=1, norm="none", start_step=0, lecam_weight=0.1)
     tiny = tiny_experiment(data_cache)
