@@ -93,5 +93,5 @@ def test_the_command_tells_and_its_status_too(capsys: pytest.CaptureFixture[str]
     flags = ["--layers", str(GOLDEN / "clip_text"), "--dtype", "float32", "--no-gradient"]
     assert cli.run(cli.parity, flags) == 0
     assert capsys.readouterr().out.endswith("\nno layer differs\n")
-    assert cli.run(cli.parity, [*flags, "--tolerance", "0"]) == 1
+    assert cli.run(cli.parity, [*flags, "--tolerance", "1e-12"]) == 1
     assert "first layer beyond tolerance: " in capsys.readouterr().out
