@@ -24,6 +24,7 @@ from ldm_jax.training.diffusion_stage import make_diffusion_stage
 from ldm_jax.training.keep_policy import KeepPolicy
 from ldm_jax.training.latents import LatentReader
 from ldm_jax.training.loop import Scoring, Stage, measures, run_stage
+from ldm_jax.training.perceptual import without_missing_perceptual
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.startup import Startup
 from ldm_jax.training.state import TrainState
@@ -44,6 +45,7 @@ def train_experiment(experiment: Experiment, run_dir: Place) -> None:
     startup = Startup.of_process()
     startup.lap("import")
     run = RunFolder(run_dir)
+    experiment = without_missing_perceptual(experiment, run)
     run.check(experiment)
     wanted = [HELDOUT_GRID] if _has_heldout_grid(experiment) else []
     if run.is_finished(experiment) and all((run.samples / name).exists() for name in wanted):
@@ -51,6 +53,7 @@ def train_experiment(experiment: Experiment, run_dir: Place) -> None:
             "%s is finished: trained for %d steps, pictures in %s", run_dir, experiment.training.num_steps, run.samples
         )
         return
+    run.check_writable()
     start = find_starting_point(experiment, run)
     work = open_workspace(experiment, run_dir, start.tokenizers)
     if experiment.classifier is not None:

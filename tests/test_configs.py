@@ -76,7 +76,8 @@ def test_its_model_can_be_built(name: str):
     state_shardings(sharding.make_mesh(configs.MeshConfig(data=-1, fsdp=2, tensor=2)), params)
 
 
-@pytest.mark.parametrize("name", [n if n == "smoke" else pytest.param(n, marks=pytest.mark.slow) for n in RESTARTED])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESTARTED)
 @pytest.mark.usefixtures("one_device")
 def test_its_third_step_is_the_same_after_a_restart(name: str, data_cache: Path, tmp_path: Path):
     experiment = shrink(configs.load_experiment(name), data_cache)

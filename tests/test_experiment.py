@@ -109,6 +109,7 @@ def test_latents_are_brought_to_unit_spread(finished: Path):
     assert (np.asarray(latent["std"]) > 0).all()
 
 
+@pytest.mark.slow
 def test_the_second_stage_can_start_from_the_first_of_another_run(finished: Path, data_cache: Path, tmp_path: Path):
     train_experiment(from_run(tiny_experiment(data_cache), finished), tmp_path / "second")
     assert not (tmp_path / "second" / "checkpoints" / "autoencoder").exists()

@@ -1,5 +1,6 @@
 """Metrics on disk: lines that go on where a checkpoint stands, and the curve drawn from them."""
 
+import gc
 import json
 import re
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from time import time
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
@@ -73,6 +75,17 @@ def test_loss_curves_of_both_stages_are_drawn(tmp_path: Path):
     draw_losses(run)
     two = Image.open(tmp_path / "loss.png").size
     assert two[0] > one[0]
+
+
+def test_nothing_is_left_of_a_drawing(tmp_path: Path):
+    run = RunFolder(tmp_path)
+    write_steps(run, "autoencoder", 1, 3, start=0)
+    gc.disable()
+    try:
+        draw_losses(run)
+        assert not [thing for thing in gc.get_objects() if isinstance(thing, Figure)]
+    finally:
+        gc.enable()
 
 
 def test_a_curve_without_metrics_is_no_failure(tmp_path: Path):

@@ -93,6 +93,7 @@ def test_every_mesh_gives_the_losses_of_one_device(
         assert split == {axis for axis in ("fsdp", "tensor") if getattr(mesh, axis) > 1}
 
 
+@pytest.mark.slow
 def test_a_whole_state_under_fsdp_takes_an_eighth_of_each_device(data_cache: Path):
     """Parameters, moving averages and moments, by what the compiler reports of the whole step."""
     tiny = tiny_experiment(data_cache)

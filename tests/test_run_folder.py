@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 
@@ -67,6 +68,22 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=re.escape(message)):
         RunFolder(tmp_path).check(Experiment())
     assert contents(tmp_path) == {"thesis.txt": b"precious"}
+
+
+def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    (tmp_path / "file").touch()
+    may_be_written = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked and may_be_written(path, mode))  # or for root
+    RunFolder(tmp_path / "new" / "run").check_writable()
+    for run, there in (("locked", "locked"), ("locked/new/run", "locked"), ("file/run", "file")):
+        message = f"cannot write to {tmp_path / run} ({tmp_path / there} may not be written); use another folder"
+        with pytest.raises(UserError, match=re.escape(message)):
+            RunFolder(tmp_path / run).check_writable()
+    assert set(contents(tmp_path)) == {"file"}
 
 
 def test_a_file_is_no_run_folder(tmp_path: Path):

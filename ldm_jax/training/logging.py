@@ -1,9 +1,10 @@
 """Metrics of a run: metrics.jsonl and TensorBoard while it trains, and the loss curve drawn from them."""
 
 import contextlib
+import gc
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -115,9 +116,15 @@ def _open_to_append(path: Place) -> TextIO:
 
 def draw_losses(run: RunFolder) -> None:
     """Draw training and held-out loss of every stage into loss.png."""
+    metrics = read_metrics(run.metrics_file)
+    with (run.path / "loss.png").open("wb") as file:
+        _figure_of_losses(metrics).savefig(file, dpi=110, format="png")
+    gc.collect()  # a figure is cycles of references that hold 10 MiB, of which a dozen would gather (docs/scale.md)
+
+
+def _figure_of_losses(metrics: Sequence[dict[str, Any]]) -> Any:  # a matplotlib Figure
     from matplotlib.figure import Figure  # a second of import that only this needs
 
-    metrics = read_metrics(run.metrics_file)
     stages = list(dict.fromkeys(m["stage"] for m in metrics))
     figure = Figure(figsize=(6 * max(len(stages), 1), 4), layout="constrained")
     for i, stage in enumerate(stages):
@@ -128,5 +135,4 @@ def draw_losses(run: RunFolder) -> None:
                 axes.plot(*zip(*points, strict=True), style, linewidth=0.8, label=name.replace("_", " "))
         axes.set(title=stage, xlabel="step", ylabel="loss", yscale="log")
         axes.legend()
-    with (run.path / "loss.png").open("wb") as file:
-        figure.savefig(file, dpi=110, format="png")
+    return figure

@@ -8,6 +8,7 @@ tokenizer.json   of text-conditional runs         tensorboard/, samples/, loss.p
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,19 @@ class RunFolder:
                 )
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UserError(f"{self.path} exists and is not a run folder; use another one: --run-dir DIR")
+
+    def check_writable(self) -> None:
+        """Refuse a folder on a file system in which nothing may be written, before anything is computed for it.
+
+        Raises:
+            UserError: it, or the folder in which it would be created, may not be written.
+        """
+        if not is_local(self.path):
+            return
+        path = Path(self.path).absolute()
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(f"cannot write to {path} ({there} may not be written); use another folder: --run-dir DIR")
 
     def open(self, experiment: configs.Experiment) -> None:
         """Create the folder, or continue the one that `check` found fitting.
