@@ -186,6 +186,9 @@ def _tell_files(files: Sequence[Place], as_json: bool) -> None:
 def convert(arguments: Sequence[str]) -> None:
     """`ldm convert SRC DST [flags]`."""
     command = tyro.cli(ConvertCommand, prog="ldm convert", args=list(arguments))
+    destination = to_place(command.destination)
+    if not isinstance(destination, Path):
+        raise UserError(f"{destination}: a model is written to a folder of this machine; copy it there afterwards")
     start_jax(1)
     from ldm_jax.interop.model_files import open_model, save_model
 
@@ -198,7 +201,7 @@ def convert(arguments: Sequence[str]) -> None:
         ema_sigma_rel=command.ema_sigma_rel,
     )
     dtype = None if command.dtype == "float32" else command.dtype
-    save_model(session, Path(command.destination), command.to, dtype)
+    save_model(session, destination, command.to, dtype)
     logger.info("%s is written as %s", command.destination, command.to)
 
 

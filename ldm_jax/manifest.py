@@ -94,6 +94,10 @@ def read_manifest(path: Place) -> Manifest:
     for name, kind in (("kind", str), ("config", dict), ("results", dict), ("continued", list), ("devices", list)):
         if not isinstance(manifest.get(name), kind):
             raise UserError(f"{path} is damaged: its {name} is {manifest.get(name)!r}, which is no {kind.__name__}")
+    if not all(isinstance(device, str) for device in manifest["devices"]):
+        raise UserError(f"{path} is damaged: its devices are {manifest['devices']!r}, not names")
+    if not isinstance(manifest.get("data", {}), dict):
+        raise UserError(f"{path} is damaged: its data are {manifest['data']!r}, not those of splits by name")
     return manifest
 
 

@@ -45,7 +45,8 @@ def experiment(data_cache: Path) -> Experiment:
 
 
 def measured(run: Path, **flags: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    command = EvaluateCommand(**{"target": str(run), "likelihood": "bound", "flow_steps": 4, "batch_size": 2, **flags})
+    of_flow = {"flow_steps": 4} if flags.get("likelihood") in ("flow", "both") else {}
+    command = EvaluateCommand(**{"target": str(run), "likelihood": "bound", "batch_size": 2, **of_flow, **flags})
     check(command)
     scores, record = evaluate_target(command)
     return {score.name: score for score in scores}, record
@@ -115,6 +116,7 @@ def test_flags_that_say_nothing_are_refused():
     cases: dict[str, dict[str, Any]] = {
         "--flow-steps=1 must be from 2 to": {"flow_steps": 1},
         "--flow-probes=-1 must be from 0 to": {"flow_probes": -1},
+        "--flow-steps=5 goes with --likelihood flow or both": {"flow_steps": 5},
         "--reference means nothing with --likelihood; leave it out": {"reference": "x"},
         "--network means nothing with --likelihood": {"network": ("clip",), "weights": ("x",)},
         "--likelihood means nothing with --reconstruction": {"reconstruction": True},

@@ -139,7 +139,14 @@ def test_the_command_comes_behind_two_dashes():
             launch(arguments)
 
 
-@pytest.mark.parametrize(("flags", "message"), [({"processes": 0}, "processes=0"), ({"restarts": -1}, "restarts=-1")])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"processes": 0}, "processes=0"),
+        ({"restarts": -1}, "restarts=-1"),
+        ({"processes": 10**5}, "--processes=100000 are more than a machine"),
+    ],
+)
 def test_numbers_are_checked(flags: dict[str, int], message: str):
     with pytest.raises(UserError, match=message):
         LaunchCommand(**{"processes": 2} | flags)

@@ -19,6 +19,9 @@ from ldm_jax.manifest import (
     read_manifest,
 )
 
+WHOLE = '"version": 1, "kind": "run", "config": {}, "results": {}, "continued": []'
+"""What every manifest has, but for devices."""
+
 
 def written(path: Path, **changes: object) -> Path:
     file = path / "manifest.json"
@@ -81,6 +84,8 @@ def test_circumstances_that_differ_are_named():
         ("[]", r"manifest\.json tells no version: it is no manifest, or one of another ldm_jax; this one reads .* 1"),
         ('{"version": 7}', r"manifest\.json is of version 7, of another ldm_jax"),
         ('{"version": 1, "kind": "run", "config": 3}', r"is damaged: its config is 3, which is no dict"),
+        (f'{{{WHOLE}, "devices": [1]}}', r"is damaged: its devices are \[1\], not names"),
+        (f'{{{WHOLE}, "devices": [], "data": [2]}}', r"is damaged: its data are \[2\], not those of splits by name"),
     ],
 )
 def test_one_that_cannot_be_used_is_refused(tmp_path: Path, content: str, message: str):

@@ -147,3 +147,9 @@ def test_what_is_no_model(tmp_path: Path) -> None:
 def test_golden_cases_of_the_original_code_pass(case: str) -> None:
     rows = run_case(GOLDEN / case)
     assert [row.name for row in rows if row.passed] == ["latents", "indices", "quantized", "reconstruction", "unet_out"]
+
+
+def test_a_pipeline_whose_class_is_no_name(tmp_path: Path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": ["x"]}')
+    with pytest.raises(UserError, match=r"_class_name=\['x'\] is no pipeline known here; known: "):
+        open_model(tmp_path)

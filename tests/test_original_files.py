@@ -162,6 +162,11 @@ def test_original_to_run_to_original(case: str, tmp_path: Path) -> None:
     assert dataclasses.replace(back.experiment, name="x") == dataclasses.replace(session.experiment, name="x")
 
 
+def test_a_model_is_not_written_to_a_store(caplog: pytest.LogCaptureFixture) -> None:
+    assert cli.run(cli.convert, [str(GOLDEN / CASES[0]), "gs://bucket/model"]) == 2
+    assert "gs://bucket/model" in caplog.text
+
+
 def test_original_to_diffusers(tmp_path: Path) -> None:
     source = GOLDEN / CASES[0]
     assert cli.run(cli.convert, [str(source), str(tmp_path / "pipeline"), "--to", "diffusers"]) == 0

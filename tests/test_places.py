@@ -85,6 +85,11 @@ def test_a_store_without_a_bucket():
         to_place("gs://")
 
 
+def test_an_empty_name():
+    with pytest.raises(UserError, match="an empty name is no place; name a folder or a file"):
+        to_place("")
+
+
 def test_a_package_that_is_missing_is_named():
     with pytest.raises(UserError, match="s3://bucket/run needs the package s3fs: pip install s3fs"):
         to_place("s3://bucket/run")

@@ -105,6 +105,9 @@ def test_samples_of_a_model_that_is_gone_or_another_one(samples: Path, run: Path
     edit(copy / "manifest.json", config={})
     with pytest.raises(UserError, match=r"manifest\.json is damaged, or of another version \('pictures'\)"):
         again(str(copy))
+    edit(copy / "manifest.json", config=manifest["config"], results=manifest["results"], mesh=None)
+    with pytest.raises(UserError, match=r"is damaged, or of another version \(its mesh is None\)"):
+        again(str(copy))
 
 
 def test_what_cannot_be_made_again(run: Path, tmp_path: Path):

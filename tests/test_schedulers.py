@@ -272,6 +272,13 @@ def test_files_that_are_no_cases_are_told(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="DDIMScheduler: steps='x' of the case must be a whole number above 0"):
         run_sampler_case(tmp_path / "word.npz")
+    for bad in (np.array("x"), np.float64(1.0)):
+        given = {"x_init": bad, "iterates": x[None], "timesteps": np.zeros(1)}
+        np.savez(tmp_path / "start.npz", config='{"scheduler": "DDIMScheduler"}', **given)
+        with pytest.raises(
+            UserError, match=r"DDIMScheduler: `x_init` of the case is (<U1|float64)\[\], not a row of numb"
+        ):
+            run_sampler_case(tmp_path / "start.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"\x93NUMPY"])

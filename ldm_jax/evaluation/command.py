@@ -1,5 +1,6 @@
 """`ldm evaluate`: its flags, what is wrong with them, and the order of the work. Nothing heavy is imported here."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -133,6 +134,12 @@ def check(command: EvaluateCommand) -> None:
     if command.likelihood is not None:
         of_networks = {"--network": command.network != ("alexnet",), "--weights": bool(command.weights)}
         _refuse("--likelihood", _of_samples(command) | of_networks)
+    if command.likelihood not in ("flow", "both"):
+        defaults = {field.name: field.default for field in dataclasses.fields(command)}
+        for name in ("flow_steps", "flow_probes"):
+            if getattr(command, name) != defaults[name]:
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag}={getattr(command, name)} goes with --likelihood flow or both")
     if command.text:
         _check_text(command)
     elif command.text_weights is not None:

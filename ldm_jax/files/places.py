@@ -25,8 +25,10 @@ def to_place(text: str | Place) -> Place:
     """The folder or prefix that a text names.
 
     Raises:
-        UserError: the scheme is unknown, its package is not installed, or there is no bucket.
+        UserError: the text is empty, the scheme is unknown, its package is not installed, or there is no bucket.
     """
+    if not str(text):
+        raise UserError("an empty name is no place; name a folder or a file")
     found = re.match(r"([a-z][a-z0-9+.-]*)://", str(text))
     if found is None:
         return Path(text)

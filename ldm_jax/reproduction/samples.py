@@ -27,6 +27,8 @@ def reproduce_samples(manifest: Manifest, folder: Place, out: Place, model: str 
     try:
         request, origins = DrawRequest.from_json(manifest["config"]), origins_of(manifest)
         mesh, batch_size = from_dict(manifest["mesh"]), int(manifest["batch_size"])
+        if not isinstance(mesh, MeshConfig):
+            raise TypeError(f"its mesh is {mesh!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / NAME} is damaged, or of another version ({error})") from error
     if not manifest["results"]:

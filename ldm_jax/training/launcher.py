@@ -32,6 +32,8 @@ _SHARED = ("train", "sample", "evaluate", "latents")
 """Commands whose work several processes share."""
 
 _LONGEST_PAUSE = 60.0
+_LEAST_ALLOWED = 16
+"""Processes that any machine may start, however few its cores: of trials."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,13 @@ class LaunchCommand:
 
     def __post_init__(self) -> None:
         require_positive(self, "processes", "pause", "grace")
+        cores = os.cpu_count() or 1
+        most = max(_LEAST_ALLOWED, cores)
+        require(
+            self.processes <= most,
+            f"--processes={self.processes} are more than a machine of {cores} cores is for: give at most {most}, and "
+            "more machines by launch/",
+        )
         require(self.restarts >= 0, f"--restarts={self.restarts} must not be negative")
 
 

@@ -71,6 +71,10 @@ def denoise(x: Float[Array, "b *spatial"], t: Num[Array, " b"]) -> Float[Array, 
 def _trajectory_outputs(config: Mapping[str, Any], case: Mapping[str, np.ndarray]) -> Outputs:
     options = dict(config)
     name = options.pop("scheduler", None) or options.pop("_class_name", None)
+    for array in ("timesteps", "x_init", "iterates"):
+        found = case[array]
+        if found.ndim == 0 or not np.issubdtype(found.dtype, np.number):
+            raise UserError(f"{name}: `{array}` of the case is {found.dtype}{list(found.shape)}, not a row of numbers")
     steps = options.pop("steps", options.pop("num_inference_steps", len(case["timesteps"])))
     if not isinstance(steps, int) or steps < 1:
         raise UserError(f"{name}: steps={steps!r} of the case must be a whole number above 0")

@@ -141,7 +141,7 @@ def imported_sampler(options: Mapping[str, Any]) -> tuple[Scheduler, ImportedSam
 
 def _check_index(folder: Path, index: Mapping[str, Any]) -> Pipeline:
     where, name = folder / "model_index.json", index.get("_class_name")
-    if name not in PIPELINES:
+    if not isinstance(name, str) or name not in PIPELINES:
         raise UserError(f"{where}: _class_name={name!r} is no pipeline known here; known: {', '.join(PIPELINES)}")
     pipeline = PIPELINES[name]
     wanted = {"unet", "scheduler", pipeline.autoencoder, *_TEXT_PARTS[pipeline.text]}
