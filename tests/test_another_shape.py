@@ -17,6 +17,8 @@ from ldm_jax.training.checkpoints import abstract_like
 from ldm_jax.training.loop import to_items
 from ldm_jax.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow  # kills, crashes and whole runs
+
 BIG = {"layer_big": {"query": {"kernel": np.random.default_rng(0).normal(size=(64, 128)).astype(np.float32)}}}
 """A parameter large enough to be split, over `tensor` and over `fsdp`."""
 

@@ -44,7 +44,12 @@ def test_parameters_keep_their_paths(name: str, remat: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "remat"), [("unet", "attention"), ("unet", "blocks"), ("unet", "full"), ("decoder", "full")]
+    ("name", "remat"),
+    [
+        ("unet", "blocks"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("unet", "attention"), ("unet", "full"))),
+        ("decoder", "full"),
+    ],
 )
 def test_gradients_are_the_same(name: str, remat: str) -> None:
     make, inputs = NETWORKS[name]
@@ -55,7 +60,7 @@ def test_gradients_are_the_same(name: str, remat: str) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * scale), again, kept)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "unet" else n for n in NETWORKS])
 def test_each_policy_computes_more_again_than_the_one_before(name: str) -> None:
     make, inputs = NETWORKS[name]
 

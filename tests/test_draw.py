@@ -275,6 +275,7 @@ def test_a_picture_is_drawn_again_to_the_bit(run: Path, tmp_path: Path):
         command.draw_again(parse_sample(["--again", str(files[0]), "--out", str(tmp_path)]), open_run)
 
 
+@pytest.mark.slow
 def test_an_earlier_checkpoint_is_a_weaker_model_and_is_found_again(run: Path, tmp_path: Path, text: Session):
     stronger = jax.tree.map(lambda x: 1.1 * x, text.params["denoiser"])
     save(RunFolder(run), 6, {**text.params, "denoiser": stronger})
@@ -398,6 +399,7 @@ def test_a_grid_refuses(flags: list[str], message: str):
         parse_grid(["run", *flags])
 
 
+@pytest.mark.slow
 def test_a_grid_leads_away_from_a_weaker_model(run: Path, tmp_path: Path, text: Session):
     save(RunFolder(run), 6, {**text.params, "denoiser": jax.tree.map(lambda x: 1.1 * x, text.params["denoiser"])})
     flags = [str(run), "-p", "a red circle", "--guidance-scale", "3", "--seed", "0", "--batch-size", "1"]

@@ -23,6 +23,8 @@ from ldm_jax.errors import UserError
 from ldm_jax.training import checkpoints
 from ldm_jax.training.keep_policy import KeepPolicy
 
+pytestmark = pytest.mark.slow  # kills, crashes and whole runs
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:

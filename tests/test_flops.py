@@ -126,7 +126,7 @@ def test_a_pallas_kernel_counts_by_its_rule(monkeypatch: pytest.MonkeyPatch):
     assert count_flops(lambda x: multiply(x, x, name="ruled"), MATRIX) == 2 * N
 
 
-@pytest.mark.parametrize(("gradient", "expected"), [(False, 803.3), (True, 2406.8)])
+@pytest.mark.parametrize(("gradient", "expected"), [(False, 803.3), pytest.param(True, 2406.8, marks=pytest.mark.slow)])
 def test_the_unet_of_stable_diffusion(gradient: bool, expected: float):
     """Against an independent count of the same network, in billions a picture (docs/planning.md)."""
     plain = dataclasses.replace(load_experiment("zoo/sd1"), attention_kernel="reference")  # which recomputes nothing

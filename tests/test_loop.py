@@ -144,7 +144,7 @@ def spoil(batch: dict[str, np.ndarray]) -> None:
     batch["x"][2, 1] = np.nan
 
 
-@pytest.mark.parametrize("killed_at", [1, 3, 4, 6])
+@pytest.mark.parametrize("killed_at", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 4, 6))])
 def test_a_killed_run_goes_on_to_the_same_bits(toy: Toy, other: Toy, killed_at: int):
     whole = toy.run()
     other.change = at(killed_at, kill)

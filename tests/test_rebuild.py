@@ -18,6 +18,8 @@ from ldm_jax.training.rebuild import rebuild_average
 from ldm_jax.training.run_folder import RunFolder
 from ldm_jax.training.state import TrainState
 
+pytestmark = pytest.mark.slow  # kills, crashes and whole runs
+
 WITH_PROFILES = dataclasses.replace(CONFIG, num_steps=12, ema_profiles=(0.05, 0.1), snapshot_every=3)
 
 

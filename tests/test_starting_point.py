@@ -33,7 +33,7 @@ from ldm_jax.sampling.files import draw_to_files
 from ldm_jax.sampling.session import load_session
 from ldm_jax.training.run_folder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 PIPELINE = GOLDEN / "pipeline_sd1"
 FROZEN = ("autoencoder", "latent", "conditioner")
@@ -133,7 +133,6 @@ def test_it_draws_prompts_with_the_models_own_tokenizer(tuned: tuple[Experiment,
     assert [file.exists() for file in files] == [True, True]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tuned", "beside"])
 def test_going_on_needs_neither_model_nor_folder_and_ends_with_the_same_bits(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -144,7 +143,6 @@ def test_going_on_needs_neither_model_nor_folder_and_ends_with_the_same_bits(
     assert_same(load_session(run).params, load_session(finished).params)
 
 
-@pytest.mark.slow
 def test_going_on_may_leave_the_model_out_of_the_command(tuned: tuple[Experiment, Path], tmp_path: Path):
     run = before_the_last_step(tuned[1], tmp_path / "run")
     train_experiment(dataclasses.replace(tuned[0], start=None), run)
@@ -158,7 +156,6 @@ def test_a_finished_run_does_not_look_for_its_model(tuned: tuple[Experiment, Pat
     assert f"{tuned[1]} is finished: trained for 2 steps" in caplog.text
 
 
-@pytest.mark.slow
 def test_a_text_transformer_from_a_folder_is_kept_as_it_is(beside: tuple[Experiment, Path]):
     trained = load_session(beside[1])
     assert_same(open_model(PIPELINE).params["conditioner"], trained.params["conditioner"])
@@ -176,7 +173,6 @@ def test_the_next_run_can_take_its_first_stage_from_one_that_started_elsewhere(
     assert_same(point.params["autoencoder"], load_session(tuned[1]).params["autoencoder"])
 
 
-@pytest.mark.slow
 def test_a_first_stage_leaves_what_it_was_trained_against_behind(data_cache: Path, tmp_path: Path):
     judge = DiscriminatorConfig(base_channels=4, num_layers=1, norm="none", start_step=0, lecam_weight=0.1)
     tiny = tiny_experiment(data_cache)

@@ -447,7 +447,9 @@ ENDS_TO_END: dict[str, list[str]] = {
 }
 
 
-@pytest.mark.parametrize("name", ENDS_TO_END)
+@pytest.mark.parametrize(
+    "name", [n if n in ("image", "mask") else pytest.param(n, marks=pytest.mark.slow) for n in ENDS_TO_END]
+)
 def test_from_the_command_to_files_and_again(name: str, run: Path, files: Any, tmp_path: Path, caplog: Any):  # noqa: F811
     flags = [flag.format(**files) for flag in ENDS_TO_END[name]]
     arguments = [str(run), *flags, "--num-samples", "2", "--batch-size", "2", "--out", str(tmp_path / "out")]
