@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import importlib.util
 import inspect
 import traceback
@@ -27,6 +28,7 @@ _Found: TypeAlias = tuple[ModuleType, str | None]
 """The file of an experiment, executed, and the variant of its family that is meant."""
 
 
+@functools.cache
 def _shipped() -> dict[str, _Found]:
     """All shipped experiments: NAME has a file of its own, FAMILY/VARIANT is in one of the files of a folder."""
     folder, found = _config_folder(), dict[str, _Found]()
