@@ -15,7 +15,7 @@ from ldm_jax.autoencoder.perceptual import Lpips
 from ldm_jax.config import AutoencoderVQConfig, FirstStageConfig, PerceptualConfig
 from ldm_jax.model import make_model
 from ldm_jax.nn.apply import apply
-from ldm_jax.training.autoencoder_step import _pull_back_to_last_layer, make_autoencoder_loss, reconstruction_distance
+from ldm_jax.training.autoencoder_step import _pull_back_to_last_layer, make_autoencoder_loss
 
 ROOT = rng.root_key(0)
 
@@ -85,15 +85,6 @@ def test_gradients_of_the_last_layer_are_in_float32_also_of_a_kernel_in_bfloat16
     whole, gathered = pulled(jnp.float32), pulled(jnp.bfloat16)
     assert gathered.dtype == jnp.float32
     np.testing.assert_array_equal(gathered, whole)
-
-
-@pytest.mark.parametrize("kind", ["l1", "l2"])
-def test_the_distance_of_each_picture(kind: str):
-    numbers = np.random.default_rng(0)
-    one, other = (numbers.normal(size=(3, 4, 5, 2)).astype(np.float32) for _ in range(2))
-    error = np.abs(one - other) if kind == "l1" else (one - other) ** 2
-    found = reconstruction_distance(jnp.asarray(one), jnp.asarray(other), kind)
-    np.testing.assert_allclose(found, error.mean(axis=(1, 2, 3)), rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -54,3 +54,11 @@ def test_with_all_but_one_dead_all_gather_round_it():
     moved = restart(CodeAverages(share, codes * share[:, None]), 0.1, jax.random.key(2))
     np.testing.assert_allclose(moved.codes, np.ones((4, 2)), atol=0.1)
     assert len({tuple(code) for code in np.asarray(moved.codes).tolist()}) == 4
+
+
+def test_a_share_is_split_among_all_that_take_of_it():
+    """Where more codes are dead than alive, one gives to several: nothing is used more often than before."""
+    share = jnp.array([0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    codes = jnp.arange(16.0).reshape(8, 2)
+    moved = restart(CodeAverages(share, codes * share[:, None]), 0.1, jax.random.key(3))
+    np.testing.assert_allclose(moved.share, np.full(8, 0.125), rtol=1e-6)

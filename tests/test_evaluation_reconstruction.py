@@ -1,5 +1,6 @@
 """Scores of pairs of pictures: LPIPS over what networks there are, and the grid that shows both."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,22 @@ def test_pictures_in_which_a_network_sees_nothing_go_without_it(weights: Any, ca
     assert "LPIPS over alexnet is left out: it needs 31 pixels at least" in caplog.text
 
 
+def test_no_more_are_read_at_once_than_a_batch(tmp_path: Path):
+    pairs = pairs_of(*(np.zeros((10, 8, 8, 3), np.uint8) for _ in range(2)))
+
+    def read(start: int, stop: int) -> np.ndarray:
+        assert stop - start <= 4
+        return pairs.originals.read(start, stop)
+
+    careful = dataclasses.replace(pairs.originals, read=read)
+    draw_pairs(Pairs(careful, careful), tmp_path / "pairs.png", "", 4)
+    assert (tmp_path / "pairs.png").is_file()
+
+
 def test_each_picture_stands_above_what_comes_back(tmp_path: Path):
     red, blue = (np.zeros((10, 8, 8, 3), np.uint8) for _ in range(2))
     red[..., 0], blue[..., 2] = 255, 255
-    draw_pairs(pairs_of(red, blue), tmp_path / "pairs.png", "")
+    draw_pairs(pairs_of(red, blue), tmp_path / "pairs.png", "", 3)
     with Image.open(tmp_path / "pairs.png") as image:
         pixels = np.asarray(image)
     where = [np.flatnonzero((pixels == colour).all(-1).any(1)) for colour in ([255, 0, 0], [0, 0, 255])]

@@ -4,8 +4,8 @@ share_j, sum_j: of the batch's latent vectors, the share whose nearest code is j
 
 (1) n_j <- d n_j + (1 - d) share_j,  m_j <- d m_j + (1 - d) sum_j,  e_j = m_j / n_j
                                                      van den Oord et al. 2017, arXiv:1711.00937, appendix A.1
-(2) a code with n_j < restart_usage / K is dead; it moves beside one of the codes used most, which gives it half its
-    share: the splitting of Linde, Buzo and Gray 1980 (doi:10.1109/TCOM.1980.1094577)
+(2) a code with n_j < restart_usage / K is dead; it moves beside one of the codes used most, and these two (or more)
+    go halves in its share: the splitting of Linde, Buzo and Gray 1980 (doi:10.1109/TCOM.1980.1094577)
 """
 
 from typing import NamedTuple
@@ -51,10 +51,10 @@ def restart(averages: CodeAverages, restart_usage: float, key: Key[Array, ""]) -
     alive = jnp.maximum(size - jnp.sum(dead), 1)
     most_used = jnp.argsort(-averages.share)
     donor = most_used[(jnp.cumsum(dead) - 1) % alive]  # of each dead code, in their order
-    halved = averages.share * jnp.where(jnp.zeros(size, bool).at[donor].max(dead), 0.5, 1.0)
+    parts = 1.0 + jnp.zeros(size).at[donor].add(dead)  # a donor and those that share with it
     codes = averages.codes
     near = codes[donor]
     noise = jax.random.normal(key, codes.shape) * jnp.sqrt(jnp.mean(jnp.square(near), axis=-1, keepdims=True))
     codes = jnp.where(dead[:, None], near + _SPLIT * noise, codes)
-    share = jnp.where(dead, 0.5 * averages.share[donor], halved)
+    share = jnp.where(dead, averages.share[donor] / parts[donor], averages.share / parts)
     return CodeAverages(share, codes * share[:, None])

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 from ldm_jax import rng, sharding
 from ldm_jax.autoencoder.build import make_autoencoder
 from ldm_jax.autoencoder.kl import AutoencoderKL
+from ldm_jax.autoencoder.likelihood import mean_error
 from ldm_jax.autoencoder.posterior import DiagonalGaussian
 from ldm_jax.benchmark.task import Task
 from ldm_jax.config import DiffusionConfig, OptimizerConfig, SamplingConfig, ScheduleConfig, TrainingConfig
@@ -34,7 +35,6 @@ from ldm_jax.interop.diffusers.component import read_config, read_weights
 from ldm_jax.interop.diffusers.unet import read_unet_config, read_unet_params
 from ldm_jax.model import Params, num_parameters
 from ldm_jax.nn.apply import apply
-from ldm_jax.training.autoencoder_step import reconstruction_distance
 from ldm_jax.training.optimizers import make_optimizer
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.step import Batch, LossFn, Metrics, make_step
@@ -121,7 +121,7 @@ def autoencoder_loss(task: Task, module: AutoencoderKL) -> LossFn:
         call = partial(apply, module, params["autoencoder"])
         posterior: DiagonalGaussian = call(batch["image"], method="encode")
         z = posterior.mean + jnp.exp(0.5 * posterior.logvar) * batch["noise"]
-        distance = reconstruction_distance(batch["image"], call(z, method="decode"), "l1")
+        distance = mean_error("l1", batch["image"], call(z, method="decode"))
         regulariser = task.training.kl_weight * posterior.kl() / batch["image"][0].size
         return jnp.mean(distance + regulariser), {}
 

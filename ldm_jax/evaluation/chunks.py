@@ -5,6 +5,7 @@ or not at all, is computed again if it is damaged or has other rows than are ask
 another fingerprint. Process p of P computes the parts with i mod P = p; then all of them read all.
 """
 
+import functools
 import logging
 import zipfile
 from collections.abc import Callable
@@ -15,14 +16,23 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
+from ldm_jax.data.preparation import digest
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.npz_files import write_npz
+from ldm_jax.manifest import circumstances
 from ldm_jax.progress import progress
 from ldm_jax.training.processes import barrier, note
 
 logger = logging.getLogger(__name__)
 
 Part = dict[str, Shaped[np.ndarray, "..."]]
+
+
+@functools.cache
+def _versions() -> list[object]:
+    """What numbers may depend on, and is the same in all processes of a run."""
+    now = circumstances()
+    return [now["packages"], now["xla"], {name: now["flags"].get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +44,8 @@ class Chunks:
     size: int
 
     def file(self, start: int) -> Path:
-        """Where the part that begins at a row is kept."""
-        return self.folder / self.fingerprint[:32] / f"{start:08d}.npz"
+        """Where the part that begins at a row is kept: by what it is of, and by the versions that compute it."""
+        return self.folder / digest([self.fingerprint, _versions()])[:32] / f"{start:08d}.npz"
 
     def load(self, start: int, stop: int) -> Part | None:
         """The part with these rows, if it is there and whole."""

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -132,8 +133,9 @@ def check(command: EvaluateCommand) -> None:
     elif command.strip_rows is not None:
         raise UserError(f"--strip-rows={command.strip_rows} goes with --reconstruction")
     if command.likelihood is not None:
-        of_networks = {"--network": command.network != ("alexnet",), "--weights": bool(command.weights)}
-        _refuse("--likelihood", _of_samples(command) | of_networks)
+        others = {"--network": command.network != ("alexnet",), "--weights": bool(command.weights)}
+        others |= {"--allow-small": command.allow_small, "--image-size": command.image_size is not None}
+        _refuse("--likelihood", _of_samples(command) | others)
     if command.likelihood not in ("flow", "both"):
         defaults = {field.name: field.default for field in dataclasses.fields(command)}
         for name in ("flow_steps", "flow_probes"):
@@ -150,6 +152,18 @@ def check(command: EvaluateCommand) -> None:
             f"--weights names {len(command.weights)} files or folders for {len(own)} networks that come with none "
             f"({', '.join(own) or 'no such network'}); give one for each, in their order"
         )
+
+
+def refuse_drawing(command: EvaluateCommand, path: Path) -> None:
+    """Refuse what says how samples are drawn, where there is nothing to draw: of pictures that are there.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    for name in ("ema_sigma_rel", "sampler", "num_sample_steps", "guidance_scale", "eta"):
+        if (value := getattr(command, name)) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag}={value} is for a run, and {path} is pictures; leave it out")
 
 
 def _check_text(command: EvaluateCommand) -> None:

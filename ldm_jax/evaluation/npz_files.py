@@ -7,6 +7,7 @@ What is written here also says over which network: a file that says another one 
 at its word.
 """
 
+import uuid
 import zipfile
 import zlib
 from pathlib import Path
@@ -89,12 +90,15 @@ def write_statistics(file: Path, label: str, pooled: Statistics, spatial: Statis
 
 
 def write_npz(file: Path, arrays: dict[str, Shaped[np.ndarray, "..."]]) -> None:
-    """Write arrays so that a reader finds all of them or no file; raises OSError where that fails."""
+    """Write arrays so that a reader finds all or no file, whoever else writes it; raises OSError if it fails."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".tmp")
-    with temporary.open("wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-    temporary.replace(file)
+    temporary = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _count(file: Path, count: Shaped[np.ndarray, "..."]) -> int:

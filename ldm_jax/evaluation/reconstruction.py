@@ -92,10 +92,11 @@ def pair_scores(pairs: Pairs, batch_size: int, *, bootstrap: int, seed: int) -> 
     return [mean_score(name, rows, options, reference=len(rows)) for name, rows in means.items()]
 
 
-def draw_pairs(pairs: Pairs, path: Path, credit: str) -> None:
+def draw_pairs(pairs: Pairs, path: Path, credit: str, batch_size: int) -> None:
     """Write a grid: each row of held-out pictures above the row of what comes back."""
     shown = min(pairs.originals.count, _COLUMNS * _ROWS // 2)
-    first, second = pairs.originals.read(0, shown), pairs.reconstructions.read(0, shown)
+    parts = [(start, min(start + batch_size, shown)) for start in range(0, shown, batch_size)]
+    first, second = (np.concatenate([pictures.read(*part) for part in parts]) for pictures in pairs)
     rows, labels = [], []
     for start in range(0, shown, _COLUMNS):
         part = slice(start, start + _COLUMNS)

@@ -15,7 +15,7 @@ from ldm_jax.data.pictures import SUFFIXES
 from ldm_jax.data.preparation import default_cache_dir
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
-from ldm_jax.evaluation.command import EvaluateCommand
+from ldm_jax.evaluation.command import EvaluateCommand, refuse_drawing
 from ldm_jax.evaluation.drawing import drawn_pictures, sampling_of
 from ldm_jax.evaluation.features import extract_features, kept_pictures
 from ldm_jax.evaluation.likelihood import LikelihoodOptions, likelihoods
@@ -133,14 +133,15 @@ def _distribution(
     _require_expected(about, expected)
     assert target.pictures is not None  # statistics alone are refused as a target
     if reference.pictures is not None:
-        _require_one_shape(target.pictures, reference.pictures)
+        _require_one_shape(target, reference.pictures)
     out, scores = _out(command), []
     for network in networks:
         samples, known = _features(command, target, network), _reference_features(command, reference, network)
         if network is networks[0] and command.export_statistics:
             _export_statistics(Path(command.export_statistics), network, known)
         metrics = command.metrics or tuple(possible_metrics(samples, known))
-        _require_enough(samples, metrics, network, allowed=command.allow_small)
+        _require_enough("samples", samples, metrics, network, allowed=command.allow_small)
+        _require_enough("reference pictures", known, metrics, network, allowed=command.allow_small)
         options = ScoreOptions(
             label=network.label,
             protocol=network.protocol,
@@ -172,8 +173,8 @@ def _open_target(command: EvaluateCommand) -> _Opened:
     if not path.exists():
         raise UserError(f"{path} does not exist; name a run, a folder of pictures or an .npz")
     is_pictures = path.is_dir() and not any((path / name).is_file() for name in ("config.json", "model_index.json"))
-    if command.ema_sigma_rel is not None and (is_pictures or path.suffix == ".npz"):
-        raise UserError(f"--ema-sigma-rel={command.ema_sigma_rel} is for a run, and {path} is pictures; leave it out")
+    if is_pictures or path.suffix == ".npz":
+        refuse_drawing(command, path)
     if path.suffix == ".npz":
         pictures = npz_samples(path, read_npz(path))
         if pictures is None:
@@ -230,11 +231,12 @@ def _data_of(experiment: Experiment, command: EvaluateCommand) -> _Opened:
     return _Opened(name=pictures.name, pictures=pictures)
 
 
-def _require_one_shape(first: PictureSet, second: PictureSet) -> None:
-    """Networks resize what they see, but pictures of another size have other details."""
-    if first.drawn:  # a run draws what its data set has, or another reference was chosen for it
-        return
-    a, b = first.read(0, 1).shape[1:], second.read(0, 1).shape[1:]
+def _require_one_shape(target: _Opened, second: PictureSet) -> None:
+    """Networks resize what they see, but pictures of another size have other details. Nothing is drawn to find out."""
+    first, session = target.pictures, target.session
+    assert first is not None  # statistics alone are refused as a target
+    a = first.read(0, 1).shape[1:] if session is None else session.model.image_shape
+    b = second.read(0, 1).shape[1:]
     if a[2] != b[2]:
         grey, colour = (first, second) if a[2] == 1 else (second, first)
         logger.warning("%s is grey and %s is not: its colours are part of the distance", grey.name, colour.name)
@@ -258,24 +260,30 @@ def _reference_features(command: EvaluateCommand, opened: _Opened, network: Feat
     return extract_features(opened.pictures, network, default_cache_dir() / "evaluation", command.batch_size)
 
 
-def _require_enough(samples: FeatureSet, metrics: Sequence[Metric], network: FeatureNetwork, *, allowed: bool) -> None:
-    """Refuse Frechet distances of covariances that have no full rank, or warn of them."""
-    for metric, features in (("fd", samples.pooled), ("sfd", samples.spatial)):
+def _require_enough(
+    what: str, given: FeatureSet, metrics: Sequence[Metric], network: FeatureNetwork, *, allowed: bool
+) -> None:
+    """Refuse Frechet distances of covariances that have no full rank, or warn of them; statistics are taken as given.
+
+    `what` they are: `samples`, or `reference pictures`.
+    """
+    for metric, features in (("fd", given.pooled), ("sfd", given.spatial)):
         if metric in metrics and features is not None and len(features) <= features.shape[1]:
-            _refuse_few(metric, len(features), features.shape[1], network, allowed=allowed)
+            _refuse_few(what, metric, features.shape, network, allowed=allowed)
 
 
-def _refuse_few(metric: str, count: int, width: int, network: FeatureNetwork, *, allowed: bool) -> None:
+def _refuse_few(what: str, metric: str, shape: tuple[int, ...], network: FeatureNetwork, *, allowed: bool) -> None:
     message = (
-        f"{count} samples are no more than the {width} features of {network.label}: a Frechet distance of so few is "
-        "mostly bias"
+        f"{shape[0]} {what} are no more than the {shape[1]} features of {network.label}: a Frechet distance of so few "
+        "is mostly bias"
     )
+    more = "--num-samples" if what == "samples" else "--reference, or --split train"
     if not allowed:
         raise UserError(
-            f"{message}; give more with --num-samples, leave {metric} out with --metrics kid pr dc, or take it with "
+            f"{message}; give more with {more}, leave {metric} out with --metrics kid pr dc, or take it with "
             "--allow-small"
         )
-    logger.warning("%s; compare it with nothing but the same number of samples", message)
+    logger.warning("%s; compare it with nothing but the same number of %s", message, what)
 
 
 def _export_statistics(file: Path, network: FeatureNetwork, known: FeatureSet) -> None:
@@ -307,10 +315,11 @@ def _reconstruction(
     scores = pair_scores(pairs, command.batch_size, bootstrap=command.bootstrap, seed=command.seed)
     for network in networks:
         known = extract_features(pairs.originals, network, default_cache_dir() / "evaluation", command.batch_size)
-        samples = extract_features(pairs.reconstructions, network, out / "features", command.batch_size)
-        _require_enough(
-            samples, ["fd"], network, allowed=True
-        )  # both sets are the same pictures: their bias is much the same
+        samples = extract_features(
+            pairs.reconstructions, network, out / "features", command.batch_size, out / "pictures"
+        )
+        # both sets are the same pictures: their bias is much the same
+        _require_enough("samples", samples, ["fd"], network, allowed=True)
         options = ScoreOptions(
             label=network.label, protocol=network.protocol, bootstrap=command.bootstrap, seed=command.seed
         )
@@ -318,7 +327,7 @@ def _reconstruction(
         scores.append(dataclasses.replace(distance, name=f"r{distance.name}"))
     if jax.process_index() == 0:
         out.mkdir(parents=True, exist_ok=True)
-        draw_pairs(pairs, out / PAIRS, session.credit)
+        draw_pairs(pairs, out / PAIRS, session.credit, command.batch_size)
     return scores, about, RECONSTRUCTION
 
 

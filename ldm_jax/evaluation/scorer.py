@@ -120,9 +120,12 @@ def _check(scorer: Scorer) -> None:
             raise UserError(f"scoring.metrics={metric} cannot be had over {label}; usable: {' '.join(possible)}")
     pooled = scorer.reference.pooled
     assert pooled is not None  # the reference is pictures
-    if "fd" in config.metrics and config.num_samples <= pooled.shape[1]:
-        logger.warning(
-            "scoring.num_samples=%d are no more than the %d features of %s: a Frechet distance of so few is mostly "
-            "bias, and compares with nothing but the same number of samples",
-            *(config.num_samples, pooled.shape[1], label),
-        )
+    counts = {f"scoring.num_samples={config.num_samples}": config.num_samples}
+    counts |= {f"the {len(pooled)} reference pictures of scoring.split={config.split}": len(pooled)}
+    for what, count in counts.items():
+        if "fd" in config.metrics and count <= pooled.shape[1]:
+            logger.warning(
+                "%s are no more than the %d features of %s: a Frechet distance of so few is mostly bias, and compares "
+                "with nothing but the same number of them",
+                *(what, pooled.shape[1], label),
+            )

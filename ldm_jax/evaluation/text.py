@@ -11,7 +11,7 @@ from ldm_jax.data.preparation import default_cache_dir
 from ldm_jax.data.source import Source
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
-from ldm_jax.evaluation.command import EvaluateCommand
+from ldm_jax.evaluation.command import EvaluateCommand, refuse_drawing
 from ldm_jax.evaluation.drawing import dealt_captions, drawn_pictures, sampling_of
 from ldm_jax.evaluation.features import extract_features
 from ldm_jax.evaluation.network import FeatureNetwork
@@ -62,8 +62,9 @@ def open_text_target(command: EvaluateCommand) -> TextTarget:
         raise UserError(f"{path} does not exist; name a run, or a folder of pictures of `ldm sample`")
     other = None if command.reference is None else RunFolder(Path(command.reference)).load_config()
     if path.is_dir() and not is_run(path) and not (path / "model_index.json").is_file():
+        refuse_drawing(command, path)
         return TextTarget(_prompted(path, command.num_samples), other or _experiment_of(path))
-    session = open_model(path)
+    session = open_model(path, ema_sigma_rel=command.ema_sigma_rel)
     count = command.num_samples or DEFAULT_SAMPLES
     config = sampling_of(command, session.experiment.sampling)
     captions = dealt_captions(session, count)

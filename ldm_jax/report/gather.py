@@ -84,10 +84,10 @@ def _scores_of(file: Place) -> list[dict[str, Any]]:
 
 def _pictures(run: RunFolder) -> list[Place]:
     """The newest grid of each kind."""
-    newest: dict[str, Place] = {}
-    files = [*run.samples.glob("*.png"), *(run.path / "evaluation").glob("*.png")] if run.samples.exists() else []
-    for file in sorted(files, key=str):
-        newest[re.sub(r"_\d+$", "", file.stem)] = file
+    newest: dict[tuple[str, str], Place] = {}
+    folders = [folder for folder in (run.samples, run.path / "evaluation") if folder.exists()]
+    for file in sorted((file for folder in folders for file in folder.glob("*.png")), key=str):
+        newest[file.parent.name, re.sub(r"_\d+$", "", file.stem)] = file
     return list(newest.values())
 
 

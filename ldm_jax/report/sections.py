@@ -34,8 +34,8 @@ def overview(runs: Sequence[RunFacts]) -> Iterator[Block]:
 def _overview_row(run: RunFacts) -> tuple[str, ...]:
     experiment, manifest = run.experiment, run.manifest
     known = manifest.get("data", {}).get("train", {})
-    second = "diffusion" if experiment.classifier is None else "classifier"
-    wanted = {"autoencoder": experiment.first_stage.training.num_steps, second: experiment.training.num_steps}
+    second = experiment.training.num_steps
+    wanted = {"autoencoder": experiment.first_stage.training.num_steps, experiment.second_stage: second}
     devices = manifest.get("devices", [])
     return (
         *(run.name, experiment.name, str(experiment.seed)),
@@ -53,7 +53,8 @@ def _last_step(run: RunFacts, stage: str) -> int:
 
 def _best(run: RunFacts) -> str:
     """The last held-out loss of the second stage, and the lowest."""
-    found = [(m["heldout_loss"], m["step"]) for m in run.metrics if m["stage"] == "diffusion" and "heldout_loss" in m]
+    lines = [m for m in run.metrics if m["stage"] == run.experiment.second_stage and "heldout_loss" in m]
+    found = [(m["heldout_loss"], m["step"]) for m in lines]
     if not found:
         return "-"
     return f"{found[-1][0]:.4g}, lowest {min(found)[0]:.4g} at step {min(found)[1]}"

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from ldm_jax.config import Experiment, from_dict
+from ldm_jax.data.latent_source import load_latents
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
 from ldm_jax.experiment import train_experiment
@@ -12,6 +13,7 @@ from ldm_jax.files.places import Place
 from ldm_jax.manifest import NAME, Manifest, read_manifest
 from ldm_jax.reproduction.outcome import Again, Compared
 from ldm_jax.training.logging import read_metrics
+from ldm_jax.training.perceptual import fingerprint_constants, read_constants
 from ldm_jax.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -57,14 +59,18 @@ def _results(manifest: Manifest, folder: Place, experiment: Experiment) -> dict[
 
 
 def _check_data(manifest: Manifest, experiment: Experiment) -> None:
+    load = load_source if experiment.data.latents is None else load_latents
     for split in ("train", "test"):
-        known, found = manifest.get("data", {}).get(split), load_source(experiment.data, split)
+        known, found = manifest.get("data", {}).get(split), load(experiment.data, split)
         if isinstance(known, dict) and known.get("fingerprint") != found.info.fingerprint:
             raise UserError(
                 f"the {split} split of {known.get('name')} has changed since the run was made: {len(found)} pictures "
                 f"of fingerprint {found.info.fingerprint[:12]}, then {known.get('num_pictures')} of "
                 f"{str(known.get('fingerprint'))[:12]}; restore the data"
             )
+    weights = manifest.get("data", {}).get("perceptual")
+    if weights is not None and weights != fingerprint_constants(read_constants(experiment.first_stage)):
+        raise UserError("the weights of LPIPS are not those that the run was made with; restore them")
 
 
 def _has_metrics(folder: Place) -> bool:

@@ -13,6 +13,8 @@ TOO_SURE = 0.98
 """Share of right verdicts from which a discriminator has won."""
 TOO_FEW = 0.05
 """Share of the codes, counted by perplexity, below which most are dead."""
+SETTLED = 200
+"""Steps after which a posterior has narrowed and codes have spread, where all is well."""
 TOO_WIDE = 0.9
 """Mean standard deviation of the posterior from which latents are near the prior and say little."""
 
@@ -32,6 +34,8 @@ def first_stage_alarms(config: FirstStageConfig, metrics: Metrics, step: int) ->
                 f"the adaptive weight is at its cap of {judge.max_adaptive_weight:g}: the discriminator's gradient has "
                 "vanished; lower max_adaptive_weight, or let it learn for more warmup_steps"
             )
+    if step < SETTLED:
+        return found
     if isinstance(autoencoder, AutoencoderVQConfig):
         if metrics["perplexity"] < TOO_FEW * autoencoder.codebook_size:
             found["codes"] = (

@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ldm_jax import sharding
+from ldm_jax.autoencoder.likelihood import mean_error
 from ldm_jax.autoencoder.perceptual import Lpips
-from ldm_jax.config import FirstStageConfig, PerceptualNet
+from ldm_jax.config import FirstStageConfig
 from ldm_jax.model import LatentDiffusion, Params
 from ldm_jax.nn.apply import apply
 from ldm_jax.pictures import draw_grid, to_uint8
 from ldm_jax.training import processes
 from ldm_jax.training.alarms import Alarms, first_stage_alarms
-from ldm_jax.training.autoencoder_step import reconstruction_distance
 from ldm_jax.training.loop import Stage
 from ldm_jax.training.perceptual import fingerprint_constants, read_constants
 from ldm_jax.training.program import autoencoder_program
@@ -31,7 +31,7 @@ def make_autoencoder_stage(work: Workspace) -> Stage:
     """The stage that trains the autoencoder on pictures."""
     config = work.experiment.first_stage
     program = autoencoder_program(work.model, work.experiment, work.mesh)
-    compare = jax.jit(lambda state, image: _compare(work.model, config.perceptual.net, state, image))
+    compare = jax.jit(lambda state, image: _compare(work.model, config, state, image))
 
     def constants() -> Params:
         found = read_constants(config)
@@ -83,14 +83,14 @@ def _evaluated(state: TrainState) -> TrainState:
 
 
 def _compare(
-    model: LatentDiffusion, net: PerceptualNet, state: TrainState, image: Float[Array, "b h w c"]
+    model: LatentDiffusion, config: FirstStageConfig, state: TrainState, image: Float[Array, "b h w c"]
 ) -> tuple[Float[Array, "b h w c"], dict[str, Float[Array, " b"]]]:
     """Decoded mode of the averaged model's posterior, and its distances for each picture by name."""
     identity: Params = {**state.model_params, **model.init_latent()}  # the autoencoder's own latents
     decoded = model.decode(identity, model.encode(identity, image).mode())
-    distances = {"heldout_loss": reconstruction_distance(jnp.asarray(image), decoded, "l1")}
+    distances = {"heldout_loss": mean_error(config.reconstruction_loss, jnp.asarray(image), decoded)}
     if "perceptual" in state.constants:
-        distances["heldout_lpips"] = apply(Lpips(net), state.constants["perceptual"], image, decoded)
+        distances["heldout_lpips"] = apply(Lpips(config.perceptual.net), state.constants["perceptual"], image, decoded)
     return decoded, distances
 
 

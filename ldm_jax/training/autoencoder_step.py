@@ -27,6 +27,7 @@ from ldm_jax.autoencoder.adversarial import (
     r1_penalty,
 )
 from ldm_jax.autoencoder.discriminator import Discriminator
+from ldm_jax.autoencoder.likelihood import mean_error
 from ldm_jax.autoencoder.perceptual import Lpips
 from ldm_jax.config import DiscriminatorConfig, FirstStageConfig
 from ldm_jax.model import LatentDiffusion, Params
@@ -87,7 +88,7 @@ def _make_error(
     """The error (1) of reconstructions of `image`."""
 
     def error(reconstruction: Pictures) -> tuple[Scalar, Metrics]:
-        distance = jnp.mean(reconstruction_distance(image, reconstruction, config.reconstruction_loss))
+        distance = jnp.mean(mean_error(config.reconstruction_loss, image, reconstruction))
         metrics = {"reconstruction": distance}
         if (weight := config.perceptual.weight) > 0:
             lpips = Lpips(config.perceptual.net, model.autoencoder.dtype)
@@ -143,7 +144,6 @@ def _discriminator_term(
     if config.r1_weight > 0:
         loss += config.r1_weight * r1_penalty(lambda x: apply(network, params, x), image)
     metrics = {
-        "discriminator_loss": loss,
         "verdict_real": jnp.mean(real),
         "verdict_fake": jnp.mean(fake),
         "discriminator_accuracy": 0.5 * (jnp.mean(real > 0) + jnp.mean(fake < 0)),
@@ -151,7 +151,7 @@ def _discriminator_term(
     if config.lecam_weight > 0:
         average = fixed["verdict_average"]
         loss += config.lecam_weight * lecam(real, fake, average["real"], average["fake"])
-    return loss, metrics
+    return loss, metrics | {"discriminator_loss": loss}
 
 
 def _pull_back_to_last_layer(reconstruct: Reconstruct, autoencoder: Params) -> Callable[[Pictures], Array]:
@@ -172,10 +172,3 @@ def _with(tree: Params, path: tuple[str, ...], leaf: Array) -> Params:
     """The tree with one leaf replaced."""
     first, *rest = path
     return {**tree, first: _with(tree[first], tuple(rest), leaf) if rest else leaf}
-
-
-def reconstruction_distance(image: Pictures, reconstruction: Pictures, kind: str) -> Float[Array, " b"]:
-    """Mean absolute (`l1`) or squared (`l2`) difference of each picture."""
-    difference = image - reconstruction
-    error = jnp.abs(difference) if kind == "l1" else jnp.square(difference)
-    return jnp.mean(error, axis=tuple(range(1, error.ndim)))
