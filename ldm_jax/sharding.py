@@ -286,6 +286,14 @@ def to_host(array: Any) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+def are_close(one: Any, other: Any, tolerance: float = 0.0) -> bool:
+    """Whether two trees have the same structure and shapes, and numbers that differ by no more; all processes ask."""
+    if jax.tree.structure(one) != jax.tree.structure(other):
+        return False
+    pairs = [(to_host(a), to_host(b)) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)]
+    return all(a.shape == b.shape and np.allclose(a, b, rtol=0.0, atol=tolerance) for a, b in pairs)
+
+
 def within_reach(tree: Any) -> Any:
     """The arrays as this process can use them by itself: those that lie in shares on all processes come to the host."""
     return jax.tree.map(lambda leaf: leaf if getattr(leaf, "is_fully_addressable", True) else to_host(leaf), tree)

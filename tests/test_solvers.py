@@ -197,12 +197,21 @@ def test_flow_matching_draws_from_a_mixture(name: str) -> None:
     check_mixture(np.asarray(run(make_sampler(config, FLOW, "flow"), mixture("flow", "flow"), noise, KEY, which)))
 
 
-def test_churn_keeps_the_distribution() -> None:
+@pytest.mark.parametrize("churn", [Churn(20.0, s_min=0.05, s_max=50.0), Churn(20.0)])
+def test_churn_keeps_the_distribution(churn: Churn) -> None:
+    """Also where it is put on the first level of all, which has no signal."""
     which = jnp.arange(100)
     grid = respaced(schedule_grid(ZERO, spaced_times(1000, 60)), "karras")
-    sampler = heun(grid, "v", churn=Churn(20.0, s_min=0.05, s_max=50.0))
+    sampler = heun(grid, "v", churn=churn)
     assert sampler.stochastic
     check_mixture(np.asarray(run(sampler, mixture("zero", "v"), initial_noise(KEY, which, (30,)), KEY, which)))
+
+
+def test_churn_on_a_schedule_that_ends_without_signal_is_finite() -> None:
+    which = jnp.arange(8)
+    sampler = make_sampler(SamplingConfig(sampler="heun", churn=40.0, num_sample_steps=20), ZERO, "v")
+    drawn = run(sampler, mixture("zero", "v"), initial_noise(KEY, which, (30,)), KEY, which)
+    assert np.isfinite(np.asarray(drawn)).all() and np.abs(drawn).max() < 10
 
 
 # --- agreement -------------------------------------------------------------------------------------------------------

@@ -120,6 +120,14 @@ def test_the_strength_is_a_share_of_the_steps(strength: float, steps: int, left:
     assert steps - num_skipped(strength, steps) == left
 
 
+@pytest.mark.parametrize("steps", [7, 9, 28, 30, 1000])
+def test_the_least_strength_that_is_named_makes_a_step(steps: int):
+    with pytest.raises(UserError, match="makes none of them; use at least") as refused:
+        num_skipped(0.5 / steps, steps)
+    found = re.search(r"at least ([\d.]+),", str(refused.value))
+    assert found is not None and num_skipped(float(found.group(1)), steps) == steps - 1
+
+
 def test_little_strength_gives_what_the_autoencoder_makes_of_it_and_much_does_not(plain: Session, files: Any):
     config = SamplingConfig(num_sample_steps=1000, sampler="ddim")
     wanted = reconstruction(plain, files["a"])
@@ -421,7 +429,9 @@ def test_a_way_to_seed_0_is_a_way():
 def test_maps_have_one_size(data_cache: Path, plain: Session):
     denoiser = dataclasses.replace(plain.experiment.denoiser, concat_channels=3)
     session = dataclasses.replace(plain, experiment=dataclasses.replace(plain.experiment, denoiser=denoiser))
-    with pytest.raises(UserError, match="16 x 16 pixels: this model is given maps of its own size; leave it at 8 x 8"):
+    with pytest.raises(
+        UserError, match="16 x 16 pixels: what this model is given is of its own size; leave it at 8 x 8"
+    ):
         easel(session, height=16, width=16)
 
 

@@ -97,6 +97,12 @@ def ask(
             "--strength to start from the picture's latent"
         )
     task, size = task_of(asked.pictures, session)
+    if task is not None and like is None and not session.given.is_empty and not (asked.given or asked.heldout):
+        parts = " ".join(f"--given {part.name}=FILE" for part in session.given.given.parts)
+        raise UserError(
+            f"this model draws from what it is given, and a task tells only where it starts; name that too: {parts}, "
+            "or --heldout N"
+        )
     height, width = (
         None if side == usual else side for side, usual in zip(size, session.model.image_shape, strict=False)
     )

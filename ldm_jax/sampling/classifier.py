@@ -90,8 +90,7 @@ def guided_by(session: Session, classifier: Classifier) -> Session:
     one, other = session.experiment, classifier.experiment
     found = [line for name, part in parts.items() for line in differences(part(one), part(other), name)]
     for name in ("autoencoder", "latent") if not found else ():
-        trees = [jax.tree.leaves(params[name]) for params in (session.params, classifier.params)]
-        if not all(np.allclose(a, b, atol=1e-5) for a, b in zip(*trees, strict=True)):
+        if not sharding.are_close(session.params[name], classifier.params[name], tolerance=1e-5):
             found.append(f"parameters of the {name} differ")
     if found:
         listing = "\n  ".join(found)

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
@@ -232,7 +231,7 @@ def check_weaker(session: Session, weaker: Session) -> None:
     found += [
         f"parameters of the {name} differ"
         for name in ("autoencoder", "latent")
-        if not _are_equal(session, weaker, name)
+        if not sharding.are_close(session.params[name], weaker.params[name])
     ]
     if found:
         listing = "\n  ".join(found)
@@ -240,10 +239,3 @@ def check_weaker(session: Session, weaker: Session) -> None:
             f"the weaker model works on other latents or conditions than {session.experiment.name}:\n  {listing}\nuse "
             "an earlier checkpoint (--weaker-step), or a run with the same first stage"
         )
-
-
-def _are_equal(one: Session, other: Session, name: str) -> bool:
-    trees = one.params[name], other.params[name]
-    if jax.tree.structure(trees[0]) != jax.tree.structure(trees[1]):
-        return False
-    return jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(sharding.to_host(a), sharding.to_host(b)), *trees))

@@ -34,7 +34,7 @@ def check_size(session: Session, size: tuple[int, int]) -> None:
     if not session.given.is_empty or experiment.denoiser.concat_channels:
         tall, wide = session.model.image_shape[:2]
         raise UserError(
-            f"{size[1]} x {size[0]} pixels: this model is given maps of its own size; leave it at {wide} x {tall}"
+            f"{size[1]} x {size[0]} pixels: what this model is given is of its own size; leave it at {wide} x {tall}"
         )
     unit = experiment.first_stage.autoencoder.downsample_factor * 2 ** (len(experiment.denoiser.channel_mult) - 1)
     for name, side in zip(("height", "width"), size, strict=True):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ldm_jax.diffusion.samplers.estimate import NO_CLIPPING, Clipping
-from ldm_jax.diffusion.samplers.grid import Grid, Host, alpha_sigma
+from ldm_jax.diffusion.samplers.grid import Grid, Host, alpha_sigma, finite_grid
 from ldm_jax.diffusion.samplers.linear import Call, Prediction, Reader
 from ldm_jax.diffusion.samplers.sampler import Sampler
 from ldm_jax.errors import UserError
@@ -58,6 +58,7 @@ def _raised(grid: Grid, churn: Churn) -> tuple[Grid, Host]:
     """The grid with each step starting from its raised level, and the spread of the noise that takes it there (2)."""
     if churn.churn == 0.0:
         return grid, np.zeros(grid.num_steps)
+    grid = finite_grid(grid, scaled=True)
     s = grid.s
     within = (churn.s_min <= s) & (s <= churn.s_max)
     raised = s * (1.0 + np.where(within, min(churn.churn / grid.num_steps, 2**0.5 - 1), 0.0))

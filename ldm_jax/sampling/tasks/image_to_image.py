@@ -4,6 +4,8 @@
                                                         Meng et al. 2022 (SDEdit), arXiv:2108.01073, algorithm 1
 """
 
+import math
+
 from jaxtyping import Array, Float
 
 from ldm_jax.diffusion.samplers import Start
@@ -25,8 +27,9 @@ def num_skipped(strength: float, num_steps: int) -> int:
     """
     made = min(int(num_steps * strength), num_steps)
     if made < 1:
+        least = math.ceil(1e4 / num_steps) / 1e4
         raise UserError(
-            f"--strength={strength} of {num_steps} steps makes none of them; use at least {1 / num_steps:.3g}, or more "
-            "steps: --num-sample-steps"
+            f"--strength={strength} of {num_steps} steps makes none of them; use at least {least:g}, or more steps: "
+            "--num-sample-steps"
         )
     return num_steps - made
