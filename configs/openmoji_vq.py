@@ -6,7 +6,8 @@
 
 As openmoji_kl, with codes that follow by moving averages and are restarted when they have no work.
 
-Hardware: two CPU cores; on one core of a Xeon beside other work 6 to 9 minutes (2026-11-30). Result: docs/first_stage.md.
+Hardware: two CPU cores; 6 to 9 minutes on one core of a Xeon beside other work (2026-11-30). Result:
+docs/first_stage.md.
 """
 
 import dataclasses
