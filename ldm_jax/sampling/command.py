@@ -77,7 +77,7 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     if not processes.is_first():
         easel.follow(command.batch_size)
         return []
-    base = to_place(command.run or "") / "samples" / ("" if command.run else session.experiment.name)
+    base = to_place(command.run) / "samples" if command.run else Path("samples") / session.experiment.name
     out = folder_for(base, request, origins) if command.out is None else to_place(command.out)
     files = draw_to_files(easel, origins, out=out, batch_size=command.batch_size, credit=session.credit)
     easel.release()
