@@ -122,7 +122,7 @@ def test_without_weights_a_run_is_begun_without_lpips_and_says_so(
     )
     run.open(off)
     assert without_missing_perceptual(asked, run) == off  # the same command goes on
-    monkeypatch.undo()
+    monkeypatch.setattr(training_perceptual, "perceptual_package", lambda net: tmp_path / "weights")
     assert without_missing_perceptual(asked, run) == asked
     with pytest.raises(UserError, match=r"first_stage\.perceptual\.weight: 0\.0 -> 1\.0"):
         run.check(asked)

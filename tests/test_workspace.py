@@ -76,13 +76,13 @@ def fake_source(**info: Any) -> PictureSource:
 
 
 def test_classes_of_data_without(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(workspace, "load_source", lambda config, split: fake_source(class_names=()))
+    monkeypatch.setattr(workspace, "load_training_data", lambda config, split: fake_source(class_names=()))
     message = "conditioning.num_classes=4, but the data set fake has no classes; use text conditioning or none"
     refused(dataclasses.replace(experiment, conditioning=CLASSES), tmp_path / "run", message)
 
 
 def test_captions_of_data_without(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(workspace, "load_source", lambda config, split: fake_source(has_captions=False))
+    monkeypatch.setattr(workspace, "load_training_data", lambda config, split: fake_source(has_captions=False))
     message = (
         "the data set fake has no captions, which text conditioning needs; use class conditioning or none, or another "
         "data set"
@@ -132,6 +132,7 @@ def test_conditions_that_no_data_deliver(
 ):
     changes, message = UNDELIVERED[name]
     monkeypatch.setattr(workspace, "load_source", None)  # nor is a data set prepared
+    monkeypatch.setattr(workspace, "load_training_data", None)
     denoiser = dataclasses.replace(experiment.denoiser, **changes.get("denoiser", {}))
     other = dataclasses.replace(experiment, conditioning=changes["conditioning"], denoiser=denoiser)
     refused(other, tmp_path / "run", message)

@@ -4,8 +4,8 @@ share_j, sum_j: of the batch's latent vectors, the share whose nearest code is j
 
 (1) n_j <- d n_j + (1 - d) share_j,  m_j <- d m_j + (1 - d) sum_j,  e_j = m_j / n_j
                                                      van den Oord et al. 2017, arXiv:1711.00937, appendix A.1
-(2) a code with n_j < restart_usage / K is dead; it moves beside one of the codes used most, and these two (or more)
-    go halves in its share: the splitting of Linde, Buzo and Gray 1980 (doi:10.1109/TCOM.1980.1094577)
+(2) a code with n_j < restart_usage / K is dead; it moves beside one of the codes used most, whose share is divided
+    among all that come to it: the splitting of Linde, Buzo and Gray 1980 (doi:10.1109/TCOM.1980.1094577)
 """
 
 from typing import NamedTuple

@@ -20,6 +20,7 @@ from ldm_jax.data.latent_manifest import (
 )
 from ldm_jax.data.patience import Unreadable, read_patiently
 from ldm_jax.data.source import Example, Source, SourceInfo, Split
+from ldm_jax.data.sources import load_source
 from ldm_jax.data.transforms import TRANSFORM
 from ldm_jax.errors import UserError
 
@@ -128,6 +129,15 @@ def _why_missing(folder: Path) -> str:
     if not folder.parent.exists():
         return f"{folder.parent} does not exist; `ldm latents encode` writes such a folder"
     return f"{folder.parent} holds no latents of the {folder.name} split; write them with `ldm latents encode`"
+
+
+def load_training_data(config: DataConfig, split: Split) -> Source:
+    """What a run learns from: the latents that its configuration names, or else the pictures.
+
+    Raises:
+        UserError: as `load_latents` and `load_source` do.
+    """
+    return load_source(config, split) if config.latents is None else load_latents(config, split)
 
 
 def load_latents(config: DataConfig, split: Split) -> LatentSource:

@@ -119,7 +119,7 @@ def check(command: EvaluateCommand) -> None:
     smallest = {"num_samples": 2, "batch_size": 1, "bootstrap": 0, "kid_subsets": 0, "seed": 0, "image_size": 1}
     smallest |= {"flow_steps": 2, "flow_probes": 0, "strip_rows": 1}
     for name, least in smallest.items():
-        value, flag = getattr(command, name), f"--{name.replace('_', '-')}"
+        value, flag = getattr(command, name), _flag(name)
         if value is not None and not least <= value <= LARGEST:
             raise UserError(f"{flag}={value} must be from {least} to {LARGEST}")
     if not command.network:
@@ -140,8 +140,7 @@ def check(command: EvaluateCommand) -> None:
         defaults = {field.name: field.default for field in dataclasses.fields(command)}
         for name in ("flow_steps", "flow_probes"):
             if getattr(command, name) != defaults[name]:
-                flag = f"--{name.replace('_', '-')}"
-                raise UserError(f"{flag}={getattr(command, name)} goes with --likelihood flow or both")
+                raise UserError(f"{_flag(name)}={getattr(command, name)} goes with --likelihood flow or both")
     if command.text:
         _check_text(command)
     elif command.text_weights is not None:
@@ -154,6 +153,10 @@ def check(command: EvaluateCommand) -> None:
         )
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def refuse_drawing(command: EvaluateCommand, path: Path) -> None:
     """Refuse what says how samples are drawn, where there is nothing to draw: of pictures that are there.
 
@@ -162,8 +165,7 @@ def refuse_drawing(command: EvaluateCommand, path: Path) -> None:
     """
     for name in ("ema_sigma_rel", "sampler", "num_sample_steps", "guidance_scale", "eta"):
         if (value := getattr(command, name)) is not None:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag}={value} is for a run, and {path} is pictures; leave it out")
+            raise UserError(f"{_flag(name)}={value} is for a run, and {path} is pictures; leave it out")
 
 
 def _check_text(command: EvaluateCommand) -> None:

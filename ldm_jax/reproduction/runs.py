@@ -5,8 +5,7 @@ import os
 from typing import Any
 
 from ldm_jax.config import Experiment, from_dict
-from ldm_jax.data.latent_source import load_latents
-from ldm_jax.data.sources import load_source
+from ldm_jax.data.latent_source import load_training_data
 from ldm_jax.errors import UserError
 from ldm_jax.experiment import train_experiment
 from ldm_jax.files.places import Place
@@ -34,7 +33,7 @@ def reproduce_run(manifest: Manifest, folder: Place, out: Place, model: str | No
     was = _results(manifest, folder, experiment)
     if manifest.get("directory") != os.getcwd():
         logger.info("relative paths of the experiment count from here, not from %s", manifest.get("directory"))
-    _check_data(manifest, experiment)
+    _check_data(manifest, folder, experiment)
     train_experiment(experiment, out)
     run = RunFolder(out)
     now, again = run.digests(), read_manifest(out / NAME)
@@ -58,19 +57,17 @@ def _results(manifest: Manifest, folder: Place, experiment: Experiment) -> dict[
     return found
 
 
-def _check_data(manifest: Manifest, experiment: Experiment) -> None:
-    load = load_source if experiment.data.latents is None else load_latents
+def _check_data(manifest: Manifest, folder: Place, experiment: Experiment) -> None:
     for split in ("train", "test"):
-        known, found = manifest.get("data", {}).get(split), load(experiment.data, split)
+        known, found = manifest.get("data", {}).get(split), load_training_data(experiment.data, split)
         if isinstance(known, dict) and known.get("fingerprint") != found.info.fingerprint:
             raise UserError(
                 f"the {split} split of {known.get('name')} has changed since the run was made: {len(found)} pictures "
                 f"of fingerprint {found.info.fingerprint[:12]}, then {known.get('num_pictures')} of "
                 f"{str(known.get('fingerprint'))[:12]}; restore the data"
             )
-    weights = manifest.get("data", {}).get("perceptual")
-    if weights is not None and weights != fingerprint_constants(read_constants(experiment.first_stage)):
-        raise UserError("the weights of LPIPS are not those that the run was made with; restore them")
+    if manifest.get("data", {}).get("perceptual") is not None:
+        RunFolder(folder).check_perceptual(fingerprint_constants(read_constants(experiment.first_stage)))
 
 
 def _has_metrics(folder: Place) -> bool:

@@ -26,7 +26,7 @@ from ldm_jax.config.saved import differences
 from ldm_jax.data.given.heldout import HELDOUT_SEED
 from ldm_jax.data.given.make import Load
 from ldm_jax.data.given.shelf import GivenShelf
-from ldm_jax.data.latent_source import LatentSource, load_latents, misfit
+from ldm_jax.data.latent_source import LatentSource, load_training_data, misfit
 from ldm_jax.data.pipeline import MakeInputs, batches, epoch
 from ldm_jax.data.source import Source, Split, training_texts
 from ldm_jax.data.sources import load_source
@@ -124,8 +124,7 @@ def _open(experiment: Experiment, run_dir: Place, given: Mapping[str, Tokenizer]
     run = RunFolder(run_dir)
     run.check(experiment)
     _check_inputs(experiment, given)
-    load = load_source if experiment.data.latents is None else load_latents
-    train, test = load(experiment.data, "train"), load(experiment.data, "test")
+    train, test = (load_training_data(experiment.data, split) for split in ("train", "test"))
     if experiment.start is not None or experiment.first_stage.run is not None:
         trainings.pop("first_stage.training")  # there is no such training: its batch is for encoding
     for name, training in trainings.items():
