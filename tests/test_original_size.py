@@ -22,15 +22,16 @@ from ldm_jax.interop.original.unet import OriginalUNet, unet_slots
 from ldm_jax.interop.original.unet import abstract_params as abstract_unet
 
 IMPORT = """
-import json, resource, sys, time
+import json, sys, time
 start = time.perf_counter()
 from pathlib import Path
 from ldm_jax.cli import start_jax
 start_jax(1)
 from ldm_jax.interop.model_files import open_model
 session = open_model(Path(sys.argv[1]))
+from ldm_jax.benchmark.service import peak_memory
 from ldm_jax.model import num_parameters
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = peak_memory()
 seconds = time.perf_counter() - start
 print(json.dumps({"peak": peak, "seconds": seconds, "parameters": num_parameters(session.params)}))
 """
