@@ -27,7 +27,7 @@ from soak_lives import Life, Windows, as_table, growth, is_flat, workers_of
 logger = logging.getLogger("soak")
 
 EXPERIMENT = Path(__file__).parent.parent / "tests" / "small_run.py"
-RHYTHM = {"checkpoint-every": "20", "eval-every": "50", "sample-every": "100"}
+RHYTHM = {"eval-every": "50", "sample-every": "100"}
 FAULTS = tuple(itertools.product((signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP), (1, 0)))
 STOPPED = 75
 """Exit status of a run that was asked to stop, and is saved."""
@@ -48,6 +48,8 @@ class Soak:
     every: float
     """Seconds between two faults, from the first step on."""
     heartbeat: float
+    checkpoint_every: int
+    """Steps between two checkpoints."""
     lives: dict[int, Life] = field(default_factory=dict)
     """By process id."""
     injected: list[dict[str, Any]] = field(default_factory=list)
@@ -74,7 +76,8 @@ class Soak:
 
     def _launch(self) -> "subprocess.Popen[bytes]":
         flags = ["--run-dir", str(self.run), "--distributed.heartbeat-seconds", str(self.heartbeat)]
-        flags += [text for name, value in RHYTHM.items() for text in (f"--training.{name}", value)]
+        rhythm = RHYTHM | {"checkpoint-every": str(self.checkpoint_every)}
+        flags += [text for name, value in rhythm.items() for text in (f"--training.{name}", value)]
         program = [sys.executable, "-c", "from ldm_jax.cli import main; main()", "launch", "--processes", "2"]
         command = [*program, "--restarts", "1000", "--", "train", str(EXPERIMENT), *flags]
         return subprocess.Popen(command, env=os.environ | {"SMALL_STEPS": "1000000"}, stdin=subprocess.DEVNULL)
@@ -138,12 +141,14 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="how long")
     parser.add_argument("--every", type=float, default=3.0, help="minutes between two faults, from the first step on")
     parser.add_argument("--quiet", type=float, default=9.0, help="minutes at the end in which nothing is broken")
-    parser.add_argument("--warm-up", type=int, default=100, help="steps of a process before it has to be flat")
+    parser.add_argument("--checkpoint-every", type=int, default=100, help="steps between two checkpoints")
+    parser.add_argument("--warm-up", type=int, default=200, help="steps of a process before it has to be flat")
     parser.add_argument("--window", type=float, default=30.0, help="seconds over which its memory is taken")
     parser.add_argument("--heartbeat", type=float, default=20.0, help="seconds after which a silent process is dead")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s soak: %(message)s", stream=sys.stderr)
-    soak, windows = Soak(given.run_dir, 60 * given.every, given.heartbeat), Windows(given.warm_up, given.window)
+    soak = Soak(given.run_dir, 60 * given.every, given.heartbeat, given.checkpoint_every)
+    windows = Windows(given.warm_up, given.window)
     status = soak.last(60 * given.minutes, 60 * given.quiet)
     found = report(soak, status, windows)
     logger.info("processes that lived long enough to tell:\n%s", as_table(list(soak.lives.values()), windows))

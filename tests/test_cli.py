@@ -194,12 +194,12 @@ def test_sampling_takes_flags(drawn: list[SampleCommand], run_dir: Path, tmp_pat
 
 
 def test_sampling_takes_the_solvers_options(drawn: list[SampleCommand], run_dir: Path):
-    solver = ["--sampler", "heun", "--spacing", "linspace", "--sigmas", "karras", "--churn", "3", "--tolerance", "0.01"]
+    solver = ["--sampler", "heun", "--spacing", "linspace", "--sigmas", "karras", "--churn", "3"]
     clipping = ["--clipping", "dynamic", "--clip-range", "2", "--clip-percentile", "0.9"]
     assert cli.run(cli.sample, [str(run_dir), *solver, *clipping]) == 0
     config = sampling_config(drawn[0], SamplingConfig())
     assert (config.sampler, config.spacing, config.sigmas) == ("heun", "linspace", "karras")
-    assert (config.churn, config.tolerance) == (3.0, 0.01)
+    assert config.churn == 3.0
     assert (config.clipping, config.clip_range, config.clip_percentile) == ("dynamic", 2.0, 0.9)
 
 
@@ -224,6 +224,27 @@ SAMPLE_REFUSED = {
     "unknown sampler": (  # tyro tells the choices in any order
         ["--sampler", "leapfrog"],
         r"invalid choice 'leapfrog' for argument '--sampler'\. Expected one of (?=.*'ddim')(?=.*'ddpm')",
+    ),
+    "noise that the solver has not": (
+        ["--eta", "0.5", "--sampler", "euler"],
+        "error: --eta 0.5 does nothing with --sampler euler; it is of ddim and imported",
+    ),
+    "churn of another": (["--churn", "3"], "--churn 3.0 does nothing with --sampler ddim; it is of heun"),
+    "tolerance of another": (
+        ["--tolerance", "1"],
+        "--tolerance 1.0 does nothing with --sampler ddim; it is of adaptive",
+    ),
+    "a bound without clipping": (
+        ["--clip-range", "2"],
+        "--clip-range 2.0 does nothing with --clipping none; it is of static and dynamic",
+    ),
+    "a percentile of a bound": (
+        ["--clipping", "static", "--clip-percentile", "0.9"],
+        "--clip-percentile 0.9 does nothing with --clipping static; it is of dynamic",
+    ),
+    "a grid of an imported scheduler": (
+        ["--sampler", "imported", "--spacing", "leading"],
+        "--spacing leading does nothing with the scheduler that came with the model; choose one with",
     ),
     "unknown flag": (["--promt", "x"], "Unrecognized options: --promt, x .*Perhaps you meant: -p, --prompt STR"),
 }

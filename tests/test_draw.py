@@ -288,6 +288,16 @@ def test_an_earlier_checkpoint_is_a_weaker_model_and_is_found_again(run: Path, t
     np.testing.assert_array_equal(read_picture(file)[0], read_picture(drawn)[0])
     with pytest.raises(UserError, match=r"has no checkpoint of step 4; there are: 5, 6"):
         load_session(run, step=4)
+    moved = run.rename(tmp_path / "moved")
+    told = ["--again", str(file), "--out", str(tmp_path / "b")]
+    file = moved / "samples" / file.parent.name / file.name
+    told[1] = str(file)
+    with pytest.raises(UserError, match=r"there is no run|does not exist|no such"):
+        command.draw_again(parse_sample([str(moved), *told]), open_run)
+    (drawn,) = command.draw_again(parse_sample([str(moved), *told, "--weaker", str(moved)]), open_run)
+    np.testing.assert_array_equal(read_picture(file)[0], read_picture(drawn)[0])
+    with pytest.raises(UserError, match=r"was drawn without a classifier; leave --classifier .*moved out"):
+        command.draw_again(parse_sample([str(moved), *told, "--classifier", str(moved)]), open_run)
 
 
 def test_a_picture_of_another_number_of_devices(text: Session):

@@ -164,3 +164,16 @@ def test_processes_share_the_parts_and_miss_those_of_others(tmp_path: Path):
         all_parts(chunks, 7, rows_of, what="", process_index=0, process_count=2)
     found = all_parts(chunks, 7, rows_of, what="", process_index=1, process_count=2)
     np.testing.assert_array_equal(found["x"][:, 0], range(7))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 7), (0, 3), (2, 5), (4, 5), (5, 7), (6, 7)])
+def test_rows_come_from_the_parts_that_hold_them(tmp_path: Path, start: int, stop: int):
+    chunks, done = Chunks(folder=tmp_path, fingerprint="a" * 64, size=3), []
+
+    def compute(first: int, last: int) -> dict[str, np.ndarray]:
+        done.append((first, last))
+        return {"square": np.arange(first, last) ** 2}
+
+    for _ in range(2):
+        np.testing.assert_array_equal(chunks.rows(start, stop, 7, compute)["square"], np.arange(start, stop) ** 2)
+    assert done == [part for part in [(0, 3), (3, 6), (6, 7)] if part[0] < stop and part[1] > start]

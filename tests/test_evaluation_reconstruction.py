@@ -35,11 +35,11 @@ def weights(monkeypatch: pytest.MonkeyPatch, one_device: None) -> Any:
     return params
 
 
-def test_lpips_is_that_of_the_8_bit_pictures(weights: Any):
+def test_lpips_is_that_of_the_8_bit_pictures(weights: Any, tmp_path: Path):
     """Three pairs in batches of two: the last is filled up, and what fills it does not count."""
     numbers = np.random.default_rng(0)
     first, second = (numbers.integers(0, 256, (3, 32, 32, 3)).astype(np.uint8) for _ in range(2))
-    scores = {s.name: s for s in pair_scores(pairs_of(first, second), 2, bootstrap=5, seed=0)}
+    scores = {s.name: s for s in pair_scores(pairs_of(first, second), tmp_path, 2, bootstrap=5, seed=0)}
     a, b = (x.astype(np.float32) / 127.5 - 1 for x in (first, second))
     expected = apply(Lpips("alexnet"), weights, jnp.asarray(a), jnp.asarray(b))
     assert list(scores) == ["psnr", "ssim", "lpips_alexnet"]
@@ -47,11 +47,34 @@ def test_lpips_is_that_of_the_8_bit_pictures(weights: Any):
     assert scores["lpips_alexnet"].num_samples == 3
 
 
-def test_pictures_in_which_a_network_sees_nothing_go_without_it(weights: Any, caplog: pytest.LogCaptureFixture):
+def test_pictures_in_which_a_network_sees_nothing_go_without_it(
+    weights: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     small = np.zeros((2, 16, 16, 3), np.uint8)
-    names = [s.name for s in pair_scores(pairs_of(small, small + 9), 2, bootstrap=0, seed=0)]
+    names = [s.name for s in pair_scores(pairs_of(small, small + 9), tmp_path, 2, bootstrap=0, seed=0)]
     assert names == ["psnr", "ssim"]
     assert "LPIPS over alexnet is left out: it needs 31 pixels at least" in caplog.text
+
+
+def test_pairs_that_were_measured_are_not_measured_again(weights: Any, tmp_path: Path):
+    """Two of three parts are there when it goes on."""
+    numbers = np.random.default_rng(0)
+    pairs = pairs_of(*(numbers.integers(0, 256, (24, 32, 32, 3)).astype(np.uint8) for _ in range(2)))
+    read: list[int] = []
+
+    def watched(start: int, stop: int) -> np.ndarray:
+        read.append(start)
+        if read == [0, 8, 16]:
+            raise KeyboardInterrupt
+        return pairs.reconstructions.read(start, stop)
+
+    watching = pairs._replace(reconstructions=dataclasses.replace(pairs.reconstructions, read=watched))
+    with pytest.raises(KeyboardInterrupt):
+        pair_scores(watching, tmp_path / "a", 8, bootstrap=0, seed=0)
+    assert pair_scores(watching, tmp_path / "a", 8, bootstrap=0, seed=0) == pair_scores(
+        pairs, tmp_path / "b", 8, bootstrap=0, seed=0
+    )
+    assert read == [0, 8, 16, 16]
 
 
 def test_no_more_are_read_at_once_than_a_batch(tmp_path: Path):

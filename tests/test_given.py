@@ -25,11 +25,11 @@ from ldm_jax.errors import UserError
 
 NAMES = ("cat", "dog", "sun")
 SIZE = 16
-LAYOUT = GivenLayout(NAMES, vocab_size=101, context_length=8, size=SIZE)
+LAYOUT = GivenLayout(NAMES, vocab_size=101, context_length=8, size=(SIZE, SIZE))
 KINDS: dict[str, Given] = {
-    "LowResolution": GivenLowResolution(LowResolution(), SIZE, 3),
-    "MaskedPicture": GivenMaskedPicture(MaskedPicture(), SIZE, 3),
-    "LabelMap": GivenLabelMap(("background", *NAMES), SIZE),
+    "LowResolution": GivenLowResolution(LowResolution(), (SIZE, SIZE), 3),
+    "MaskedPicture": GivenMaskedPicture(MaskedPicture(), (SIZE, SIZE), 3),
+    "LabelMap": GivenLabelMap(("background", *NAMES), (SIZE, SIZE)),
     "Layout": LAYOUT,
     "Neighbours": make_database(PictureSource(9, shape=(SIZE, SIZE, 3)), 9, 3, SIZE, 3),
 }
@@ -77,6 +77,45 @@ def refused(given: Given, files: dict[str, Path], message: str) -> None:
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_another_size_is_that_of_files_and_of_what_is_shown(name: str, tmp_path: Path):
+    given, (height, width) = KINDS[name].at((8, 24)), (8, 24)
+    shapes = {"small": (2, 6, 3), "picture": (height, width, 3), "mask": (height, width), "labels": (height, width)}
+    files = {
+        part.name: save(
+            tmp_path / f"{part.name}.png", np.full(shapes[part.name], 2 if part.name == "labels" else 200, np.uint8)
+        )
+        for part in given.parts
+        if part.name in shapes
+    }
+    if name == "Layout":
+        box = {"label": "cat", "left": 0.5, "top": 0.0, "right": 1.0, "bottom": 1.0}
+        (tmp_path / "boxes.json").write_text(json.dumps([box]))
+        files = {"boxes": tmp_path / "boxes.json"}
+    if not given.is_map and name != "Layout":
+        assert given is KINDS[name]
+        return
+    assert [f"{width} x {height}" in part.what or "6 x 2" in part.what for part in given.parts] == [given.is_map] * len(
+        files
+    )
+    arrays = given.of_files(files)
+    assert given.shown(arrays).shape == (height, width, 3)
+    if given.is_map:
+        with pytest.raises(UserError):
+            KINDS[name].of_files(files)
+
+
+def test_margins_touch_the_edge_and_leave_a_rectangle():
+    sides = set()
+    for seed in range(30):
+        mask = random_mask(("margins",), 32, 0.7, rng(seed))
+        left = np.argwhere(~mask)
+        (top, first), (bottom, last) = left.min(0), left.max(0) + 1
+        assert not mask[top:bottom, first:last].any() and mask.sum() == mask.size - (bottom - top) * (last - first)
+        sides |= {name for name, at in {"t": top, "l": first, "b": 32 - bottom, "r": 32 - last}.items() if at}
+    assert sides == set("tlbr")
+
+
 # --- super-resolution ------------------------------------------------------------------------------------------------
 
 
@@ -107,7 +146,7 @@ def test_a_small_picture_from_a_file(tmp_path: Path):
     arrays = given.of_files({"small": save(tmp_path / "small.png", small)})
     np.testing.assert_allclose(arrays["map"], small / 127.5 - 1, atol=1e-6)
     np.testing.assert_array_equal(given.shown(arrays)[::4, ::4], small)
-    message = "has 8 x 8 pixels, and the picture to enlarge 4 times, 4 x 4 pixels has to have 4 x 4; resize or crop it"
+    message = "has 8 x 8 pixels, and the picture to enlarge 4 times, 4 x 4 pixels has to have 4 x 4; resize or crop"
     refused(given, {"small": save(tmp_path / "large.png", np.zeros((8, 8, 3), np.uint8))}, message)
     clear = save(tmp_path / "clear.png", np.zeros((4, 4, 4), np.uint8))
     refused(given, {"small": clear}, "has an alpha channel (mode RGBA), and the picture to enlarge 4 times")
@@ -119,7 +158,7 @@ def test_a_small_picture_from_a_file(tmp_path: Path):
 # --- inpainting ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["boxes", "brush", "wide"])
+@pytest.mark.parametrize("kind", ["boxes", "brush", "wide", "margins"])
 def test_masks_cover_some_of_the_picture(kind: Any):
     masks = [random_mask((kind,), 32, 0.5, rng(seed)) for seed in range(20)]
     shares = [mask.mean() for mask in masks]
@@ -128,7 +167,7 @@ def test_masks_cover_some_of_the_picture(kind: Any):
 
 @pytest.mark.parametrize(("order", "hole"), [("ldm", -1.0), ("sd", 0.0)])
 def test_holes_are_painted_over(order: Any, hole: float):
-    given = GivenMaskedPicture(MaskedPicture(order=order), SIZE, 3)
+    given = GivenMaskedPicture(MaskedPicture(order=order), (SIZE, SIZE), 3)
     arrays = given.of_example(example(), rng())
     holes = arrays["mask"][..., 0] == 1
     assert set(np.unique(arrays["mask"])) == {0.0, 1.0}
@@ -201,7 +240,10 @@ def test_the_tokens_of_a_layout():
 
 
 def test_ldm_has_room_for_thirty_objects_on_a_grid_of_ninety():
-    assert (GivenLayout(NAMES, 8192, 92, 256).max_objects, GivenLayout(NAMES, 8192, 92, 256).lines) == (30, 90)
+    assert (GivenLayout(NAMES, 8192, 92, (256, 256)).max_objects, GivenLayout(NAMES, 8192, 92, (256, 256)).lines) == (
+        30,
+        90,
+    )
 
 
 def test_too_many_objects_leave_the_largest_in_random_order():

@@ -22,6 +22,7 @@ from ldm_jax.config import (
     LowResolution,
     MaskedPicture,
     Neighbours,
+    SamplingConfig,
     SpatialConditioning,
     TextConditioning,
     Unconditional,
@@ -38,9 +39,10 @@ from ldm_jax.model import make_model
 from ldm_jax.sampling import command
 from ldm_jax.sampling.asked import Asked, ask
 from ldm_jax.sampling.draw import Easel
-from ldm_jax.sampling.flags import parse_sample
+from ldm_jax.sampling.flags import parse_sample, sampling_config
 from ldm_jax.sampling.request import DrawRequest
 from ldm_jax.sampling.session import Session, load_session
+from ldm_jax.sampling.tasks.asked import AskedTask
 from ldm_jax.training import workspace
 from ldm_jax.training.diffusion_step import condition_inputs
 from ldm_jax.training.latents import LatentReader
@@ -266,6 +268,58 @@ def test_files_are_named_by_their_parts(inpainting: Session, tmp_path: Path):
         ask(Asked(prompts=("a", "b", "c"), given=given), inpainting, 1.0)
     with pytest.raises(UserError, match="--heldout=2: there are 2 held-out examples, from 0"):
         ask(Asked(heldout=(2,)), inpainting, 1.0)
+
+
+def drawn(session: Session, *flags: str, pictures: tuple[Any, ...] = ()) -> Any:
+    command = parse_sample(["--model", "somewhere", "--num-sample-steps", "2", "--num-samples", "1", *flags])
+    task = AskedTask(**{f.name: getattr(command, f.name) for f in dataclasses.fields(AskedTask)})
+    asked = Asked(num_samples=1, prompts=command.prompt, given=command.given, heldout=command.heldout, pictures=task)
+    request = DrawRequest(pictures=ask(asked, session, 2.0), config=sampling_config(command, SamplingConfig()))
+    one = Easel(session, DrawRequest.from_json(json.loads(json.dumps(request.to_json()))))
+    (picture,) = one.draw(1)
+    return one, picture.image
+
+
+def test_a_task_with_a_hole_tells_a_model_of_holes_what_it_is_given(inpainting: Session, tmp_path: Path):
+    picture, mask = files_of(tmp_path)
+    one, image = drawn(inpainting, "--image", str(picture), "--mask", str(mask), "--prompt", "a")
+    told, _, _ = one._inputs(one.request.pictures)
+    wanted = inpainting.given.given.of_files({"picture": picture, "mask": mask})
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(told[name][0], array)
+    assert (image[np.eye(16) == 0] == 200).all() and (image[np.eye(16) == 1] != 200).any()
+    with pytest.raises(UserError, match="a task tells only where it starts; name that too: --given picture=FILE"):
+        drawn(inpainting, "--image", str(picture), "--prompt", "a")
+
+
+def test_a_model_of_holes_paints_around_a_picture(inpainting: Session, tmp_path: Path):
+    """The canvas is larger than the pictures of training; guided, so that what is not said has its size, too."""
+    picture, _ = files_of(tmp_path)
+    one, image = drawn(inpainting, "--image", str(picture), "--outpaint", "left=16", "--prompt", "a")
+    told, _, _ = one._inputs(one.request.pictures)
+    assert told["masked"].shape == (1, 16, 32, 3) and image.shape == (16, 32, 3)
+    assert told["mask"][0, :, :16].all() and not told["mask"][0, :, 16:].any()
+    assert (image[:, 16:] == 200).all()
+
+
+@pytest.mark.parametrize(("name", "small"), [("superres", (4, 8)), ("semantic", (16, 32))])
+def test_maps_of_another_size_draw_pictures_of_that_size(
+    name: str, small: tuple[int, int], data_cache: Path, tmp_path: Path
+):
+    work = open_workspace(tiny(name, data_cache), tmp_path / "run")
+    diffusion = dataclasses.replace(work.experiment.diffusion, cond_drop_prob=0.1)
+    experiment = dataclasses.replace(work.experiment, diffusion=diffusion)
+    params = jax.tree.map(lambda x: 0.1 * x, random_params(work.model))
+    session = Session(experiment, work.model, params, shelf=work.shelf)
+    file = tmp_path / "map.png"
+    Image.fromarray(np.full((*small, 3) if name == "superres" else small, 3, np.uint8)).save(file)
+    size = ("--height", "16", "--width", "32")
+    _, image = drawn(session, "--given", str(file), *size)
+    assert image.shape == (16, 32, 3)
+    with pytest.raises(UserError, match="what held-out examples give is of the size of training; give --given"):
+        drawn(session, "--heldout", "0", *size)
+    with pytest.raises(UserError, match=f"{small[1]} x {small[0]} pixels"):
+        drawn(session, "--given", str(file))
 
 
 def test_a_file_that_has_changed_since_is_refused(inpainting: Session, tmp_path: Path):

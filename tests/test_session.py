@@ -19,6 +19,8 @@ from ldm_jax.config import Conditioning, Experiment, MeshConfig, SamplingConfig,
 from ldm_jax.errors import UserError
 from ldm_jax.model import make_model
 from ldm_jax.sampling import batches
+from ldm_jax.sampling.draw import BatchRow, Easel
+from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session, load_session
 from ldm_jax.training.run_folder import RunFolder
 
@@ -301,3 +303,16 @@ def test_on_another_mesh_the_model_is_made_for_it(text: Session):
     assert other.mesh == MeshConfig(data=1, fsdp=-1)
     assert other.model.denoiser.kernel.mesh == sharding.make_mesh(other.mesh)
     assert other.params is text.params and other.experiment is text.experiment
+
+
+@pytest.mark.slow
+def test_a_picture_keeps_the_mesh_that_it_was_drawn_on(text: Session, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices())
+    config = SamplingConfig(num_sample_steps=2)
+    request = DrawRequest(pictures=(PictureRequest(prompt="a red circle"),), config=config)
+    arranged = text.on(MeshConfig(data=2, fsdp=2, tensor=2))
+    (drawn,) = Easel(arranged, request).draw(4)
+    assert drawn.place == BatchRow(4, 0, 8, fsdp=2, tensor=2)
+    again = Easel(text.on(drawn.place.mesh), request).draw_at(0, drawn.place)
+    np.testing.assert_array_equal(again.image, drawn.image)
+    assert again.place == drawn.place

@@ -79,7 +79,7 @@ def test_workers_are_found_by_their_parent():
 def soaked(run: Path, steps: list[int], *lives: Life) -> Soak:
     lines = [json.dumps({"stage": "diffusion", "step": step, "loss": 1.0}) for step in steps]
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    return Soak(run, 60.0, 20.0, lives=dict(enumerate(lives)))
+    return Soak(run, 60.0, 20.0, 100, lives=dict(enumerate(lives)))
 
 
 @pytest.mark.parametrize(

@@ -413,6 +413,9 @@ EXCLUDED = [
     (["--strength", "0"], "--strength goes with --image or --invert or --variations"),
     (["--invert", "a", "--seed-to", "0"], "--seed-to and --invert exclude each other"),
     (["--invert", "a", "--classifier", "c"], "--classifier and --invert exclude each other"),
+    (["--invert", "a", "--sampler", "unipc"], "--sampler and --invert exclude each other"),
+    (["--invert", "a", "--clip-range", "2"], "--clip-range and --invert exclude each other"),
+    (["--denoise", "a", "--sigmas", "karras"], "--sigmas and --denoise exclude each other"),
 ]
 
 
@@ -430,7 +433,7 @@ def test_maps_have_one_size(data_cache: Path, plain: Session):
     denoiser = dataclasses.replace(plain.experiment.denoiser, concat_channels=3)
     session = dataclasses.replace(plain, experiment=dataclasses.replace(plain.experiment, denoiser=denoiser))
     with pytest.raises(
-        UserError, match="16 x 16 pixels: what this model is given is of its own size; leave it at 8 x 8"
+        UserError, match="16 x 16 pixels: the maps that this model takes are of its own size; leave it at 8 x 8"
     ):
         easel(session, height=16, width=16)
 
@@ -476,6 +479,9 @@ def test_from_the_command_to_files_and_again(name: str, run: Path, files: Any, t
     (one, said), (other, says) = read_picture(pictures[-1]), read_picture(made)
     np.testing.assert_array_equal(one, other)
     assert said == says
+    steps = {"image": "1 steps", "between": "1 steps", "mask": "4 steps"}.get(name, "2 steps")
+    solver = "unipc" if name == "mask" else "ddim"
+    assert said["sampler"].startswith(solver if name == "denoise" else f"{solver}, {steps}, guidance scale ")
     if name in ("denoise", "invert"):
         note = read_picture(pictures[0])[1]["note"]
         assert note in caplog.text

@@ -117,8 +117,11 @@ def network(tmp_path: Path) -> list[str]:
     return ["--network", "clip", "--weights", str(tmp_path / "clip")]
 
 
-def test_scores_are_those_of_one_process(ldm: Callable[..., str], one: Path, network: list[str], tmp_path: Path):
-    flags = [*network, "--num-samples", "12", "--batch-size", "4", "--allow-small", "--bootstrap", "0", "--json"]
+@pytest.mark.parametrize("kind", [["--allow-small"], ["--reconstruction"]])
+def test_scores_are_those_of_one_process(
+    ldm: Callable[..., str], one: Path, network: list[str], kind: list[str], tmp_path: Path
+):
+    flags = [*network, *kind, "--num-samples", "12", "--batch-size", "4", "--bootstrap", "0", "--json"]
     alone, together = (
         json.loads(ldm("evaluate", str(one), *flags, "--out", str(tmp_path / str(count)), processes=count))["results"][
             "scores"

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from ldm_jax.config.checks import require, require_fraction, require_positive
 from ldm_jax.config.conditioning import EmbeddingConditioning, SpatialConditioning, TextConditioning
 
-MaskKind: TypeAlias = Literal["boxes", "brush", "wide"]
+MaskKind: TypeAlias = Literal["boxes", "brush", "wide", "margins"]
 MaskedOrder: TypeAlias = Literal["ldm", "sd"]
 
 
@@ -52,15 +52,15 @@ class MaskedPicture:
     order: MaskedOrder = "ldm"
     """`ldm`: latents, then the mask as -1 and 1, holes black (LDM's 7 channels); `sd`: the mask as 0 and 1, then
     latents, holes grey (Stable Diffusion's 9)."""
-    masks: tuple[MaskKind, ...] = ("boxes", "brush", "wide")
-    """Kinds of random masks in training: rectangles, thin strokes, wide strokes."""
+    masks: tuple[MaskKind, ...] = ("boxes", "brush", "wide", "margins")
+    """Kinds of random masks in training: rectangles, thin strokes, wide strokes, and the margins of outpainting."""
     max_share: float = 0.7
     """Largest share of a picture that random masks cover."""
 
     def __post_init__(self) -> None:
         require_fraction(self, "max_share")
         require(self.max_share >= 0.1, f"MaskedPicture.max_share={self.max_share} must be at least 0.1")
-        require(len(self.masks) > 0, "MaskedPicture.masks is empty; give boxes, brush or wide")
+        require(len(self.masks) > 0, "MaskedPicture.masks is empty; give boxes, brush, wide or margins")
 
     @property
     def hole(self) -> float:

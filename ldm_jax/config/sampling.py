@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -88,3 +89,39 @@ class SamplingConfig:
             require_number(name, low)
             require_number(name, high)
             require(0 <= low < high, f"{name}={low} {high} must be two noise levels, the lower one first")
+
+    def require_used(self, names: Iterable[str]) -> None:
+        """Refuse to be told, by these fields, what the sampler does not look at: whoever tells it expects another
+        picture.
+
+        Raises:
+            UserError: naming the flag and what would look at it.
+        """
+        for name in names:
+            samplers, value = _LOOKED_AT.get(name), getattr(self, name)
+            flag = f"--{name.replace('_', '-')} {value}"
+            require(
+                samplers is None or self.sampler in samplers,
+                f"{flag} does nothing with --sampler {self.sampler}; it is of {' and '.join(samplers or ())}",
+            )
+            require(
+                self.sampler != "imported" or name not in _OF_OUR_GRIDS,
+                f"{flag} does nothing with the scheduler that came with the model; choose one with --sampler",
+            )
+            clippings = _CLIPPED_BY.get(name)
+            require(
+                clippings is None or self.clipping in clippings,
+                f"{flag} does nothing with --clipping {self.clipping}; it is of {' and '.join(clippings or ())}",
+            )
+
+
+_LOOKED_AT: dict[str, tuple[SamplerName, ...]] = {
+    "eta": ("ddim", "imported"),
+    "churn": ("heun",),
+    "tolerance": ("adaptive",),
+}
+_OF_OUR_GRIDS = frozenset({"spacing", "sigmas", "clipping", "clip_range", "clip_percentile"})
+_CLIPPED_BY: dict[str, tuple[ClippingKind, ...]] = {
+    "clip_range": ("static", "dynamic"),
+    "clip_percentile": ("dynamic",),
+}

@@ -69,6 +69,13 @@ class Chunks:
         write_npz(self.file(start), part)
         return part
 
+    def rows(self, start: int, stop: int, count: int, compute: Callable[[int, int], Part]) -> Part:
+        """The rows from one up to another of `count`, out of the parts that hold them."""
+        begins = range(start // self.size * self.size, stop, self.size)
+        parts = [self.part(begin, min(begin + self.size, count), compute) for begin in begins]
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {name: rows[start - begins[0] : stop - begins[0]] for name, rows in found.items()}
+
 
 def all_parts(
     chunks: Chunks,

@@ -56,15 +56,17 @@ def drawn_pictures(
         count=count,
         read=read,
         about={**about, "conditions": _kind(session)},
-        drawn=True,
     )
 
 
 def sampling_of(command: EvaluateCommand, default: SamplingConfig) -> SamplingConfig:
-    """The sampling configuration of a model with the flags that were given."""
+    """The sampling configuration of a model with the flags that were given; raises UserError where one of them would
+    do nothing."""
     names = ("sampler", "num_sample_steps", "guidance_scale", "eta")
     given = {name: getattr(command, name) for name in names if getattr(command, name) is not None}
-    return dataclasses.replace(default, **given)
+    config = dataclasses.replace(default, **given)
+    config.require_used(given)
+    return config
 
 
 def dealt_captions(session: Session, count: int) -> list[str]:

@@ -1,6 +1,6 @@
 """From pictures to features, sharded over devices and processes, part by part, and kept for the next time."""
 
-from collections.abc import Callable
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -12,32 +12,28 @@ from ldm_jax.config import MeshConfig
 from ldm_jax.data.preparation import digest
 from ldm_jax.evaluation.chunks import Chunks, Part, all_parts
 from ldm_jax.evaluation.network import FeatureNetwork
-from ldm_jax.evaluation.pictures import PictureSet, local_batch, local_shards
+from ldm_jax.evaluation.pictures import PictureSet, local_batch, local_size
 from ldm_jax.evaluation.scores import FeatureSet
 
 
-def extract_features(
-    pictures: PictureSet, network: FeatureNetwork, cache: Path, batch_size: int, kept: Path | None = None
-) -> FeatureSet:
+def extract_features(pictures: PictureSet, network: FeatureNetwork, cache: Path, batch_size: int) -> FeatureSet:
     """The features of all pictures.
 
     Args:
-        pictures: what to look at.
+        pictures: what to look at; a process reads those of its parts alone.
         network: what looks at it.
         cache: folder of the parts, found again by the fingerprints of both and the size of a part.
         batch_size: pictures at once in a process; rounded up to a multiple of its devices.
-        kept: folder where drawn pictures are kept, for another network or another time.
 
     Raises:
         UserError: a picture cannot be used; parts that are done stay.
     """
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
-    size = -(-batch_size // local_shards()) * local_shards()
+    size = local_size(batch_size)
     params = jax.device_put(network.params, sharding.replicated(mesh))
-    read = _keeping(pictures, kept, size) if pictures.drawn and kept else pictures.read
 
     def compute(start: int, stop: int) -> Part:
-        batch = local_batch(read(start, stop), size)
+        batch = local_batch(pictures.read(start, stop), size)
         features = network.extract(params, jax.device_put(batch, sharding.batch_sharding(mesh)))
         return {name: np.asarray(rows)[: stop - start] for name, rows in features._asdict().items()}
 
@@ -48,17 +44,15 @@ def extract_features(
     return FeatureSet(pooled=given["pooled"], logits=given["logits"], spatial=given["spatial"])
 
 
-def kept_pictures(pictures: PictureSet, kept: Path, batch_size: int) -> Part:
-    """All pictures of a set that is drawn, under the name that samples have in an .npz."""
-    size = -(-batch_size // local_shards()) * local_shards()
-    chunks = Chunks(folder=kept, fingerprint=digest([pictures.fingerprint, size]), size=size)
-    return all_parts(chunks, pictures.count, lambda a, b: {"arr_0": pictures.read(a, b)}, what=pictures.name)
+def kept_pictures(pictures: PictureSet, folder: Path, batch_size: int) -> PictureSet:
+    """The same pictures, which cost much: a part is computed when one of its pictures is first read, and kept."""
+    size = local_size(batch_size)
+    chunks = Chunks(folder=folder, fingerprint=digest([pictures.fingerprint, size]), size=size)
 
+    def compute(start: int, stop: int) -> Part:
+        return {"arr_0": pictures.read(start, stop)}
 
-def _keeping(pictures: PictureSet, kept: Path, size: int) -> Callable[[int, int], UInt8[np.ndarray, "b h w c"]]:
-    chunks = Chunks(folder=kept, fingerprint=digest([pictures.fingerprint, size]), size=size)
+    def read(start: int, stop: int) -> UInt8[np.ndarray, "b h w c"]:
+        return chunks.rows(start, stop, pictures.count, compute)["arr_0"]
 
-    def read(start: int, stop: int) -> np.ndarray:
-        return chunks.part(start, stop, lambda a, b: {"arr_0": pictures.read(a, b)})["arr_0"]
-
-    return read
+    return dataclasses.replace(pictures, read=read)

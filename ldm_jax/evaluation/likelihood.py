@@ -30,7 +30,7 @@ from ldm_jax.data.sources import load_source
 from ldm_jax.diffusion.likelihood import flow_likelihood, variational_bound
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.chunks import Chunks, Part, all_parts
-from ldm_jax.evaluation.pictures import PictureSet, local_batch, local_shards, source_pictures
+from ldm_jax.evaluation.pictures import PictureSet, local_batch, local_size, source_pictures
 from ldm_jax.model import Params, hash_params, make_model, require_diffusion_of_pictures
 from ldm_jax.sampling.session import Session
 
@@ -137,7 +137,7 @@ class _Measure:
         self._mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
         self._model = make_model(session.experiment, self._mesh)
         self._params = sharding.place(self._mesh, session.params)
-        self._size = -(-batch_size // local_shards()) * local_shards()
+        self._size = local_size(batch_size)
         self._experiment, self._options, self._cache = session.experiment, options, cache
         self._weights = hash_params(session.params)
 

@@ -63,7 +63,8 @@ class Moments:
 def statistics_of(features: Float[np.ndarray, "n d"]) -> Statistics:
     """Mean and covariance of all rows; raises UserError where `Moments.statistics` does."""
     moments = Moments()
-    moments.add(features)
+    for start in range(0, len(features), BLOCK):  # float64 of few rows at once
+        moments.add(features[start : start + BLOCK])
     return moments.statistics()
 
 

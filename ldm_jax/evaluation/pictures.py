@@ -39,8 +39,6 @@ class PictureSet:
     """Those from an index up to another one."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Where they are from, for the record."""
-    drawn: bool = False
-    """Whether reading them costs so much that they are kept."""
 
 
 def folder_pictures(folder: Path, image_size: int | None = None) -> PictureSet:
@@ -130,9 +128,9 @@ def local_batch(rows: UInt8[np.ndarray, "b h w c"], size: int) -> UInt8[np.ndarr
     return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
 
 
-def local_shards() -> int:
-    """Devices of this process, over which a batch is split."""
-    return len(jax.local_devices())
+def local_size(batch_size: int) -> int:
+    """The pictures of a batch in a process: those asked for, rounded up to a multiple of its devices."""
+    return -(-batch_size // len(jax.local_devices())) * len(jax.local_devices())
 
 
 def drawn_files(folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ PSNR and SSIM of each pair, LPIPS where its weights are, and the distance of the
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,9 @@ from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips
 from ldm_jax.autoencoder.perceptual_weights import EXTRA, perceptual_package, read_perceptual
 from ldm_jax.config import SMALLEST_PICTURE, MeshConfig, PerceptualNet
 from ldm_jax.data.preparation import digest
+from ldm_jax.evaluation.chunks import Chunks, Part, all_parts
 from ldm_jax.evaluation.image_quality import psnr, ssim
-from ldm_jax.evaluation.pictures import PictureSet, local_batch, local_shards
+from ldm_jax.evaluation.pictures import PictureSet, local_batch, local_size
 from ldm_jax.evaluation.scores import Score, ScoreOptions, mean_score
 from ldm_jax.model import LatentDiffusion, Params, hash_params
 from ldm_jax.nn.apply import apply
@@ -40,10 +42,10 @@ class Pairs(NamedTuple):
     reconstructions: PictureSet
 
 
-def reconstructions(model: LatentDiffusion, params: Params, pictures: PictureSet, batch_size: int) -> Pairs:
+def reconstructions(model: LatentDiffusion, params: Params, pictures: PictureSet, batch_size: int) -> PictureSet:
     """The pictures behind the autoencoder, computed when they are read."""
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
-    size = -(-batch_size // local_shards()) * local_shards()
+    size = local_size(batch_size)
     params = sharding.within_reach({"autoencoder": params["autoencoder"]})
     autoencoder = jax.device_put(params, sharding.replicated(mesh))
 
@@ -58,38 +60,39 @@ def reconstructions(model: LatentDiffusion, params: Params, pictures: PictureSet
         return to_uint8(np.asarray(images))[: stop - start]
 
     weights = hash_params(params["autoencoder"])
-    again = dataclasses.replace(
+    return dataclasses.replace(
         pictures,
         name=f"{pictures.name} reconstructed",
         fingerprint=digest(["reconstructed", pictures.fingerprint, weights]),
         read=read,
         about={**pictures.about, "autoencoder_sha256": weights},
-        drawn=True,
     )
-    return Pairs(pictures, again)
 
 
-def pair_scores(pairs: Pairs, batch_size: int, *, bootstrap: int, seed: int) -> list[Score]:
-    """PSNR, SSIM and LPIPS with intervals over the pictures.
+def pair_scores(pairs: Pairs, cache: Path, batch_size: int, *, bootstrap: int, seed: int) -> list[Score]:
+    """PSNR, SSIM and LPIPS with intervals over the pictures; a process measures the pairs of its parts alone.
 
     Without its weights, or of pictures in which its network sees nothing, LPIPS is left out, and that is said.
 
     Raises:
         UserError: the pictures are too small for SSIM.
     """
-    lpips = {net: _lpips(net) for net in _lpips_nets(min(pairs.originals.read(0, 1).shape[1:3]))}
-    values: dict[str, list[np.ndarray]] = {}
-    for start in range(0, pairs.originals.count, batch_size):
-        stop = min(start + batch_size, pairs.originals.count)
+    mesh, size = sharding.make_mesh(MeshConfig(), jax.local_devices()), local_size(batch_size)
+    weights = {net: read_perceptual(net) for net in _lpips_nets(min(pairs.originals.read(0, 1).shape[1:3]))}
+    lpips = {net: _lpips(net, jax.device_put(params, sharding.replicated(mesh))) for net, params in weights.items()}
+
+    def compute(start: int, stop: int) -> Part:
         first, second = pairs.originals.read(start, stop), pairs.reconstructions.read(start, stop)
-        measured = {"psnr": psnr(first, second), "ssim": ssim(first, second)}
-        a, b = (local_batch(x, batch_size) for x in (first, second))
-        measured |= {f"lpips_{net}": distance(a, b)[: stop - start] for net, distance in lpips.items()}
-        for name, rows in measured.items():
-            values.setdefault(name, []).append(rows)
+        a, b = (jax.device_put(local_batch(x, size), sharding.batch_sharding(mesh)) for x in (first, second))
+        distances = {f"lpips_{net}": np.asarray(distance(a, b))[: stop - start] for net, distance in lpips.items()}
+        return {"psnr": psnr(first, second), "ssim": ssim(first, second)} | distances
+
+    about = {net: hash_params(params) for net, params in weights.items()}
+    fingerprint = digest([*(pictures.fingerprint for pictures in pairs), about, size])
+    chunks = Chunks(folder=cache, fingerprint=fingerprint, size=size)
+    measured = all_parts(chunks, pairs.originals.count, compute, what=pairs.reconstructions.name)
     options = ScoreOptions(label=_PAIRS, protocol=_PROTOCOL, bootstrap=bootstrap, seed=seed)
-    means = {name: np.concatenate(rows) for name, rows in values.items()}
-    return [mean_score(name, rows, options, reference=len(rows)) for name, rows in means.items()]
+    return [mean_score(name, rows, options, reference=len(rows)) for name, rows in measured.items()]
 
 
 def draw_pairs(pairs: Pairs, path: Path, credit: str, batch_size: int) -> None:
@@ -121,13 +124,11 @@ def _has_weights(net: PerceptualNet) -> bool:
     return file is not None and file.is_file()
 
 
-def _lpips(net: PerceptualNet) -> Callable[[np.ndarray, np.ndarray], Float[np.ndarray, " b"]]:
-    params = read_perceptual(net)
-
+def _lpips(net: PerceptualNet, params: Params) -> Callable[[jax.Array, jax.Array], Float[Array, " b"]]:
     @jax.jit
     def distance(params: Params, a: UInt8[Array, "b h w c"], b: UInt8[Array, "b h w c"]) -> Float[Array, " b"]:
         with jax.default_matmul_precision("float32"):
             first, second = (x.astype(jnp.float32) / 127.5 - 1 for x in (a, b))
             return apply(Lpips(net), params, first, second)
 
-    return lambda a, b: np.asarray(distance(params, jnp.asarray(a), jnp.asarray(b)))
+    return functools.partial(distance, params)

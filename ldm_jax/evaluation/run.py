@@ -24,7 +24,7 @@ from ldm_jax.evaluation.moments import statistics_of
 from ldm_jax.evaluation.network import FeatureNetwork, load_network
 from ldm_jax.evaluation.npz_files import npz_samples, npz_statistics, read_npz, write_npz, write_statistics
 from ldm_jax.evaluation.pictures import PictureSet, folder_pictures, npz_pictures, source_pictures
-from ldm_jax.evaluation.reconstruction import draw_pairs, pair_scores, reconstructions
+from ldm_jax.evaluation.reconstruction import Pairs, draw_pairs, pair_scores, reconstructions
 from ldm_jax.evaluation.report import as_record, require_same, write_record
 from ldm_jax.evaluation.scores import FeatureSet, Metric, Score, ScoreOptions, compute_scores, possible_metrics
 from ldm_jax.evaluation.text import judge_text, open_text_target
@@ -134,7 +134,7 @@ def _distribution(
     assert target.pictures is not None  # statistics alone are refused as a target
     if reference.pictures is not None:
         _require_one_shape(target, reference.pictures)
-    out, scores = _out(command), []
+    scores = []
     for network in networks:
         samples, known = _features(command, target, network), _reference_features(command, reference, network)
         if network is networks[0] and command.export_statistics:
@@ -151,7 +151,7 @@ def _distribution(
         )
         scores += compute_scores(samples, known, metrics, options)
     if command.export_samples:
-        _export_samples(command, target.pictures, out)
+        _export_samples(command, target.pictures)
     return scores, about, SCORES
 
 
@@ -194,7 +194,11 @@ def _open_target(command: EvaluateCommand) -> _Opened:
         seed=command.seed,
         batch_size=command.batch_size,
     )
-    return _Opened(name=str(path), pictures=pictures, session=session)
+    return _Opened(name=str(path), pictures=_kept(command, pictures), session=session)
+
+
+def _kept(command: EvaluateCommand, pictures: PictureSet) -> PictureSet:
+    return kept_pictures(pictures, _out(command) / "pictures", command.batch_size)
 
 
 def _first(pictures: PictureSet, count: int | None) -> PictureSet:
@@ -249,8 +253,7 @@ def _require_one_shape(target: _Opened, second: PictureSet) -> None:
 
 def _features(command: EvaluateCommand, opened: _Opened, network: FeatureNetwork) -> FeatureSet:
     assert opened.pictures is not None
-    out = _out(command)
-    return extract_features(opened.pictures, network, out / "features", command.batch_size, out / "pictures")
+    return extract_features(opened.pictures, network, _out(command) / "features", command.batch_size)
 
 
 def _reference_features(command: EvaluateCommand, opened: _Opened, network: FeatureNetwork) -> FeatureSet:
@@ -295,11 +298,10 @@ def _export_statistics(file: Path, network: FeatureNetwork, known: FeatureSet) -
         logger.info("statistics of %d pictures over %s are in %s", len(known.pooled), network.label, file)
 
 
-def _export_samples(command: EvaluateCommand, pictures: PictureSet, out: Path) -> None:
+def _export_samples(command: EvaluateCommand, pictures: PictureSet) -> None:
     file = Path(command.export_samples or "")
-    arrays = kept_pictures(pictures, out / "pictures", command.batch_size)
     if jax.process_index() == 0:
-        write_npz(file, arrays)
+        write_npz(file, {"arr_0": pictures.read(0, pictures.count)})
         logger.info("%d samples are in %s", pictures.count, file)
 
 
@@ -309,15 +311,14 @@ def _reconstruction(
     session = _open_first_stage(Path(command.target)).in_strips(command.strip_rows)
     data = session.experiment.data
     pictures = _first(source_pictures(load_source(data, "test"), data), command.num_samples)
-    pairs, out = reconstructions(session.model, session.params, pictures, command.batch_size), _out(command)
+    made = reconstructions(session.model, session.params, pictures, command.batch_size)
+    pairs, out = Pairs(pictures, _kept(command, made)), _out(command)
     about = {"pictures": {**pairs.reconstructions.about, "num_pictures": pictures.count}}
     _require_expected(about, expected)
-    scores = pair_scores(pairs, command.batch_size, bootstrap=command.bootstrap, seed=command.seed)
+    scores = pair_scores(pairs, out / "pairs", command.batch_size, bootstrap=command.bootstrap, seed=command.seed)
     for network in networks:
         known = extract_features(pairs.originals, network, default_cache_dir() / "evaluation", command.batch_size)
-        samples = extract_features(
-            pairs.reconstructions, network, out / "features", command.batch_size, out / "pictures"
-        )
+        samples = extract_features(pairs.reconstructions, network, out / "features", command.batch_size)
         # both sets are the same pictures: their bias is much the same
         _require_enough("samples", samples, ["fd"], network, allowed=True)
         options = ScoreOptions(
@@ -334,7 +335,7 @@ def _reconstruction(
 def _text(
     command: EvaluateCommand, networks: Sequence[FeatureNetwork], expected: Manifest | None
 ) -> tuple[list[Score], dict[str, Any], str]:
-    target = open_text_target(command)
+    target = open_text_target(command, _out(command))
     about: dict[str, Any] = {"samples": _described(_Opened(name="samples", pictures=target.samples.pictures))}
     _require_expected(about, expected)
     scores, judges = judge_text(command, networks, target, _out(command))

@@ -13,7 +13,7 @@ from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.command import EvaluateCommand, refuse_drawing
 from ldm_jax.evaluation.drawing import dealt_captions, drawn_pictures, sampling_of
-from ldm_jax.evaluation.features import extract_features
+from ldm_jax.evaluation.features import extract_features, kept_pictures
 from ldm_jax.evaluation.network import FeatureNetwork
 from ldm_jax.evaluation.pictures import PictureSet, drawn_files, file_pictures, source_pictures
 from ldm_jax.evaluation.scores import Score, ScoreOptions
@@ -51,8 +51,8 @@ class TextTarget:
     experiment: Experiment | None
 
 
-def open_text_target(command: EvaluateCommand) -> TextTarget:
-    """Samples of a run for held-out captions, or pictures of `ldm sample` with their prompts.
+def open_text_target(command: EvaluateCommand, out: Path) -> TextTarget:
+    """Samples of a run for held-out captions, kept in `out`, or pictures of `ldm sample` with their prompts.
 
     Raises:
         UserError: there is no such thing, or nothing in it has a prompt.
@@ -71,7 +71,8 @@ def open_text_target(command: EvaluateCommand) -> TextTarget:
     pictures = drawn_pictures(
         session, config, name=str(path), count=count, seed=command.seed, batch_size=command.batch_size
     )
-    return TextTarget(Captioned(pictures, captions), other or session.experiment)
+    kept = kept_pictures(pictures, out / "pictures", command.batch_size)
+    return TextTarget(Captioned(kept, captions), other or session.experiment)
 
 
 def _prompted(folder: Path, count: int | None) -> Captioned:
@@ -120,9 +121,8 @@ def judge_text(
         options = ScoreOptions(
             label=judge.label, protocol=judge.protocol, bootstrap=command.bootstrap, seed=command.seed
         )
-        pooled = extract_features(
-            target.samples.pictures, judge.network, out / "features", command.batch_size, out / "pictures"
-        ).pooled
+        pictures = target.samples.pictures
+        pooled = extract_features(pictures, judge.network, out / "features", command.batch_size).pooled
         scores += _judged(name, judge, pooled, target.samples.captions, options)
         if real is not None:
             pooled = _known_features(command, judge.network, real.pictures)

@@ -13,7 +13,8 @@ from ldm_jax.sampling.picture_inputs import as_source
 from ldm_jax.sampling.prompt_files import PromptLine
 from ldm_jax.sampling.request import PictureRequest, share_out
 from ldm_jax.sampling.session import Session
-from ldm_jax.sampling.tasks.asked import AskedTask, likeness, task_of
+from ldm_jax.sampling.sizes import own_size
+from ldm_jax.sampling.tasks.asked import AskedTask, likeness, task_of, tells_hole
 
 _HELDOUT_EXAMPLES = 4
 """From which pictures are drawn where neither prompts nor what is given are told."""
@@ -97,22 +98,22 @@ def ask(
             "--strength to start from the picture's latent"
         )
     task, size = task_of(asked.pictures, session)
-    if task is not None and like is None and not session.given.is_empty and not (asked.given or asked.heldout):
+    tells = task is not None and tells_hole(session, task)
+    if task is not None and like is None and not session.given.is_empty and not (tells or asked.given or asked.heldout):
         parts = " ".join(f"--given {part.name}=FILE" for part in session.given.given.parts)
         raise UserError(
             f"this model draws from what it is given, and a task tells only where it starts; name that too: {parts}, "
             "or --heldout N"
         )
-    height, width = (
-        None if side == usual else side for side, usual in zip(size, session.model.image_shape, strict=False)
-    )
+    height, width = own_size(session, size)
     default = len(asked.labels) if asked.prompts or asked.lines or asked.class_labels else _HELDOUT_EXAMPLES
-    specs = session.given.ask(asked.given if like is None else (like,), asked.heldout, default)
+    files = asked.given if like is None else (like,)
+    specs = () if tells and not (files or asked.heldout) else session.given.ask(files, asked.heldout, default, size)
     count = max(len(asked.labels), len(specs))
     asked.check_count(count)
     labels = share_out("prompts or classes", asked.labels, count, PromptLine(prompt=""))
     givens = share_out("--given or --heldout", specs, count, ())
-    sums = {spec: inputs_checksum(session.given.read(spec)) for spec in dict.fromkeys(specs)}
+    sums = {spec: inputs_checksum(session.given.read(spec, size)) for spec in dict.fromkeys(specs)}
     is_guided = has_weaker or can_guide(session)
     scales = share_out("--guidance-scale", asked.guidance_scales, count, default_scale if is_guided else 1.0)
     negatives = share_out("--negative-prompt", asked.negative_prompts, count, None)

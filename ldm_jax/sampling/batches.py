@@ -50,23 +50,19 @@ class BatchDrawer:
     ) -> None:
         """Lay the parameters out on a mesh; `config` is what `sampler` was made from."""
         self._model, self._sampler, self._config = model, sampler, config
-        self._mesh = mesh
-        self._params = sharding.place(self._mesh, params)
-        self._weaker = None if weaker is None else sharding.place(self._mesh, weaker.params)
+        self.mesh = mesh
+        self._params = sharding.place(mesh, params)
+        self._weaker = None if weaker is None else sharding.place(mesh, weaker.params)
 
     @property
     def params(self) -> Params:
         """The parameters as they lie on the devices."""
         return self._params
 
-    @property
-    def num_devices(self) -> int:
-        """Devices that a batch is split over."""
-        return sharding.num_batch_shards(self._mesh)
-
     def batch_size(self, wanted: int, count: int) -> int:
         """Pictures in a batch where `wanted` may be drawn at once and there are `count`, split evenly."""
-        return -(-min(wanted, count) // self.num_devices) * self.num_devices
+        shards = sharding.num_batch_shards(self.mesh)
+        return -(-min(wanted, count) // shards) * shards
 
     def draw(
         self, request: Request, method: Method, seeds: Int[np.ndarray, " b"], index: Int[np.ndarray, " b"]
@@ -77,7 +73,7 @@ class BatchDrawer:
             UserError: the pictures are not finite numbers.
         """
         batch = (request, seeds.astype(np.int32), index.astype(np.int32))
-        request, *noise = sharding.place_batch(self._mesh, batch)
+        request, *noise = sharding.place_batch(self.mesh, batch)
         generate = make_generate(self._model, method)
         images = sharding.to_host(generate(self._params, self._weaker, self._sampler, request, *noise))
         return self._finite(images, request)
@@ -98,7 +94,7 @@ class BatchDrawer:
             UserError: the pictures are not finite numbers.
         """
         batch = (request, task, seeds.astype(np.int32), index.astype(np.int32))
-        request, *rest = sharding.place_batch(self._mesh, batch)
+        request, *rest = sharding.place_batch(self.mesh, batch)
         made = make_task(self._model, method, kind)(self._params, self._weaker, samplers, request, *rest)
         images, error, same = jax.tree.map(sharding.to_host, tuple(made))
         return TaskBatch(self._finite(images, request), error, None if same is None else to_uint8(same))

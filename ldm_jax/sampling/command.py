@@ -101,13 +101,11 @@ def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     given = command.run or command.model
     origin = found.origins.model if given is None else dataclasses.replace(found.origins.model, path=given)
     session, model = open_origin(dataclasses.replace(origin, **_given(command)), open_model)
+    session = session.on(found.place.mesh) if found.place.mesh != MeshConfig() else session
     session = session.in_strips(found.place.strip_rows if command.strip_rows is None else command.strip_rows)
-    weaker, weaker_origin = None, found.origins.weaker
-    if weaker_origin is not None:
-        weaker, weaker_origin = open_weaker(weaker_origin.path, weaker_origin.step)
-    classifier_origin = found.origins.classifier
-    if classifier_origin is not None:
-        session, classifier_origin = _with_classifier(session, classifier_origin.path)
+    others = _moved(source, command, found.origins)
+    weaker, weaker_origin = open_weaker(others["weaker"], found.origins.weaker and found.origins.weaker.step)
+    session, classifier_origin = _with_classifier(session, others["classifier"])
     origins = Origins(model=model, weaker=weaker_origin, classifier=classifier_origin)
     _require_same(source, found, origins)
     place = found.place._replace(strip_rows=session.experiment.strip_rows)
@@ -222,13 +220,29 @@ def _given(command: SampleCommand) -> dict[str, str]:
     return {name: value for name in ("config", "tokenizer") if (value := getattr(command, name)) is not None}
 
 
+def _moved(source: Place, command: SampleCommand, origins: Origins) -> dict[str, str | None]:
+    """Where the models lie that drew a picture with its own: where the flags say, or where they were.
+
+    Raises:
+        UserError: a flag names one that had no part in it.
+    """
+    found: dict[str, str | None] = {}
+    for name in ("weaker", "classifier"):
+        origin, told = getattr(origins, name), getattr(command, name)
+        if told is not None and origin is None:
+            raise UserError(f"{source} was drawn without a {name}; leave --{name} {told} out")
+        found[name] = told or (origin and origin.path)
+    return found
+
+
 def _require_same(source: Place, found: Described, origins: Origins) -> None:
     """Refuse to draw with other parameters what is to be the same picture."""
     wanted = found.origins.checksums()
     for name, checksum in origins.checksums().items():
         if checksum != wanted[name]:
+            path, told = getattr(origins, name).path, "RUN" if name == "model" else f"--{name} RUN"
             raise UserError(
-                f"{source} was drawn with a {name} of checksum {str(wanted[name])[:12]}, and that of "
-                f"{found.origins.model.path if name == 'model' else 'the weaker run'} is now {str(checksum)[:12]}: it "
-                "has been trained on, or is another one; give the one that drew it: ldm sample RUN --again FILE"
+                f"{source} was drawn with a {name} of checksum {str(wanted[name])[:12]}, and that of {path} is now "
+                f"{str(checksum)[:12]}: it has been trained on, or is another one; give the one that drew it: "
+                f"ldm sample {told} --again FILE"
             )

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ldm_jax
-from ldm_jax.config import check_types
+from ldm_jax.config import SamplingConfig, check_types
 from ldm_jax.errors import UserError
 from ldm_jax.files.json_files import parse_json
 from ldm_jax.files.places import Place
 from ldm_jax.pictures import read_picture
 from ldm_jax.sampling.draw import BatchRow, Drawn
 from ldm_jax.sampling.request import DrawRequest
+from ldm_jax.sampling.tasks.image_to_image import num_skipped
+from ldm_jax.sampling.tasks.task import PictureTask
 
 _KEY = "ldm"
 
@@ -77,7 +79,7 @@ def describe(request: DrawRequest, drawn: Drawn, origins: Origins, credit: str) 
         "note": drawn.note or None,
         "seed": picture.seed,
         "index": picture.index,
-        "sampler": f"{config.sampler}, {config.num_sample_steps} steps, guidance scale {picture.guidance_scale}",
+        "sampler": f"{_solver(config, picture.task)}, guidance scale {picture.guidance_scale}",
         "model": origins.model.sha256,
         "credit": credit,
     }
@@ -86,6 +88,15 @@ def describe(request: DrawRequest, drawn: Drawn, origins: Origins, credit: str) 
     everything["version"] = ldm_jax.__version__
     said = {name: str(value) for name, value in words.items() if value is not None}
     return {**said, _KEY: json.dumps(everything, sort_keys=True)}
+
+
+def _solver(config: SamplingConfig, task: PictureTask | None) -> str:
+    """Which solver made how many steps; from a noisy picture as many as its note says."""
+    if task is not None and task.kind == "denoise":
+        return "ddim" if config.sampler == "imported" else config.sampler
+    name = "ddim" if task is not None and task.kind == "invert" else config.sampler
+    skipped = 0 if task is None else num_skipped(task.strength, config.num_sample_steps)
+    return f"{name}, {config.num_sample_steps - skipped} steps"
 
 
 def read_description(path: Place) -> Described:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ldm_jax import sharding
-from ldm_jax.config import ClassConditioning, SpatialConditioning, Unconditional, differences
+from ldm_jax.config import ClassConditioning, MeshConfig, SpatialConditioning, Unconditional, differences
 from ldm_jax.errors import UserError
 from ldm_jax.model import require_diffusion_of_pictures
 from ldm_jax.sampling.batches import BatchDrawer, WeakerModel, guidance_numbers
@@ -17,6 +17,7 @@ from ldm_jax.sampling.picture_inputs import PictureInputs
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session
 from ldm_jax.sampling.sizes import check_size, latent_shape, picture_size
+from ldm_jax.sampling.tasks.asked import tells_hole
 from ldm_jax.sampling.tasks.shelf import TaskShelf
 from ldm_jax.training import processes
 
@@ -29,6 +30,14 @@ class BatchRow(NamedTuple):
     devices: int
     strip_rows: int | None = None
     """Rows of a feature map that the autoencoder computed at a time."""
+    fsdp: int = 1
+    tensor: int = 1
+    """Axes of the mesh of these devices; the rest of it is `data`."""
+
+    @property
+    def mesh(self) -> MeshConfig:
+        """How the devices were arranged."""
+        return MeshConfig(fsdp=self.fsdp, tensor=self.tensor)
 
 
 class Drawn(NamedTuple):
@@ -58,8 +67,8 @@ class Easel:
             check_weaker(session, weaker)
         if session.classifier is not None:
             session.classifier([picture.class_label for picture in request.pictures])  # what is wrong with them
-        self.request, self._session, self._inputs = request, session, PictureInputs(session, request)
-        self._tasks = TaskShelf(session, request)
+        self.request, self._session, self._tasks = request, session, TaskShelf(session, request)
+        self._inputs = PictureInputs(session, request, self._tasks.told)
         self.mesh = session.mesh
         weaker_model = None if weaker is None else WeakerModel(weaker.model, weaker.params)
         sampler = session.sampler(request.config)
@@ -85,7 +94,8 @@ class Easel:
     def shown(self, position: int) -> list[UInt8[np.ndarray, "h w 3"]]:
         """How what a picture is given or made from looks; nothing where there is nothing."""
         picture = self.request.pictures[position]
-        given = [self._session.given.shown(picture.given)] if picture.given else []
+        size = picture_size(self._session, picture)
+        given = [self._session.given.shown(picture.given, size)] if picture.given else []
         return [*given, *([] if picture.task is None else [self._tasks.shown(picture.task)])]
 
     def follow(self, batch_size: int) -> None:
@@ -109,10 +119,11 @@ class Easel:
         Raises:
             UserError: there are other devices, on which it would be equal to rounding alone.
         """
-        if place.devices != self._drawer.num_devices:
+        here = self._place(place.batch_size, place.row)
+        if place.devices != here.devices:
             raise UserError(
-                f"the picture was drawn on {place.devices} devices, and there are {self._drawer.num_devices}; on a CPU "
-                f"set JAX_NUM_CPU_DEVICES={place.devices}"
+                f"the picture was drawn on {place.devices} devices, and there are {here.devices}; on a CPU set "
+                f"JAX_NUM_CPU_DEVICES={place.devices}"
             )
         image, note = self._batch([self.request.pictures[position]] * place.batch_size)[place.row]
         return Drawn(position, image, place, note)
@@ -124,8 +135,12 @@ class Easel:
         for row, position in enumerate(positions):
             if position not in done:
                 image, note = rows[row]
-                place = BatchRow(size, row, self._drawer.num_devices, self._session.experiment.strip_rows)
-                yield Drawn(position, image, place, note)
+                yield Drawn(position, image, self._place(size, row), note)
+
+    def _place(self, batch_size: int, row: int) -> BatchRow:
+        mesh = self._drawer.mesh
+        axes = mesh.shape["fsdp"], mesh.shape["tensor"]
+        return BatchRow(batch_size, row, mesh.size, self._session.experiment.strip_rows, *axes)
 
     def _batch(self, pictures: Sequence[PictureRequest]) -> list[tuple[UInt8[np.ndarray, "h w c"], str]]:
         """Draw pictures of one kind, each with what was found out about it."""
@@ -205,7 +220,8 @@ def check_picture(session: Session, picture: PictureRequest, weaker: Session | N
             raise UserError("a negative prompt does nothing at guidance_scale=1.0; use --guidance-scale 5, or leave it")
         if weaker is not None:
             raise UserError("--negative-prompt and --weaker both say what guidance leads away from; give one of them")
-    if not session.given.is_empty and not picture.given:
+    is_told = bool(picture.given) or (picture.task is not None and tells_hole(session, picture.task))
+    if not session.given.is_empty and not is_told:
         raise UserError("this model is given something for each picture: say what by --given FILE or --heldout INDEX")
     check_size(session, picture_size(session, picture))
     if picture.prompt_to is not None and picture.prompt is None:

@@ -236,7 +236,13 @@ _EXCLUDE = (
     ("outpaint", "width"),
     ("prompt_to", "image_to"),
     ("classifier", "invert"),
+    *(
+        (name, "invert")
+        for name in ("sampler", "eta", "churn", "tolerance", "clipping", "clip_range", "clip_percentile")
+    ),
+    *((name, "denoise") for name in ("spacing", "sigmas")),
 )
+"""The solver of an inversion is DDIM's, without noise and clipping; that of a noisy picture starts at its own level."""
 
 
 def _check_task(command: SampleCommand) -> None:
@@ -310,7 +316,9 @@ def sampling_config(command: SampleCommand | GridCommand, default: SamplingConfi
     given = {name: getattr(command, name) for name in names if getattr(command, name) is not None}
     for scale in given.pop("guidance_scale", ()):
         dataclasses.replace(default, guidance_scale=scale)  # for its check
-    return dataclasses.replace(default, **given)
+    config = dataclasses.replace(default, **given)
+    config.require_used(given)
+    return config
 
 
 def devices_of(path: Place) -> int | None:
@@ -349,7 +357,7 @@ def _check_seed(seed: int, flag: str = "--seed") -> None:
 
 def _refuse_beside_again(command: SampleCommand) -> None:
     """Refuse what the file decides: whoever gives it expects another picture."""
-    free = {"run", "model", "config", "tokenizer", "out", "again", "json", "strip_rows"}
+    free = {"run", "model", "config", "tokenizer", "out", "again", "json", "strip_rows", "weaker", "classifier"}
     for f in dataclasses.fields(command):
         value: Any = getattr(command, f.name)
         usual = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,13 @@ from ldm_jax.conditioning.prompt_chunks import Chunks, chunk_inputs, context_wid
 from ldm_jax.conditioning.prompt_syntax import WeightedText, parse_weights
 from ldm_jax.conditioning.tokenizer import PromptEncoder
 from ldm_jax.config import ClassConditioning
-from ldm_jax.data.given.shelf import inputs_checksum, spec_label
+from ldm_jax.data.given.given import Arrays
+from ldm_jax.data.given.shelf import Spec, inputs_checksum, spec_label
 from ldm_jax.errors import UserError
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session
+from ldm_jax.sampling.sizes import picture_size
+from ldm_jax.sampling.tasks.task import PictureTask
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +27,10 @@ logger = logging.getLogger(__name__)
 class PictureInputs:
     """The inputs of the pictures of one request."""
 
-    def __init__(self, session: Session, request: DrawRequest) -> None:
-        """Encode everything that is asked for.
+    def __init__(
+        self, session: Session, request: DrawRequest, told: Callable[[PictureTask], Arrays] | None = None
+    ) -> None:
+        """Encode everything that is asked for; `told` is what a task tells a model that is given what it tells.
 
         Raises:
             UserError: the model does not take it, or a weight is wrong.
@@ -41,7 +46,10 @@ class PictureInputs:
         )
         if not all(text.strip() for text in dict.fromkeys(p.prompt for p in request.pictures) if text is not None):
             logger.warning("an empty prompt draws without a condition")
-        self._given = {(p.given, p.given_sha256): _read_given(session, p) for p in request.pictures if p.given}
+        self._given = {_given_of(p): _read_given(session, p) for p in request.pictures if p.given}
+        tellers = {p.task for p in request.pictures if p.task is not None and not p.given}
+        if told is not None:
+            self._given |= {task: arrays for task in tellers if (arrays := told(task))}
         is_told = session.classifier is None or isinstance(session.experiment.conditioning, ClassConditioning)
         self._labels = {label: session.class_number(label) for label in labels} if is_told else {}
         encoder = session.prompt_encoder() if texts else session.encode_caption
@@ -69,6 +77,8 @@ class PictureInputs:
             ]
             null["class_labels"] = np.asarray(numbers, np.int32)
         null |= self._given_rows(pictures)
+        if "map" in negative:  # an empty one of the size of those that are given
+            negative["map"] = np.zeros_like(null["map"])
         if "sizes" in null:
             shape = self._session.model.image_shape
             sides = [(p.height or shape[0], p.width or shape[1]) for p in pictures]
@@ -86,7 +96,7 @@ class PictureInputs:
         """What the pictures are given; a model that is given something in one picture is in all."""
         if not self._given:
             return {}
-        rows = [self._given[picture.given, picture.given_sha256] for picture in pictures]
+        rows = [self._given[_given_of(picture) if picture.given else picture.task] for picture in pictures]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _rows(self, texts: Sequence[str | None], count: int) -> dict[str, np.ndarray]:
@@ -114,8 +124,12 @@ def _encode(encoder: PromptEncoder, text: str, request: DrawRequest) -> dict[str
     return prompt_chunks(encoder, weighted, cut=request.long_prompts == "cut")
 
 
+def _given_of(picture: PictureRequest) -> tuple[Spec, str, int | None, int | None]:
+    return picture.given, picture.given_sha256, picture.height, picture.width
+
+
 def _read_given(session: Session, picture: PictureRequest) -> dict[str, np.ndarray]:
-    arrays = session.given.read(picture.given)
+    arrays = session.given.read(picture.given, picture_size(session, picture))
     if inputs_checksum(arrays) != picture.given_sha256:
         raise UserError(f"{spec_label(picture.given)} has changed since the picture was asked for; restore it")
     return arrays

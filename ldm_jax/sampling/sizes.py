@@ -14,6 +14,14 @@ def picture_size(session: Session, picture: PictureRequest) -> tuple[int, int]:
     return picture.height or height, picture.width or width
 
 
+def own_size(session: Session, size: tuple[int, int]) -> tuple[int | None, int | None]:
+    """Height and width as a request says them: None where they are those of training."""
+    height, width = (
+        None if side == usual else side for side, usual in zip(size, session.model.image_shape, strict=False)
+    )
+    return height, width
+
+
 def latent_shape(session: Session, size: tuple[int, int]) -> tuple[int, ...] | None:
     """Shape of the latent of a picture of another height and width than those of training; None for these."""
     if size == session.model.image_shape[:2]:
@@ -26,15 +34,16 @@ def check_size(session: Session, size: tuple[int, int]) -> None:
     """Refuse a size that the model's convolutions cannot halve as often as they do.
 
     Raises:
-        UserError: naming the nearest sizes, or what the model is given that has one size alone.
+        UserError: naming the nearest sizes; or the model takes maps, and nothing is known of how they are made.
     """
     experiment = session.experiment
     if size == session.model.image_shape[:2]:
         return
-    if not session.given.is_empty or experiment.denoiser.concat_channels:
+    if session.given.is_empty and experiment.denoiser.concat_channels:
         tall, wide = session.model.image_shape[:2]
         raise UserError(
-            f"{size[1]} x {size[0]} pixels: what this model is given is of its own size; leave it at {wide} x {tall}"
+            f"{size[1]} x {size[0]} pixels: the maps that this model takes are of its own size; leave it at "
+            f"{wide} x {tall}"
         )
     unit = experiment.first_stage.autoencoder.downsample_factor * 2 ** (len(experiment.denoiser.channel_mult) - 1)
     for name, side in zip(("height", "width"), size, strict=True):

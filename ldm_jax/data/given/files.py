@@ -11,8 +11,8 @@ from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place
 
 
-def read_exact(path: Place, what: str, size: int, channels: int) -> UInt8[np.ndarray, "h w c"]:
-    """A picture of size x size pixels, in grey (1) or RGB (3).
+def read_exact(path: Place, what: str, size: tuple[int, int], channels: int) -> UInt8[np.ndarray, "h w c"]:
+    """A picture of a height and width, in grey (1) or RGB (3).
 
     Raises:
         UserError: it cannot be read, is transparent or has another size; `what` says what it should be.
@@ -20,10 +20,11 @@ def read_exact(path: Place, what: str, size: int, channels: int) -> UInt8[np.nda
     data = read_bytes(path, what)
     picture = open_picture(data, str(path))
     refuse_alpha(data, path, what)
-    if picture.size != (size, size):
+    height, width = size
+    if picture.size != (width, height):
         raise UserError(
-            f"{path} has {picture.width} x {picture.height} pixels, and {what} has to have {size} x {size}; resize or "
-            "crop it"
+            f"{path} has {picture.width} x {picture.height} pixels, and {what} has to have {width} x {height}; resize "
+            "or crop it, or say how large the result is to be by --width and --height"
         )
     return to_array(picture.convert("L" if channels == 1 else "RGB"))
 
@@ -59,9 +60,8 @@ def to_float(image: UInt8[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w c"]:
     return image.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
-def to_rgb(image: Float32[np.ndarray, "h w c"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Values in [-1, 1] as an RGB picture of size x size pixels, enlarged by whole pixels."""
+def to_rgb(image: Float32[np.ndarray, "h w c"], factor: int = 1) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Values in [-1, 1] as an RGB picture, enlarged so many times pixel by pixel."""
     array = np.clip(np.rint((image + 1.0) * 127.5), 0, 255).astype(np.uint8)
     array = np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
-    side = size // array.shape[0]
-    return array.repeat(side, axis=0).repeat(side, axis=1)
+    return array.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -25,9 +25,16 @@ class Part(NamedTuple):
 class Given(Protocol):
     """Makes the inputs of a model; safe to call from several threads."""
 
+    is_map: bool
+    """Whether what is given lies in places of the picture, and so has its size."""
+
     @property
     def parts(self) -> tuple[Part, ...]:
         """The files that `of_files` takes."""
+        ...
+
+    def at(self, size: tuple[int, int]) -> "Given":
+        """The same for pictures of another height and width than those of training."""
         ...
 
     def of_example(self, example: Example, rng: np.random.Generator) -> Arrays:

@@ -2,7 +2,8 @@
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -36,22 +37,30 @@ def make(experiment: Experiment, object_names: tuple[str, ...], load: Load) -> "
             f"conditioning.in_channels={conditioning.in_channels} is not the background and the {len(object_names)} "
             f"labels of the data; use {1 + len(object_names)}"
         )
-    return GivenLabelMap(("background", *object_names), experiment.data.image_size)
+    side = experiment.data.image_size
+    return GivenLabelMap(("background", *object_names), (side, side))
 
 
 @dataclass(frozen=True)
 class GivenLabelMap:
     """`map` [h, w, classes] of 0 and 1."""
 
+    is_map: ClassVar[bool] = True
+
     names: tuple[str, ...]
-    size: int
+    size: tuple[int, int]
+    """Height and width of the map."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """The label map."""
         listing = ", ".join(f"{i} {name}" for i, name in enumerate(self.names))
-        what = f"the label map, {self.size} x {self.size} pixels in grey or with a palette, of the values {listing}"
-        return (Part("labels", what),)
+        size = f"{self.size[1]} x {self.size[0]} pixels"
+        return (Part("labels", f"the label map, {size} in grey or with a palette, of the values {listing}"),)
+
+    def at(self, size: tuple[int, int]) -> "GivenLabelMap":
+        """The same for pictures of another size."""
+        return replace(self, size=size)
 
     def of_example(self, example: Example, rng: np.random.Generator) -> Arrays:
         """The example's label map."""
@@ -76,7 +85,7 @@ class GivenLabelMap:
         refuse_alpha(data, path, "the label map")
         if mode not in ("L", "P"):
             raise UserError(f"{path} has mode {mode}, and its pixels are no numbers of classes; give {part.what}")
-        if labels.shape != (self.size, self.size):
+        if labels.shape != self.size:
             raise UserError(f"{path} has {labels.shape[1]} x {labels.shape[0]} pixels; give {part.what}")
         if labels.max() >= len(self.names):
             y, x = np.argwhere(labels >= len(self.names))[0]

@@ -10,8 +10,8 @@ Esser et al. 2021, arXiv:2012.09841 (taming-transformers, the builder of boundin
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int, Int32, UInt8
@@ -52,22 +52,30 @@ def make(experiment: Experiment, object_names: tuple[str, ...], load: Load) -> "
             f"conditioning.vocab_size={conditioning.vocab_size} has no room for {len(object_names)} labels and `none`; "
             f"use at least {len(object_names) + 1}"
         )
-    return GivenLayout(object_names, conditioning.vocab_size, conditioning.context_length, experiment.data.image_size)
+    side = experiment.data.image_size
+    return GivenLayout(object_names, conditioning.vocab_size, conditioning.context_length, (side, side))
 
 
 @dataclass(frozen=True)
 class GivenLayout:
     """`tokens` int32 [context_length]."""
 
+    is_map: ClassVar[bool] = False
+
     names: tuple[str, ...]
     vocab_size: int
     context_length: int
-    size: int
+    size: tuple[int, int]
+    """Height and width of the picture on which boxes are shown."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """The list of boxes."""
         return (Part("boxes", f"a JSON list of boxes, in fractions of the picture, such as {_FORM}"),)
+
+    def at(self, size: tuple[int, int]) -> "GivenLayout":
+        """The same, shown on pictures of another size: boxes are shares of it."""
+        return replace(self, size=size)
 
     @property
     def max_objects(self) -> int:
@@ -118,14 +126,19 @@ class GivenLayout:
 
     def shown(self, arrays: Arrays) -> UInt8[np.ndarray, "h w 3"]:
         """The boxes as frames in a colour for each label."""
-        canvas = Image.new("RGB", (self.size, self.size), "white")
+        height, width = self.size
+        canvas = Image.new("RGB", (width, height), "white")
         pen, colours = ImageDraw.Draw(canvas), palette(1 + len(self.names))
         for label, *corners in arrays["tokens"][: 3 * self.max_objects].reshape(-1, 3):
             if label == self.vocab_size - 1:
                 continue
             places = [(corner % self.lines, corner // self.lines) for corner in corners]
-            ends = [round(float(v) / (self.lines - 1) * (self.size - 1)) for place in places for v in place]
-            pen.rectangle(ends, outline=tuple(int(v) for v in colours[1 + label]), width=max(1, self.size // 32))
+            ends = [
+                round(float(v) / (self.lines - 1) * (side - 1))
+                for place in places
+                for v, side in zip(place, (width, height), strict=True)
+            ]
+            pen.rectangle(ends, outline=tuple(int(v) for v in colours[1 + label]), width=max(1, min(self.size) // 32))
         return np.asarray(canvas)
 
     def _corner(self, x: float, y: float) -> int:

@@ -1,7 +1,8 @@
 """Super-resolution: a picture some times smaller as a map beside the latent."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -19,22 +20,30 @@ def make(experiment: Experiment, object_names: tuple[str, ...], load: Load) -> "
     """For the pictures of an experiment."""
     del object_names, load
     assert isinstance(experiment.given, LowResolution)
-    return GivenLowResolution(experiment.given, experiment.data.image_size, experiment.data.image_channels)
+    side = experiment.data.image_size
+    return GivenLowResolution(experiment.given, (side, side), experiment.data.image_channels)
 
 
 @dataclass(frozen=True)
 class GivenLowResolution:
     """`map` [h / factor, w / factor, c] in [-1, 1]."""
 
+    is_map: ClassVar[bool] = True
+
     config: LowResolution
-    size: int
+    size: tuple[int, int]
+    """Height and width of what is drawn."""
     channels: int
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """The small picture."""
-        side = self.size // self.config.factor
-        return (Part("small", f"the picture to enlarge {self.config.factor} times, {side} x {side} pixels"),)
+        height, width = self._small
+        return (Part("small", f"the picture to enlarge {self.config.factor} times, {width} x {height} pixels"),)
+
+    def at(self, size: tuple[int, int]) -> "GivenLowResolution":
+        """The same for a larger or smaller result."""
+        return replace(self, size=size)
 
     def of_example(self, example: Example, rng: np.random.Generator) -> Arrays:
         """The example's picture made small, and worse where the configuration says so."""
@@ -46,8 +55,13 @@ class GivenLowResolution:
     def of_files(self, files: Mapping[str, Place]) -> Arrays:
         """The small picture of a file; raises UserError where `read_exact` does."""
         (part,) = self.parts
-        return {"map": to_float(read_exact(files["small"], part.what, self.size // self.config.factor, self.channels))}
+        return {"map": to_float(read_exact(files["small"], part.what, self._small, self.channels))}
 
     def shown(self, arrays: Arrays) -> UInt8[np.ndarray, "h w 3"]:
         """The small picture, enlarged pixel by pixel."""
-        return to_rgb(arrays["map"], self.size)
+        return to_rgb(arrays["map"], self.config.factor)
+
+    @property
+    def _small(self) -> tuple[int, int]:
+        height, width = self.size
+        return height // self.config.factor, width // self.config.factor

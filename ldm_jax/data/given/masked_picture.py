@@ -1,7 +1,8 @@
 """Inpainting: a picture whose holes are painted over, and the mask of the holes; the model encodes the picture."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -20,26 +21,35 @@ def make(experiment: Experiment, object_names: tuple[str, ...], load: Load) -> "
     """For the pictures of an experiment."""
     del object_names, load
     assert isinstance(experiment.given, MaskedPicture)
-    return GivenMaskedPicture(experiment.given, experiment.data.image_size, experiment.data.image_channels)
+    side = experiment.data.image_size
+    return GivenMaskedPicture(experiment.given, (side, side), experiment.data.image_channels)
 
 
 @dataclass(frozen=True)
 class GivenMaskedPicture:
     """`masked` [h, w, c] in [-1, 1], and `mask` [h, w, 1]: 1 in the holes, 0 elsewhere."""
 
+    is_map: ClassVar[bool] = True
+
     config: MaskedPicture
-    size: int
+    size: tuple[int, int]
+    """Height and width of the picture."""
     channels: int
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """The picture and its mask."""
-        size = f"{self.size} x {self.size} pixels"
+        size = f"{self.size[1]} x {self.size[0]} pixels"
         return (Part("picture", f"the picture, {size}"), Part("mask", f"the mask, {size}, white in the holes"))
+
+    def at(self, size: tuple[int, int]) -> "GivenMaskedPicture":
+        """The same for pictures of another size."""
+        return replace(self, size=size)
 
     def of_example(self, example: Example, rng: np.random.Generator) -> Arrays:
         """The example's picture with random holes."""
-        return self._masked(example["image"], random_mask(self.config.masks, self.size, self.config.max_share, rng))
+        holes = random_mask(self.config.masks, self.size[0], self.config.max_share, rng)
+        return self.masked(example["image"], holes)
 
     def of_files(self, files: Mapping[str, Place]) -> Arrays:
         """A picture and a mask of its size.
@@ -52,13 +62,14 @@ class GivenMaskedPicture:
         holes = read_exact(files["mask"], mask.what, self.size, 1)[..., 0] >= 128
         if not holes.any():
             raise UserError(f"{files['mask']} has no white pixel: there is nothing to fill in; paint the holes white")
-        return self._masked(image, holes)
+        return self.masked(image, holes)
 
     def shown(self, arrays: Arrays) -> UInt8[np.ndarray, "h w 3"]:
         """The picture with grey holes."""
-        return to_rgb(np.where(arrays["mask"] > 0.5, np.float32(0.0), arrays["masked"]), self.size)
+        return to_rgb(np.where(arrays["mask"] > 0.5, np.float32(0.0), arrays["masked"]))
 
-    def _masked(self, image: Float[np.ndarray, "h w c"], holes: Bool[np.ndarray, "h w"]) -> Arrays:
+    def masked(self, image: Float[np.ndarray, "h w c"], holes: Bool[np.ndarray, "h w"]) -> Arrays:
+        """The inputs of a picture in [-1, 1] and its holes, of any size."""
         mask = holes[..., None].astype(np.float32)
         masked = np.where(mask > 0.5, np.float32(self.config.hole), image).astype(np.float32)
         return {"masked": masked, "mask": mask}

@@ -1,4 +1,4 @@
-"""Random masks of the kinds that people draw: rectangles, thin strokes and wide strokes.
+"""Random masks of the kinds that people draw: rectangles, thin strokes, wide strokes, and margins to paint around.
 
 Sizes are shares of the picture's side, so that masks look alike at every size (those of wide strokes follow LaMa:
 Suvorov et al. 2021, arXiv:2109.07161, section 2.3).
@@ -34,6 +34,8 @@ def random_mask(
 
 
 def _draw(kind: MaskKind, size: int, rng: np.random.Generator) -> Bool[np.ndarray, "h w"]:
+    if kind == "margins":
+        return _margins(size, rng)
     side = size * _SUPERSAMPLING
     canvas = Image.new("L", (side, side))
     pen = ImageDraw.Draw(canvas)
@@ -45,6 +47,15 @@ def _draw(kind: MaskKind, size: int, rng: np.random.Generator) -> Bool[np.ndarra
         else:
             _stroke(pen, side, rng.uniform(0.15, 0.3) * side, rng)
     return np.asarray(canvas.resize((size, size), Image.Resampling.BOX)) >= 128
+
+
+def _margins(size: int, rng: np.random.Generator) -> Bool[np.ndarray, "h w"]:
+    """One to four sides of the picture, each up to half of it."""
+    mask = np.zeros((size, size), bool)
+    for i in rng.permutation(4)[: rng.integers(1, 5)]:
+        width = max(1, round(size * rng.uniform(0.05, 0.5)))
+        np.rot90(mask, i)[:width] = True  # a view: each turn has another side on top
+    return mask
 
 
 def _rectangle(pen: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:

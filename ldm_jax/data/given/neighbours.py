@@ -7,6 +7,7 @@ Blattmann et al. 2022, arXiv:2204.11824, with the embedding of `descriptor` in p
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
@@ -65,6 +66,8 @@ def make_database(source: Source, pictures: int, count: int, size: int, channels
 class GivenNeighbours:
     """`embeddings` [neighbours, d], the nearest first."""
 
+    is_map: ClassVar[bool] = False
+
     source: Source
     chosen: Int[np.ndarray, " n"]
     """Which pictures of the source are in the database."""
@@ -78,6 +81,11 @@ class GivenNeighbours:
     def parts(self) -> tuple[Part, ...]:
         """A picture."""
         return (Part("like", "a picture whose neighbours are taken; it is cut to a square"),)
+
+    def at(self, size: tuple[int, int]) -> "GivenNeighbours":
+        """The same: neighbours are sought at the size of training."""
+        del size
+        return self
 
     def of_example(self, example: Example, rng: np.random.Generator) -> Arrays:
         """The neighbours of the example's picture, which is none of them."""

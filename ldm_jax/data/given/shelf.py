@@ -63,15 +63,19 @@ class GivenShelf:
         """Whether the model is given nothing."""
         return self.experiment.given is None
 
-    def ask(self, files: Sequence[str], heldout: Sequence[int], default: int) -> tuple[Spec, ...]:
+    def ask(
+        self, files: Sequence[str], heldout: Sequence[int], default: int, size: tuple[int, int] | None = None
+    ) -> tuple[Spec, ...]:
         """What each picture is given, from `[NAME=]FILE` and indices; `default` held-out ones where neither is told.
+
+        `size` are height and width of what is drawn, where they are not those of training.
 
         Raises:
             UserError: a file has another name than the model's parts, a part has none, or an index is out of range.
         """
         if self.is_empty and not files and not heldout:
             return ()
-        specs = self._of_files(self.given.parts, files) if files else ()
+        specs = self._of_files(self._at(size).parts, files) if files else ()
         if files and not heldout:
             return specs
         indices = heldout or self.spread(default)
@@ -85,12 +89,20 @@ class GivenShelf:
         places = np.linspace(0, len(self.heldout) - 1, min(count, len(self.heldout)))
         return tuple(int(i) for i in places.round())
 
-    def read(self, spec: Spec) -> Arrays:
-        """The inputs that a picture is given; raises UserError where `Given.of_files` does."""
+    def read(self, spec: Spec, size: tuple[int, int] | None = None) -> Arrays:
+        """The inputs that a picture of a size is given.
+
+        Raises:
+            UserError: a file is not what it has to be, or a map of a held-out example is of another size.
+        """
         parts = dict(entry.split("=", 1) for entry in spec)
-        if _HELDOUT in parts:
-            return self.of_heldout(int(parts[_HELDOUT]))
-        return self.given.of_files({name: to_place(path) for name, path in parts.items()})
+        given = self._at(size)
+        if _HELDOUT not in parts:
+            return given.of_files({name: to_place(path) for name, path in parts.items()})
+        if given.is_map and given is not self.given:
+            listing = _listing(given.parts)
+            raise UserError(f"what held-out examples give is of the size of training; give {listing}")
+        return self.of_heldout(int(parts[_HELDOUT]))
 
     def of_heldout(self, index: int) -> Arrays:
         """The inputs that a held-out example gives."""
@@ -105,9 +117,17 @@ class GivenShelf:
         name, _, index = spec[0].partition("=")
         return self.heldout.annotation(int(index))["caption"] if name == _HELDOUT else None
 
-    def shown(self, spec: Spec) -> UInt8[np.ndarray, "h w 3"]:
-        """How what is given looks."""
-        return self.given.shown(self.read(spec))
+    def shown(self, spec: Spec, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "h w 3"]:
+        """How what a picture of a size is given looks."""
+        return self._at(size).shown(self.read(spec, size))
+
+    def _at(self, size: tuple[int, int] | None) -> Given:
+        return self.given if size is None or size == self._own_size else self.given.at(size)
+
+    @property
+    def _own_size(self) -> tuple[int, int]:
+        side = self.experiment.data.image_size
+        return side, side
 
     def _example(self, index: int) -> Example:
         if index not in self._examples:

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from itertools import chain
 
-from ldm_jax.config import Neighbours
+from ldm_jax.config import MaskedPicture, Neighbours
 from ldm_jax.errors import UserError
 from ldm_jax.sampling.session import Session
 from ldm_jax.sampling.sizes import check_size
@@ -40,6 +40,11 @@ def likeness(asked: AskedTask, session: Session) -> str | None:
     """The picture of which a model of neighbours makes variations: it is given pictures like it, and no latent."""
     is_given = isinstance(session.experiment.given, Neighbours) and asked.strength is None
     return asked.variations if is_given else None
+
+
+def tells_hole(session: Session, task: PictureTask) -> bool:
+    """Whether a task tells a model of pictures with holes all that it is given."""
+    return isinstance(session.experiment.given, MaskedPicture) and task.has_hole
 
 
 def task_of(asked: AskedTask, session: Session) -> tuple[PictureTask | None, tuple[int, int]]:

@@ -8,8 +8,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ldm_jax.conditioning.conditions import Inputs
-from ldm_jax.config import SamplingConfig
+from ldm_jax.config import MaskedPicture, SamplingConfig
 from ldm_jax.data.given.files import to_float
+from ldm_jax.data.given.given import Arrays
+from ldm_jax.data.given.masked_picture import GivenMaskedPicture
 from ldm_jax.diffusion.samplers import Sampler, make_inversion
 from ldm_jax.errors import UserError
 from ldm_jax.model import Params
@@ -56,6 +58,15 @@ class TaskShelf:
     def shown(self, task: PictureTask) -> UInt8[np.ndarray, "h w 3"]:
         """The picture of a task, with grey holes."""
         return self._pictures[task].shown()
+
+    def told(self, task: PictureTask) -> Arrays:
+        """What a task tells a model of pictures with holes; nothing where there is no hole, or to another model."""
+        found, given = self._pictures[task], self._session.experiment.given
+        if not isinstance(given, MaskedPicture) or found.hole is None:
+            return {}
+        maker = self._session.given.given
+        assert isinstance(maker, GivenMaskedPicture)  # as the configuration says
+        return maker.masked(to_float(found.image), found.hole)
 
     def samplers(self, task: PictureTask, params: Params) -> TaskSamplers:
         """Ways between noise and latent; of a noisy picture the level of its noise is measured first, with parameters
