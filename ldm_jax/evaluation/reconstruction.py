@@ -78,7 +78,8 @@ def pair_scores(pairs: Pairs, cache: Path, batch_size: int, *, bootstrap: int, s
         UserError: the pictures are too small for SSIM.
     """
     mesh, size = sharding.make_mesh(MeshConfig(), jax.local_devices()), local_size(batch_size)
-    weights = {net: read_perceptual(net) for net in _lpips_nets(min(pairs.originals.read(0, 1).shape[1:3]))}
+    nets = _lpips_nets(min(pairs.originals.read(0, 1).shape[1:3]))
+    weights: dict[PerceptualNet, Params] = {net: read_perceptual(net) for net in nets}
     lpips = {net: _lpips(net, jax.device_put(params, sharding.replicated(mesh))) for net, params in weights.items()}
 
     def compute(start: int, stop: int) -> Part:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ from ldm_jax.sampling.sizes import picture_size
 from ldm_jax.sampling.tasks.task import PictureTask
 
 logger = logging.getLogger(__name__)
+
+_Source: TypeAlias = tuple[Spec, str, int | None, int | None] | PictureTask
 
 
 class PictureInputs:
@@ -46,10 +49,12 @@ class PictureInputs:
         )
         if not all(text.strip() for text in dict.fromkeys(p.prompt for p in request.pictures) if text is not None):
             logger.warning("an empty prompt draws without a condition")
-        self._given = {_given_of(p): _read_given(session, p) for p in request.pictures if p.given}
-        tellers = {p.task for p in request.pictures if p.task is not None and not p.given}
+        self._given: dict[_Source, Arrays] = {
+            _source_of(p): _read_given(session, p) for p in request.pictures if p.given
+        }
         if told is not None:
-            self._given |= {task: arrays for task in tellers if (arrays := told(task))}
+            tasks = {p.task for p in request.pictures if p.task is not None and not p.given}
+            self._given |= {task: arrays for task in tasks if (arrays := told(task))}
         is_told = session.classifier is None or isinstance(session.experiment.conditioning, ClassConditioning)
         self._labels = {label: session.class_number(label) for label in labels} if is_told else {}
         encoder = session.prompt_encoder() if texts else session.encode_caption
@@ -96,7 +101,7 @@ class PictureInputs:
         """What the pictures are given; a model that is given something in one picture is in all."""
         if not self._given:
             return {}
-        rows = [self._given[_given_of(picture) if picture.given else picture.task] for picture in pictures]
+        rows = [self._given[_source_of(picture)] for picture in pictures]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _rows(self, texts: Sequence[str | None], count: int) -> dict[str, np.ndarray]:
@@ -124,8 +129,11 @@ def _encode(encoder: PromptEncoder, text: str, request: DrawRequest) -> dict[str
     return prompt_chunks(encoder, weighted, cut=request.long_prompts == "cut")
 
 
-def _given_of(picture: PictureRequest) -> tuple[Spec, str, int | None, int | None]:
-    return picture.given, picture.given_sha256, picture.height, picture.width
+def _source_of(picture: PictureRequest) -> _Source:
+    """What tells what a picture is given: its own words at its size, or its task."""
+    if picture.given or picture.task is None:
+        return picture.given, picture.given_sha256, picture.height, picture.width
+    return picture.task
 
 
 def _read_given(session: Session, picture: PictureRequest) -> dict[str, np.ndarray]:
