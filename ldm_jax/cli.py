@@ -395,7 +395,7 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         logger.error("error: %s", error)
         return UserError.exit_code
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         logger.error("error: out of memory (%s); use a smaller batch, picture or model", str(error).partition("\n")[0])
         return UserError.exit_code

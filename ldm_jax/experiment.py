@@ -1,5 +1,6 @@
 """One experiment from data to pictures: autoencoder, latents, denoiser, and the grids that show what they can do."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 
@@ -56,13 +57,20 @@ def train_experiment(experiment: Experiment, run_dir: Place) -> None:
     run.check_writable()
     start = find_starting_point(experiment, run)
     work = open_workspace(experiment, run_dir, start.tokenizers)
+    with work.run.claimed() if processes.is_first() else contextlib.nullcontext():
+        _train(work, start.params, startup)
+
+
+def _train(work: Workspace, given: Params, startup: Startup) -> None:
+    """Train what is not trained yet, from parts that are `given`, and draw the final grids."""
+    experiment = work.experiment
     if experiment.classifier is not None:
         KeepPolicy.of(experiment.training).check_measured(CLASSIFIER_MEASURES)
-        stage = _classifier_stage(work, start.params)
+        stage = _classifier_stage(work, given)
         _record_results(work, run_stage(stage, work.run, work.mesh, work.root, startup))
         return
     scoring = _scoring(work)  # what it lacks is said before anything is trained
-    stage = _diffusion_stage(work, start.params, startup, scoring)
+    stage = _diffusion_stage(work, given, startup, scoring)
     state = run_stage(stage, work.run, work.mesh, work.root, startup)
     _draw_heldout(work, state)
     _record_results(work, state)
@@ -70,9 +78,11 @@ def train_experiment(experiment: Experiment, run_dir: Place) -> None:
 
 
 def _record_results(work: Workspace, state: TrainState) -> None:
-    """Checksums of what was learned, by which `ldm reproduce` compares; of several processes none holds all of it."""
-    if jax.process_count() == 1:
-        work.run.record_results(hash_params(state.model_params["autoencoder"]))
+    """Checksums of what was learned, by which `ldm reproduce` compares; of several processes none reads checkpoints."""
+    processes.note("computing the checksum of the autoencoder")
+    autoencoder = hash_params(state.model_params["autoencoder"])
+    if processes.is_first():
+        work.run.record_results(autoencoder, digests=jax.process_count() == 1)
 
 
 def _scoring(work: Workspace) -> Scoring | None:

@@ -51,16 +51,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
     given = math.prod(size for size in sizes.values() if size != -1)
     rest = [name for name, size in sizes.items() if size == -1]
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     if len(devices) % given or (not rest and given != len(devices)):
         flags = " ".join(f"--mesh.{name} {size}" for name, size in sizes.items())
-        usable = nearest_divisor(len(devices), given)
+        inside = nearest_divisor(
+            len(devices) // slices, max(1, given if config.across_slices == "data" else given // slices)
+        )
+        usable = inside if config.across_slices == "data" else slices * inside
         raise UserError(
             f"{flags} needs {'a multiple of ' if rest else ''}{given} devices, but there are {len(devices)}; sizes "
             f"that work: --mesh.data -1 --mesh.fsdp {usable} --mesh.tensor 1"
         )
     shape = {name: len(devices) // given if size == -1 else size for name, size in sizes.items()}
     types = (AxisType.Auto,) * len(AXES)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         # An axis may take a part of a side of the torus: 8 x 8 on a slice of 4x4x4 could not be had otherwise.
         arranged = mesh_utils.create_device_mesh(tuple(shape.values()), devices, allow_split_physical_axes=True)
@@ -86,7 +89,8 @@ def _across_slices(shape: dict[str, int], axis: str, slices: int, devices: Seque
         )
     outer = {name: slices if name == axis else 1 for name in shape}
     inner = {name: size // outer[name] for name, size in shape.items()}
-    return mesh_utils.create_hybrid_device_mesh(tuple(inner.values()), tuple(outer.values()), devices)
+    shapes = tuple(inner.values()), tuple(outer.values())
+    return mesh_utils.create_hybrid_device_mesh(*shapes, devices, allow_split_physical_axes=True)
 
 
 def check_tensor_axis(mesh: Mesh, params: Any) -> None:

@@ -1,9 +1,11 @@
 """Checkpoints: what goes in comes out, on any mesh; what is damaged is noticed, named and replaced; none is dropped."""
 
+import itertools
 import json
 import logging
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,14 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from orbax.checkpoint import v1 as ocp
 
 from ldm_jax import sharding
 from ldm_jax.config import MeshConfig
+from ldm_jax.data import patience
 from ldm_jax.errors import UserError
-from ldm_jax.files.whole_files import write_atomically
+from ldm_jax.files.whole_files import file_checksum, write_atomically
+from ldm_jax.training import seals
 from ldm_jax.training.checkpoints import Checkpoints, DamagedCheckpoint, abstract_like
 from ldm_jax.training.keep_policy import KeepPolicy
 
@@ -233,6 +238,47 @@ def test_a_damaged_checkpoint_does_not_crowd_out_a_good_one(tmp_path: Path):
     restored = Checkpoints(tmp_path, KeepPolicy(newest=1)).restore_newest(abstract())
     assert restored is not None
     assert restored[0] == 2
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_passed_over_and_stays(
+    two: Checkpoints, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail(path: Any, **_: Any) -> list[int]:
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(patience, "_WAITS", ())
+        patch.setattr(
+            seals, "file_checksum", lambda p, **k: fail(p) if "00000002/" in str(p) else file_checksum(p, **k)
+        )
+        restored = two.restore_newest(abstract())
+        assert restored is not None and restored[0] == 1
+        assert "00000002" in caplog.text and "Stale file handle); looking for an older one" in caplog.text
+    two.save(3, items(3))
+    two.wait()
+    assert two.steps() == [1, 2, 3]
+    two.verify(2)
+
+
+def test_too_little_memory_is_no_damage(two: Checkpoints, monkeypatch: pytest.MonkeyPatch):
+    def exhausted(*_: Any) -> None:
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        patch.setattr(ocp, "load_checkpointables", exhausted)
+        two.restore_newest(abstract())
+    restored = two.restore_newest(abstract())
+    assert restored is not None and restored[0] == 2
+
+
+def test_a_clock_that_jumps_inside_a_save_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now, looks = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: now() + 3e6 * next(looks))  # a month at each look
+    checkpoints = Checkpoints(tmp_path, KeepPolicy(newest=1))
+    checkpoints.save(1, items())
+    checkpoints.wait()
+    assert next(looks) > 1
+    checkpoints.verify(1)
 
 
 def test_reading_changes_nothing(two: Checkpoints):

@@ -234,6 +234,10 @@ SAMPLE_REFUSED = {
         ["--tolerance", "1"],
         "--tolerance 1.0 does nothing with --sampler ddim; it is of adaptive",
     ),
+    "levels for who chooses them": (
+        ["--sampler", "adaptive", "--sigmas", "karras"],
+        "--sigmas karras does nothing with --sampler adaptive, which chooses its noise levels itself",
+    ),
     "a bound without clipping": (
         ["--clip-range", "2"],
         "--clip-range 2.0 does nothing with --clipping none; it is of static and dynamic",

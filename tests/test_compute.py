@@ -46,8 +46,7 @@ def test_parameters_keep_their_paths(name: str, remat: str) -> None:
 @pytest.mark.parametrize(
     ("name", "remat"),
     [
-        ("unet", "blocks"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("unet", "attention"), ("unet", "full"))),
+        *(pytest.param("unet", policy, marks=pytest.mark.slow) for policy in ("blocks", "attention", "full")),
         ("decoder", "full"),
     ],
 )

@@ -225,6 +225,9 @@ def test_a_weaker_model_of_other_latents_or_with_a_negative_prompt(text: Session
     negative = request_for(text, prompts=("a",), negative_prompts=("b",), num_samples=1)
     with pytest.raises(UserError, match="--negative-prompt and --weaker both say what guidance leads away from"):
         Easel(text, negative, text)
+    unguided = request_for(text, prompts=("a",), guidance_scales=(1.0,), num_samples=1)
+    with pytest.raises(UserError, match=r"a weaker model does nothing at guidance_scale=1.0; use --guidance-scale 2"):
+        Easel(text, unguided, text)
 
 
 # --- again -----------------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def test_bad_input_leaves_no_score(folder: Path, tmp_path: Path):
         with pytest.raises(UserError, match=message):
             scores_of(**flags)
     assert list(tmp_path.rglob("scores.json")) == []
-    with pytest.raises(UserError, match="subsets of 1000 are larger than a set of 30 pictures"):
+    with pytest.raises(UserError, match="--kid-subsets=2 takes subsets of 1000 pictures, and there are 30 of"):
         scores_of(target=str(folder), reference=str(folder), kid_subsets=2, metrics=("fd", "kid"))
     assert list(tmp_path.rglob("scores.json")) == [], "no score is written where another one fails"
     small = scores_of(target=str(few), reference=str(folder), allow_small=True, metrics=("fd",))

@@ -1,11 +1,13 @@
 """Scores of distributions: closed forms, other implementations of the same formula, and what has to be refused."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
 from ldm_jax.errors import UserError
+from ldm_jax.evaluation import scores as scores_module
 from ldm_jax.evaluation.class_score import class_probabilities, inception_score, weighted_score
 from ldm_jax.evaluation.frechet import frechet_distance, square_root
 from ldm_jax.evaluation.kernel_distance import (
@@ -149,6 +151,20 @@ def test_copies_of_one_picture_are_neighbours_of_each_other():
     x = np.concatenate([np.zeros((4, 2)), [[5.0, 0]] * 4])
     found = membership(x, x, manifold_neighbours=3, density_neighbours=3)
     assert found.precision.mean() == found.recall.mean() == found.coverage.mean() == 1
+
+
+def test_every_distance_has_the_halves_of_the_reference_beside_it():
+    options = ScoreOptions(label="x", protocol="", bootstrap=0)
+    scores = compute_scores(FeatureSet(pooled=X), FeatureSet(pooled=Y), ("kid", "pr", "dc"), options)
+    floors = {score.name: score.floor for score in scores}
+    assert None not in floors.values()
+    assert floors["precision_x"] > 0.5 and floors["coverage_x"] > 0.5, "halves of one distribution are alike"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores_module, "KID_SUBSET", 20)
+        (subsets,) = compute_scores(
+            FeatureSet(pooled=X), FeatureSet(pooled=Y), ("kid",), dataclasses.replace(options, kid_subsets=3)
+        )
+    assert subsets.floor == floors["kid_x"]
 
 
 def test_scores_come_with_their_number_interval_floor_and_network():

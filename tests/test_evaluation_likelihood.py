@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_evaluation_command import write_run
-from tiny import CLASSES, tiny_experiment
+from tiny import CLASSES, random_params, shrink, tiny_experiment
 
-from ldm_jax.config import AutoencoderVQConfig, Experiment
+from ldm_jax.config import AutoencoderVQConfig, Experiment, load_experiment
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation import likelihood
@@ -20,7 +20,9 @@ from ldm_jax.evaluation.command import EvaluateCommand, check
 from ldm_jax.evaluation.likelihood import own_conditions
 from ldm_jax.evaluation.run import evaluate_target
 from ldm_jax.model import make_model
-from ldm_jax.sampling.session import Session
+from ldm_jax.sampling.model_hash import model_hash
+from ldm_jax.sampling.session import Session, load_session
+from ldm_jax.training.workspace import open_workspace
 
 TIMESTEPS = 12
 
@@ -62,6 +64,7 @@ def test_every_term_is_told_and_they_add_up(experiment: Experiment, tmp_path: Pa
     assert sum(mean["kl"]) == pytest.approx(mean["kl_sum"], rel=1e-5)
     latent = mean["prior"] + mean["kl_sum"] + mean["decoder"]
     assert scores["bits_bound_latent"].value == pytest.approx(latent, rel=1e-5)
+    assert record["pictures"]["weights_sha256"] == model_hash(load_session(run))
     share = found["latent_size"] / found["picture_size"]
     assert share == 4 * 4 * 2 / (8 * 8 * 3)
     picture = mean["reconstruction"] - mean["entropy"] + share * latent
@@ -76,6 +79,17 @@ def test_every_term_is_told_and_they_add_up(experiment: Experiment, tmp_path: Pa
 
     monkeypatch.setattr(likelihood, "variational_bound", never)
     assert measured(run)[0] == scores
+
+
+def test_each_picture_is_conditioned_on_what_it_gives(data_cache: Path, tmp_path: Path):
+    """Of a model of neighbours; the noise of a likelihood is keyed by picture, so what differs is what is given."""
+    experiment = shrink(load_experiment("neighbours"), data_cache)
+    work = open_workspace(experiment, tmp_path / "run")
+    session = Session(experiment, work.model, random_params(work.model), shelf=work.shelf)
+    told = own_conditions(session, work.test)(np.arange(2))
+    for i in range(2):
+        np.testing.assert_array_equal(told["embeddings"][i], session.given.of_heldout(i)["embeddings"])
+    assert (told["embeddings"][0] != told["embeddings"][1]).any()
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tiny import random_params, tiny_experiment
 
-from ldm_jax.config import Experiment, SamplingConfig
+from ldm_jax import sharding
+from ldm_jax.config import Experiment, MeshConfig, SamplingConfig
 from ldm_jax.diffusion.samplers import make_sampler
 from ldm_jax.model import LatentDiffusion, Params, make_model
 from ldm_jax.sampling.batches import guidance_numbers
@@ -87,6 +88,22 @@ def test_a_picture_depends_on_its_index_and_not_on_its_neighbours(trial: Trial):
 
 def test_another_batch_size_draws_the_same_picture(trial: Trial):
     np.testing.assert_allclose(trial.draw(index=(1, 2)), trial.draw(index=(0, 1, 2))[1:], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_eight_devices_draw_the_same_pictures(trial: Trial):
+    config, count = SamplingConfig(num_sample_steps=3), 8
+    sampler = make_sampler(config, trial.model.schedule, trial.experiment.diffusion.prediction_type)
+    drawn = []
+    for devices in (1, count):
+        mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
+        model = make_model(trial.experiment, mesh)
+        null = model.conditioner.null_inputs(count)
+        request = Request({"tokens": jnp.full_like(null["tokens"], 7)}, null, guidance_numbers(config, [2.0] * count))
+        batch = sharding.place_batch(mesh, (request, np.zeros(count, np.int32), np.arange(count, dtype=np.int32)))
+        generate = make_generate(model, Method())
+        drawn.append(np.asarray(generate(sharding.place(mesh, trial.params), None, sampler, *batch)))
+    np.testing.assert_allclose(drawn[1], drawn[0], atol=1e-5)
 
 
 def test_seed_prompt_and_scale_matter(trial: Trial):

@@ -58,6 +58,7 @@ class Toy:
     change: Callable[[int, dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda step, batch: batch
     """Called with the number of a step (from 1) and its batch when the batch is read."""
     initial: dict[str, Any] = dataclasses.field(default_factory=dict)
+    is_followed: bool = False
     drawn: list[int] = dataclasses.field(default_factory=list)
     evaluated: list[int] = dataclasses.field(default_factory=list)
 
@@ -78,6 +79,7 @@ class Toy:
             batches=self._batches,
             evaluate=self._evaluate,
             draw=lambda state, step: self.drawn.append(step),
+            is_followed=self.is_followed,
         )
 
     def _batches(self, start: int) -> Iterator[Any]:
@@ -172,6 +174,15 @@ def test_a_terminated_run_saves_says_so_and_goes_on_to_the_same_bits(toy: Toy, o
 def test_a_signal_in_the_last_step_does_not_matter(toy: Toy, other: Toy):
     other.evaluated = EvaluateAndTerminate()
     assert_same(other.run(), toy.run())
+
+
+def test_a_signal_in_the_last_step_of_a_stage_that_is_followed_ends_the_run_behind_it(toy: Toy, other: Toy):
+    other.evaluated, other.is_followed = EvaluateAndTerminate(), True
+    with pytest.raises(Interrupted, match="toy was asked to stop after step 6 of 6, and is saved"):
+        other.run()
+    other.evaluated = []
+    assert_same(other.run(), toy.run())
+    assert other.evaluated == [], "all of it was saved"
 
 
 class EvaluateAndTerminate(list):

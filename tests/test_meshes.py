@@ -103,7 +103,7 @@ def test_a_whole_state_under_fsdp_takes_an_eighth_of_each_device(data_cache: Pat
     assert whole / 8 <= share <= whole / 7
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+@pytest.mark.parametrize("stage", [pytest.param("autoencoder", marks=pytest.mark.slow), "diffusion"])
 def test_a_step_gathers_every_parameter_once_and_nothing_else(stage: StageName, data_cache: Path):
     """Neither activations, nor gradients for their norms, nor parameters a second time for the gradient."""
     tiny = tiny_experiment(data_cache)

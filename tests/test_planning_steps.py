@@ -54,7 +54,7 @@ def stage_of(work: Workspace, name: StageName) -> Stage:
     return make_diffusion_stage(work, NoLatents(work), frozen, lambda state, step: None)
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "diffusion"])
+@pytest.mark.parametrize("name", ["autoencoder", pytest.param("diffusion", marks=pytest.mark.slow)])
 def test_a_planned_step_is_the_trained_one(work: Workspace, name: StageName):
     stage = stage_of(work, name)
     state = jax.eval_shape(stage.init, work.root, stage.frozen, stage.initial)

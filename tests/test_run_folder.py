@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import jax
@@ -96,6 +97,37 @@ def test_an_empty_folder_and_none_at_all_are_fine(tmp_path: Path):
     RunFolder(tmp_path).check(Experiment())
     RunFolder(tmp_path / "new").check(Experiment())
     assert not (tmp_path / "new").exists()
+
+
+def test_what_was_interrupted_before_it_was_a_run_goes_on(tmp_path: Path):
+    (tmp_path / "config.json.tmp").write_text('{"type": "Exp')
+    RunFolder(tmp_path).check(Experiment())
+    RunFolder(tmp_path).open(Experiment())
+    RunFolder(tmp_path).check(Experiment())
+
+
+def test_one_program_trains_in_a_folder(run: RunFolder):
+    with (
+        run.claimed(),
+        pytest.raises(UserError, match=r"another program trains in .*run; wait for it, or end it"),
+        RunFolder(run.path).claimed(),
+    ):
+        pass
+    with RunFolder(run.path).claimed():
+        pass
+
+
+def test_a_folder_that_the_first_process_has_opened_elsewhere(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    run.require_opened()
+    with pytest.raises(
+        UserError, match=r"process 0 has opened .*other, and it is not there for this process; it has to"
+    ):
+        RunFolder(tmp_path / "other").require_opened()
+    assert sum(waits) > 5, "a network disk may take some seconds to show it"
 
 
 @pytest.mark.parametrize("content", ["", '{"type": "Exp', "[1, 2]"])

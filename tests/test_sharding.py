@@ -1,6 +1,7 @@
 """Placement on a mesh: the two rules, their messages, and that a sharded network computes what a whole one does."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,16 @@ def test_an_axis_that_cannot_cross_the_slices_is_refused_with_one_that_can() -> 
         make_mesh(MeshConfig(data=1, fsdp=8), SLICES)
     assert str(error.value) == message
     assert make_mesh(MeshConfig(data=2, fsdp=4), SLICES).shape["fsdp"] == 4
+
+
+@pytest.mark.parametrize("across", ["data", "fsdp"])
+def test_the_sizes_offered_cross_the_slices(across: Any) -> None:
+    for config in (MeshConfig(data=16), MeshConfig(data=3, fsdp=5), MeshConfig(fsdp=3)):
+        config = dataclasses.replace(config, across_slices=across)
+        with pytest.raises(UserError) as error:
+            make_mesh(config, SLICES)
+        offered = int(str(error.value).split("--mesh.fsdp ")[-1].split()[0])
+        assert make_mesh(dataclasses.replace(config, data=-1, fsdp=offered), SLICES).size == 8
 
 
 def test_a_tensor_axis_needs_a_layer_to_split() -> None:

@@ -27,6 +27,9 @@ AUTOENCODERS = {
 }
 
 
+QUICK = ("attention", "sums_of_taps", "codes")
+
+
 @functools.cache
 def autoencoder(config: AutoencoderConfig, strip_rows: int | None = None, dtype: str = "float32"):
     return make_autoencoder(config, 3, dtype, strip_rows=strip_rows)
@@ -52,7 +55,7 @@ def assert_same_numbers(config: AutoencoderConfig, picture: np.ndarray, strip_ro
     np.testing.assert_allclose(picture_in_strips, whole_picture, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", AUTOENCODERS)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in AUTOENCODERS])
 def test_strips_make_what_the_whole_maps_make(name: str) -> None:
     assert_same_numbers(AUTOENCODERS[name], random_array(2, 24, 16, 3), strip_rows=5)
 

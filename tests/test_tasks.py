@@ -22,13 +22,20 @@ from ldm_jax.data.given.files import to_float
 from ldm_jax.errors import UserError
 from ldm_jax.pictures import read_picture, save_picture, to_uint8
 from ldm_jax.sampling import command
+from ldm_jax.sampling.asked import Asked, ask
 from ldm_jax.sampling.draw import Easel
 from ldm_jax.sampling.files import animate, picture_names
-from ldm_jax.sampling.flags import parse_sample
+from ldm_jax.sampling.flags import parse_sample, sampling_config
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session
 from ldm_jax.sampling.tasks.asked import AskedTask
-from ldm_jax.sampling.tasks.denoising import estimate_noise, latent_noise, num_steps_from, timestep_of
+from ldm_jax.sampling.tasks.denoising import (
+    denoising_draws_noise,
+    estimate_noise,
+    latent_noise,
+    num_steps_from,
+    timestep_of,
+)
 from ldm_jax.sampling.tasks.image_to_image import num_skipped
 from ldm_jax.sampling.tasks.inpainting import latent_hole
 from ldm_jax.sampling.tasks.task import PictureTask
@@ -260,6 +267,26 @@ def test_a_noisy_picture_is_sampled_from_the_level_of_its_noise(plain: Session, 
     assert estimated is not None and estimated.noise_level == pytest.approx(20.0, rel=0.05)
 
 
+def test_a_sampler_with_noise_of_its_own_cleans_a_picture_in_several_ways(text: Session, files: Any):  # noqa: F811
+    assert not denoising_draws_noise(text, CONFIG)
+    config = dataclasses.replace(CONFIG, sampler="euler_ancestral", num_sample_steps=20)
+    assert denoising_draws_noise(text, config)
+    task = AskedTask(denoise=files["a"], noise_level=60.0)
+    pictures = ask(Asked(num_samples=2, pictures=task), text, 1.0, draws_noise=True)
+    assert [picture.index for picture in pictures] == [0, 1]
+    one, other = Easel(text, DrawRequest(pictures=pictures, config=config)).draw(2)
+    assert apart(one.image, other.image) > 0
+
+
+def test_an_inversion_draws_with_ddim_whatever_the_run_draws_with():
+    command = parse_sample(["--model", "somewhere", "--invert", "a.png", "--spacing", "leading", "--sigmas", "karras"])
+    config = sampling_config(command, SamplingConfig(sampler="imported", eta=0.3, clipping="static"))
+    assert (config.sampler, config.spacing, config.sigmas, config.eta, config.clipping) == (
+        *("ddim", "leading", "karras"),
+        *(0.0, "none"),
+    )
+
+
 # --- inversion -------------------------------------------------------------------------------------------------------
 
 
@@ -312,6 +339,7 @@ def test_between_noises_the_ends_are_the_plain_draws(plain: Session):
         assert apart(way[3 * i + 1], way[3 * i]) > 0
 
 
+@pytest.mark.slow
 def test_between_pictures_the_ends_are_image_to_image(plain: Session, files: Any):
     asked: dict[str, Any] = {"strength": 0.5, "num_samples": 1}
     way = images(plain, image=files["a"], image_to=files["b"], num_frames=3, **asked)
@@ -414,6 +442,12 @@ EXCLUDED = [
     (["--invert", "a", "--seed-to", "0"], "--seed-to and --invert exclude each other"),
     (["--invert", "a", "--classifier", "c"], "--classifier and --invert exclude each other"),
     (["--invert", "a", "--sampler", "unipc"], "--sampler and --invert exclude each other"),
+    (["--invert", "a", "--num-samples", "2"], "--num-samples and --invert exclude each other"),
+    (["--invert", "a", "--guidance-scale", "2"], "--guidance-scale goes with a --prompt: what is inverted comes back"),
+    (
+        ["--invert", "a", "--negative-prompt", "b"],
+        "--negative-prompt goes with a --prompt: what is inverted comes back",
+    ),
     (["--invert", "a", "--clip-range", "2"], "--clip-range and --invert exclude each other"),
     (["--denoise", "a", "--sigmas", "karras"], "--sigmas and --denoise exclude each other"),
 ]

@@ -117,6 +117,19 @@ def network(tmp_path: Path) -> list[str]:
     return ["--network", "clip", "--weights", str(tmp_path / "clip")]
 
 
+def test_likelihoods_are_those_of_one_process(ldm: Callable[..., str], one: Path, tmp_path: Path):
+    flags = ["--likelihood", "both", "--num-samples", "6", "--batch-size", "4", "--flow-steps", "3", "--json"]
+    alone, together = (
+        json.loads(ldm("evaluate", str(one), *flags, "--out", str(tmp_path / str(count)), processes=count))["results"][
+            "scores"
+        ]
+        for count in (1, 2)
+    )
+    assert [score["name"] for score in together] == [score["name"] for score in alone] != []
+    for score, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(score["value"], other["value"], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [["--allow-small"], ["--reconstruction"]])
 def test_scores_are_those_of_one_process(
     ldm: Callable[..., str], one: Path, network: list[str], kind: list[str], tmp_path: Path

@@ -108,6 +108,10 @@ class SamplingConfig:
                 self.sampler != "imported" or name not in _OF_OUR_GRIDS,
                 f"{flag} does nothing with the scheduler that came with the model; choose one with --sampler",
             )
+            require(
+                self.sampler != "adaptive" or name != "sigmas",
+                f"{flag} does nothing with --sampler adaptive, which chooses its noise levels itself",
+            )
             clippings = _CLIPPED_BY.get(name)
             require(
                 clippings is None or self.clipping in clippings,

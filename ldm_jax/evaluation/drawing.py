@@ -47,7 +47,9 @@ def drawn_pictures(
     read = sample_reader(local, config, mesh, captions, seed=seed, batch_size=batch_size)
     weights, used = model_hash(session), _used(config)
     experiment = to_dict(session.experiment)
-    told = [captions, experiment["diffusion"]] + ([] if session.given.is_empty else [experiment["given"]])
+    told = [captions, experiment["diffusion"]]
+    if not session.given.is_empty:
+        told += [experiment["given"], session.given.heldout.info.fingerprint]
     about = {"kind": "samples", "path": name, "seed": seed, "sampling": used, "weights_sha256": weights}
     about |= {"autoencoder_sha256": model_hash(session, "autoencoder")}
     return PictureSet(
@@ -139,11 +141,11 @@ def held_out_captions(session: Session) -> list[str]:
 
 
 def _inputs(session: Session, index: np.ndarray, captions: Sequence[str]) -> Inputs:
-    return _told(session, index, captions) | _given(session, index)
+    return _told(session, index, captions) | heldout_given(session, index)
 
 
-def _given(session: Session, index: np.ndarray) -> Inputs:
-    """What held-out pictures in turn give to a model that is given something."""
+def heldout_given(session: Session, index: np.ndarray) -> Inputs:
+    """What held-out pictures in turn give to a model that is given something; nothing to another."""
     shelf = session.given
     rows = [] if shelf.is_empty else [shelf.of_heldout(int(i) % len(shelf.heldout)) for i in index]
     return jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *rows) if rows else {}

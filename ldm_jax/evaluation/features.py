@@ -1,6 +1,7 @@
 """From pictures to features, sharded over devices and processes, part by part, and kept for the next time."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -46,13 +47,22 @@ def extract_features(pictures: PictureSet, network: FeatureNetwork, cache: Path,
 
 def kept_pictures(pictures: PictureSet, folder: Path, batch_size: int) -> PictureSet:
     """The same pictures, which cost much: a part is computed when one of its pictures is first read, and kept."""
-    size = local_size(batch_size)
-    chunks = Chunks(folder=folder, fingerprint=digest([pictures.fingerprint, size]), size=size)
-
-    def compute(start: int, stop: int) -> Part:
-        return {"arr_0": pictures.read(start, stop)}
+    chunks, compute = _parts_of(pictures, folder, batch_size)
 
     def read(start: int, stop: int) -> UInt8[np.ndarray, "b h w c"]:
         return chunks.rows(start, stop, pictures.count, compute)["arr_0"]
 
     return dataclasses.replace(pictures, read=read)
+
+
+def all_pictures(pictures: PictureSet, folder: Path, batch_size: int) -> Part:
+    """All pictures of a set, under the name that samples have in an .npz; each process computes what is missing of its
+    parts, in the folder and with the batch size of `kept_pictures`."""
+    chunks, compute = _parts_of(pictures, folder, batch_size)
+    return all_parts(chunks, pictures.count, compute, what=pictures.name)
+
+
+def _parts_of(pictures: PictureSet, folder: Path, batch_size: int) -> tuple[Chunks, Callable[[int, int], Part]]:
+    size = local_size(batch_size)
+    chunks = Chunks(folder=folder, fingerprint=digest([pictures.fingerprint, size]), size=size)
+    return chunks, lambda start, stop: {"arr_0": pictures.read(start, stop)}

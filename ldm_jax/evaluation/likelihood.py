@@ -30,6 +30,7 @@ from ldm_jax.data.sources import load_source
 from ldm_jax.diffusion.likelihood import flow_likelihood, variational_bound
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.chunks import Chunks, Part, all_parts
+from ldm_jax.evaluation.drawing import heldout_given
 from ldm_jax.evaluation.pictures import PictureSet, local_batch, local_size, source_pictures
 from ldm_jax.model import Params, hash_params, make_model, require_diffusion_of_pictures
 from ldm_jax.sampling.session import Session
@@ -62,6 +63,8 @@ class Likelihoods(NamedTuple):
     scale: float | None
     """The decoder's, where 0..255 are -1..1."""
     pictures: PictureSet
+    weights: str
+    """Checksum of the model's parameters."""
 
     def latent_totals(self) -> dict[str, Float[np.ndarray, " n"]]:
         """(1) by `bound` and by `flow`."""
@@ -104,15 +107,20 @@ def likelihoods(
     found = measure.terms(pictures, own_conditions(session, held_out), scale)
     picture = {name: found.pop(name) for name in ("reconstruction", "entropy") if name in found}
     sizes = int(np.prod(session.model.latent_shape)), int(np.prod(session.model.image_shape))
-    return Likelihoods(found, picture, *sizes, scale, pictures)
+    return Likelihoods(found, picture, *sizes, scale, pictures, measure.weights)
 
 
 def own_conditions(session: Session, source: Source) -> Callable[[Int[np.ndarray, " b"]], Inputs]:
-    """From indices in a source to the conditioner's inputs for its own captions or classes.
+    """From indices in the held-out split to the inputs for its own captions or classes, and for what it gives beside.
 
     Raises:
         UserError: the data have none of what the model is told.
     """
+    told = _own_words(session, source)
+    return lambda index: dict(told(index)) | heldout_given(session, index)
+
+
+def _own_words(session: Session, source: Source) -> Callable[[Int[np.ndarray, " b"]], Inputs]:
     conditioning, info = session.experiment.conditioning, source.info
     if token_inputs(conditioning):
         if not info.has_captions:
@@ -136,10 +144,12 @@ class _Measure:
     def __init__(self, session: Session, options: LikelihoodOptions, batch_size: int, cache: Path) -> None:
         self._mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
         self._model = make_model(session.experiment, self._mesh)
-        self._params = sharding.place(self._mesh, session.params)
+        params = sharding.within_reach(session.params)
+        self._params = sharding.place(self._mesh, params)
         self._size = local_size(batch_size)
         self._experiment, self._options, self._cache = session.experiment, options, cache
-        self._weights = hash_params(session.params)
+        self._given = None if session.given.is_empty else to_dict(session.experiment)["given"]
+        self.weights = hash_params(params)
 
     def errors(self, pictures: PictureSet) -> Float[np.ndarray, " n"]:
         """Errors of draws of the posterior, decoded."""
@@ -167,7 +177,8 @@ class _Measure:
 
         config = to_dict(self._experiment)
         made_of = [config["diffusion"], config["first_stage"]["reconstruction_loss"], *self._options, self._size]
-        fingerprint = digest(["likelihood", what, self._weights, pictures.fingerprint, made_of])
+        made_of += [] if self._given is None else [self._given]
+        fingerprint = digest(["likelihood", what, self.weights, pictures.fingerprint, made_of])
         chunks = Chunks(folder=self._cache, fingerprint=fingerprint, size=self._size)
         return all_parts(chunks, pictures.count, part, what=f"{what[0]}: {pictures.name}")
 

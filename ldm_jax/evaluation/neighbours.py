@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float
 from ldm_jax.errors import UserError
 
 _ROWS = 1024
+MOST_NEIGHBOURS = 5
+"""Neighbours that the scores take of a picture, at most."""
 
 
 class Membership(NamedTuple):
@@ -30,7 +32,7 @@ def membership(
     reference: Float[np.ndarray, "m d"],
     *,
     manifold_neighbours: int = 3,
-    density_neighbours: int = 5,
+    density_neighbours: int = MOST_NEIGHBOURS,
 ) -> Membership:
     """Which sample is inside which balls, and the other way round (1), (2).
 

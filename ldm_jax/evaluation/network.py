@@ -210,14 +210,14 @@ def _inception(weights: Path, protocol: InceptionProtocol) -> FeatureNetwork:
             case "adm":
                 x = (resize(x, 299, "tf1-bilinear") - 128) / 128
             case "clean-fid":
-                x = (resize(x, 299, "pil-bicubic") - 128) / 128
+                x = (resize(x, 299, "pil-bicubic").clip(0, 255) - 128) / 128
             case "pytorch-fid" | "torchvision":
                 x = resize(x, 299, "bilinear") / 127.5 - 1
         return Features(*apply_module(Inception(kind), params, x))
 
     words = {
         "adm": "TensorFlow 1's bilinear resizing to 299, (x - 128) / 128",
-        "clean-fid": "Pillow's bicubic resizing to 299 without rounding, (x - 128) / 128",
+        "clean-fid": "Pillow's bicubic resizing to 299 without rounding, cut off at 0 and 255, (x - 128) / 128",
     }.get(protocol, "bilinear resizing to 299 without antialiasing, x / 127.5 - 1")
     label = f"inception_{protocol.replace('-', '_')}"
     return FeatureNetwork(name="inception", label=label, protocol=words, params=params, apply=apply)

@@ -24,9 +24,10 @@ from ldm_jax.evaluation.chunks import Chunks, Part, all_parts
 from ldm_jax.evaluation.image_quality import psnr, ssim
 from ldm_jax.evaluation.pictures import PictureSet, local_batch, local_size
 from ldm_jax.evaluation.scores import Score, ScoreOptions, mean_score
-from ldm_jax.model import LatentDiffusion, Params, hash_params
+from ldm_jax.model import Params, hash_params, make_model
 from ldm_jax.nn.apply import apply
 from ldm_jax.pictures import draw_grid, to_uint8
+from ldm_jax.sampling.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,10 @@ class Pairs(NamedTuple):
     reconstructions: PictureSet
 
 
-def reconstructions(model: LatentDiffusion, params: Params, pictures: PictureSet, batch_size: int) -> PictureSet:
-    """The pictures behind the autoencoder, computed when they are read."""
-    mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
+def reconstructions(session: Session, pictures: PictureSet, batch_size: int) -> PictureSet:
+    """The pictures behind the autoencoder, computed on the devices of this process when they are read."""
+    mesh, experiment = sharding.make_mesh(MeshConfig(), jax.local_devices()), session.experiment
+    model, params = make_model(experiment, mesh), session.params
     size = local_size(batch_size)
     params = sharding.within_reach({"autoencoder": params["autoencoder"]})
     autoencoder = jax.device_put(params, sharding.replicated(mesh))
@@ -63,7 +65,7 @@ def reconstructions(model: LatentDiffusion, params: Params, pictures: PictureSet
     return dataclasses.replace(
         pictures,
         name=f"{pictures.name} reconstructed",
-        fingerprint=digest(["reconstructed", pictures.fingerprint, weights]),
+        fingerprint=digest(["reconstructed", pictures.fingerprint, weights, experiment.strip_rows]),
         read=read,
         about={**pictures.about, "autoencoder_sha256": weights},
     )

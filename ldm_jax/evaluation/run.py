@@ -17,7 +17,7 @@ from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
 from ldm_jax.evaluation.command import EvaluateCommand, refuse_drawing
 from ldm_jax.evaluation.drawing import drawn_pictures, sampling_of
-from ldm_jax.evaluation.features import extract_features, kept_pictures
+from ldm_jax.evaluation.features import all_pictures, extract_features, kept_pictures
 from ldm_jax.evaluation.likelihood import LikelihoodOptions, likelihoods
 from ldm_jax.evaluation.likelihood_report import draw_terms, likelihood_scores, terms_record
 from ldm_jax.evaluation.moments import statistics_of
@@ -26,7 +26,15 @@ from ldm_jax.evaluation.npz_files import npz_samples, npz_statistics, read_npz, 
 from ldm_jax.evaluation.pictures import PictureSet, folder_pictures, npz_pictures, source_pictures
 from ldm_jax.evaluation.reconstruction import Pairs, draw_pairs, pair_scores, reconstructions
 from ldm_jax.evaluation.report import as_record, require_same, write_record
-from ldm_jax.evaluation.scores import FeatureSet, Metric, Score, ScoreOptions, compute_scores, possible_metrics
+from ldm_jax.evaluation.scores import (
+    KID_SUBSET,
+    FeatureSet,
+    Metric,
+    Score,
+    ScoreOptions,
+    compute_scores,
+    possible_metrics,
+)
 from ldm_jax.evaluation.text import judge_text, open_text_target
 from ldm_jax.interop.model_files import is_run, open_model
 from ldm_jax.manifest import Manifest
@@ -134,6 +142,7 @@ def _distribution(
     assert target.pictures is not None  # statistics alone are refused as a target
     if reference.pictures is not None:
         _require_one_shape(target, reference.pictures)
+        _require_subsets(command, target.pictures, reference.pictures)
     scores = []
     for network in networks:
         samples, known = _features(command, target, network), _reference_features(command, reference, network)
@@ -251,6 +260,16 @@ def _require_one_shape(target: _Opened, second: PictureSet) -> None:
         )
 
 
+def _require_subsets(command: EvaluateCommand, *sets: PictureSet) -> None:
+    """Refuse subsets of more pictures than there are, before anything is drawn."""
+    few = [f"{pictures.count} of {pictures.name}" for pictures in sets if pictures.count < KID_SUBSET]
+    if command.kid_subsets and few:
+        raise UserError(
+            f"--kid-subsets={command.kid_subsets} takes subsets of {KID_SUBSET} pictures, and there are "
+            f"{' and '.join(few)}; give more, or leave it out: KID is then over all pairs"
+        )
+
+
 def _features(command: EvaluateCommand, opened: _Opened, network: FeatureNetwork) -> FeatureSet:
     assert opened.pictures is not None
     return extract_features(opened.pictures, network, _out(command) / "features", command.batch_size)
@@ -300,8 +319,9 @@ def _export_statistics(file: Path, network: FeatureNetwork, known: FeatureSet) -
 
 def _export_samples(command: EvaluateCommand, pictures: PictureSet) -> None:
     file = Path(command.export_samples or "")
+    arrays = all_pictures(pictures, _out(command) / "pictures", command.batch_size)
     if jax.process_index() == 0:
-        write_npz(file, {"arr_0": pictures.read(0, pictures.count)})
+        write_npz(file, arrays)
         logger.info("%d samples are in %s", pictures.count, file)
 
 
@@ -311,7 +331,7 @@ def _reconstruction(
     session = _open_first_stage(Path(command.target)).in_strips(command.strip_rows)
     data = session.experiment.data
     pictures = _first(source_pictures(load_source(data, "test"), data), command.num_samples)
-    made = reconstructions(session.model, session.params, pictures, command.batch_size)
+    made = reconstructions(session, pictures, command.batch_size)
     pairs, out = Pairs(pictures, _kept(command, made)), _out(command)
     about = {"pictures": {**pairs.reconstructions.about, "num_pictures": pictures.count}}
     _require_expected(about, expected)
@@ -359,7 +379,7 @@ def _likelihood(
     if jax.process_index() == 0 and "kl" in found.latent:
         out.mkdir(parents=True, exist_ok=True)
         draw_terms(found, out / TERMS, session.experiment.name)
-    pictures = {**found.pictures.about, "num_pictures": found.pictures.count}
+    pictures = {**found.pictures.about, "num_pictures": found.pictures.count, "weights_sha256": found.weights}
     _require_expected({"pictures": pictures}, expected)
     about = {"pictures": pictures, "likelihood": {**options._asdict(), **terms_record(found)}}
     return likelihood_scores(found, options, command.bootstrap), about, LIKELIHOOD

@@ -88,7 +88,7 @@ def make_scorer(work: Workspace, session: Session, config: ScoringConfig) -> Sco
         )
     network = _network(config)
     captions = held_out_captions(session)
-    source = work.train if config.split == "train" else work.test
+    source = work.shelf.source(config.split)  # pictures, also where the model learns from latents
     local = max(config.batch_size // jax.process_count(), 1)
     pictures = source_pictures(source, work.experiment.data)
     reference = extract_features(pictures, network, default_cache_dir() / "evaluation", local)

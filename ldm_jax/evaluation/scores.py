@@ -22,14 +22,15 @@ from ldm_jax.evaluation.class_score import class_probabilities, inception_score,
 from ldm_jax.evaluation.frechet import frechet_distance, frechet_distance_from, square_root
 from ldm_jax.evaluation.kernel_distance import kernel_distance, kernel_distance_subsets, weighted_kernel_distance
 from ldm_jax.evaluation.moments import Statistics, statistics_of
-from ldm_jax.evaluation.neighbours import membership
+from ldm_jax.evaluation.neighbours import MOST_NEIGHBOURS, membership
 
 METRICS: tuple[Metric, ...] = ("fd", "sfd", "kid", "is", "pr", "dc")
 
 FID_SAMPLES = 50_000
 """Samples of what may be called FID."""
 _Z = 1.96
-_SUBSET = 1000
+KID_SUBSET = 1000
+"""Pictures of a subset of the kernel distance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,22 +223,21 @@ def half_against_half(features: Float[np.ndarray, "n d"], seed: int) -> float | 
     """The Frechet distance of two random halves; None where a half has no covariance."""
     if len(features) < 4:
         return None
-    order, half = np.random.default_rng(seed).permutation(len(features)), len(features) // 2
-    return frechet_distance(statistics_of(features[order[:half]]), statistics_of(features[order[half : 2 * half]]))
+    return frechet_distance(*(statistics_of(half) for half in _halves(features, seed)))
 
 
 def _kernel(samples: FeatureSet, reference: FeatureSet, options: ScoreOptions) -> list[Score]:
     x, y = _pooled(samples), _pooled(reference)
+    a, b = _halves(y, options.seed)
+    floor = kernel_distance(a, b) if len(a) >= 2 else None
     if options.kid_subsets:
-        parts = kernel_distance_subsets(x, y, subsets=options.kid_subsets, size=_SUBSET, seed=options.seed)
+        parts = kernel_distance_subsets(x, y, subsets=options.kid_subsets, size=KID_SUBSET, seed=options.seed)
         replicas = parts.tolist()
-        return [_score(f"kid_{options.label}", float(parts.mean()), replicas, len(x), options, num_reference=len(y))]
+        value = float(parts.mean())
+        return [_score(f"kid_{options.label}", value, replicas, len(x), options, num_reference=len(y), floor=floor)]
     weights = [resample_weights(len(z), options.bootstrap, options.seed + i) for i, z in enumerate((x, y))]
     replicas = weighted_kernel_distance(x, y, *weights).tolist() if options.bootstrap else []
     value = kernel_distance(x, y)
-    half = len(y) // 2
-    order = np.random.default_rng(options.seed).permutation(len(y))
-    floor = kernel_distance(y[order[:half]], y[order[half : 2 * half]]) if half >= 2 else None
     return [_score(f"kid_{options.label}", value, replicas, len(x), options, num_reference=len(y), floor=floor)]
 
 
@@ -252,10 +252,19 @@ def _class_score(samples: FeatureSet, reference: FeatureSet, options: ScoreOptio
 
 def _neighbours(samples: FeatureSet, reference: FeatureSet, options: ScoreOptions, names: Sequence[str]) -> list[Score]:
     x, y = _pooled(samples), _pooled(reference)
-    values = membership(x, y)._asdict()
+    values, common = membership(x, y)._asdict(), {"count": len(x), "reference": len(y)}
+    a, b = _halves(y, options.seed)
+    halves = membership(a, b)._asdict() if len(a) > MOST_NEIGHBOURS else {}
+    floors = {name: float(rows.mean()) for name, rows in halves.items()}
     return [
-        mean_score(f"{name}_{options.label}", values[name], options, count=len(x), reference=len(y)) for name in names
+        mean_score(f"{name}_{options.label}", values[name], options, **common, floor=floors.get(name)) for name in names
     ]
+
+
+def _halves(features: Float[np.ndarray, "n d"], seed: int) -> tuple[Float[np.ndarray, "m d"], Float[np.ndarray, "m d"]]:
+    """Two random halves of a reference."""
+    order, half = np.random.default_rng(seed).permutation(len(features)), len(features) // 2
+    return features[order[:half]], features[order[half : 2 * half]]
 
 
 def _pooled(features: FeatureSet) -> Float[np.ndarray, "n d"]:

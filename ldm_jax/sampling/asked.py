@@ -75,7 +75,12 @@ class Asked:
 
 
 def ask(
-    asked: Asked, session: Session, default_scale: float, *, has_weaker: bool = False
+    asked: Asked,
+    session: Session,
+    default_scale: float,
+    *,
+    has_weaker: bool = False,
+    draws_noise: bool = False,
 ) -> tuple[PictureRequest, ...]:
     """The pictures that are asked for, all of one prompt behind each other.
 
@@ -86,6 +91,7 @@ def ask(
         session: the model, which decides what guidance there is where nothing is said of it.
         default_scale: strength of guidance where nothing is said of it and the model can be guided.
         has_weaker: whether there is a weaker model to lead away from.
+        draws_noise: whether denoising a picture takes fresh noise, by which each number is another picture.
 
     Raises:
         UserError: what is given does not go together.
@@ -136,7 +142,7 @@ def ask(
         start = i * asked.num_samples
         seed, first = (asked.seed, start) if label.seed is None else (label.seed, 0)
         pictures += _numbered(given, asked, seed, first)
-    if task is None or task.kind == "image":
+    if task is None or task.kind == "image" or (task.kind == "denoise" and draws_noise):
         return tuple(pictures)
     # no noise is drawn for these, so that every number of a prompt would be the same picture
     firsts = tuple(picture for picture in pictures if picture.index % asked.num_samples == 0)

@@ -18,12 +18,13 @@ from ldm_jax.sampling.classifier import guided_by, load_classifier
 from ldm_jax.sampling.description import Described, Origin, Origins, describe, read_description
 from ldm_jax.sampling.draw import Easel, can_guide
 from ldm_jax.sampling.files import animate, draw_to_files, folder_for
-from ldm_jax.sampling.flags import GridCommand, SampleCommand, sampling_config
-from ldm_jax.sampling.model_hash import model_hash
+from ldm_jax.sampling.flags import GridCommand, SampleCommand, is_not_usual, sampling_config
+from ldm_jax.sampling.model_hash import model_hash, told_hash
 from ldm_jax.sampling.prompt_files import read_prompts
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session, load_session
 from ldm_jax.sampling.tasks.asked import AskedTask
+from ldm_jax.sampling.tasks.denoising import denoising_draws_noise
 from ldm_jax.training import processes
 
 OpenModel: TypeAlias = Callable[..., Session]
@@ -63,8 +64,15 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     session = session.in_strips(command.strip_rows)
     weaker, weaker_origin = open_weaker(command.weaker, command.weaker_step)
     config = sampling_config(command, session.experiment.sampling)
+    draws_noise = command.denoise is not None and denoising_draws_noise(session, config)
+    if command.denoise is not None and not draws_noise and is_not_usual(command, "num_samples"):
+        raise UserError(
+            f"--num-samples {command.num_samples} would make the same picture each time: --denoise draws no noise with "
+            f"--sampler {config.sampler}; use --sampler euler_ancestral, or leave it out"
+        )
+    pictures = ask(asked, session, config.guidance_scale, has_weaker=weaker is not None, draws_noise=draws_noise)
     request = DrawRequest(
-        pictures=ask(asked, session, config.guidance_scale, has_weaker=weaker is not None),
+        pictures=pictures,
         config=config,
         prompt_syntax=command.prompt_syntax,
         long_prompts=command.long_prompts,
@@ -101,10 +109,12 @@ def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     given = command.run or command.model
     origin = found.origins.model if given is None else dataclasses.replace(found.origins.model, path=given)
     session, model = open_origin(dataclasses.replace(origin, **_given(command)), open_model)
+    found.place.require_devices(jax.device_count())
     session = session.on(found.place.mesh) if found.place.mesh != MeshConfig() else session
     session = session.in_strips(found.place.strip_rows if command.strip_rows is None else command.strip_rows)
     others = _moved(source, command, found.origins)
-    weaker, weaker_origin = open_weaker(others["weaker"], found.origins.weaker and found.origins.weaker.step)
+    step = command.weaker_step or (found.origins.weaker and found.origins.weaker.step)
+    weaker, weaker_origin = open_weaker(others["weaker"], step)
     session, classifier_origin = _with_classifier(session, others["classifier"])
     origins = Origins(model=model, weaker=weaker_origin, classifier=classifier_origin)
     _require_same(source, found, origins)
@@ -125,6 +135,8 @@ def draw_grid_of(command: GridCommand, open_model: OpenModel) -> Place:
         UserError: the model does not draw it.
     """
     session, _ = open_origin(Origin(path=command.run), open_model)
+    if not session.given.is_empty and session.shelf is None:
+        raise UserError("a grid gives this model held-out examples, and it came without data; use ldm sample --given")
     config = sampling_config(command, session.experiment.sampling)
     weaker, _ = open_weaker(command.weaker, command.weaker_step)
     guided = weaker is not None or can_guide(session)
@@ -188,6 +200,7 @@ def open_origin(origin: Origin, open_model: OpenModel) -> tuple[Session, Origin]
         ema_sigma_rel=width,
         sha256=model_hash(session),
         autoencoder=model_hash(session, "autoencoder"),
+        told=told_hash(session),
     )
 
 
@@ -239,8 +252,9 @@ def _require_same(source: Place, found: Described, origins: Origins) -> None:
     """Refuse to draw with other parameters what is to be the same picture."""
     wanted = found.origins.checksums()
     for name, checksum in origins.checksums().items():
-        if checksum != wanted[name]:
-            path, told = getattr(origins, name).path, "RUN" if name == "model" else f"--{name} RUN"
+        if checksum != wanted[name] and wanted[name] != "":  # which older pictures do not say
+            other = {"weaker": origins.weaker, "classifier": origins.classifier}.get(name)
+            path, told = (origins.model.path, "RUN") if other is None else (other.path, f"--{name} RUN")
             raise UserError(
                 f"{source} was drawn with a {name} of checksum {str(wanted[name])[:12]}, and that of {path} is now "
                 f"{str(checksum)[:12]}: it has been trained on, or is another one; give the one that drew it: "

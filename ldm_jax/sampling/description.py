@@ -37,6 +37,8 @@ class Origin:
     """Checksum of its parameters."""
     autoencoder: str = ""
     """Checksum of those of its autoencoder."""
+    told: str = ""
+    """Checksum of its tokenizers and of the scheduler that came with it; empty where nobody has said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,8 @@ class Origins:
     def checksums(self) -> dict[str, str | None]:
         """What decides the pictures: where a model lies does not."""
         others = {name: getattr(self, name) for name in ("weaker", "classifier")}
-        return {"model": self.model.sha256} | {name: one and one.sha256 for name, one in others.items()}
+        found = {"model": self.model.sha256, "tokenizer or scheduler": self.model.told}
+        return found | {name: one and one.sha256 for name, one in others.items()}
 
 
 class Described(NamedTuple):

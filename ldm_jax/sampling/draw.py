@@ -39,6 +39,18 @@ class BatchRow(NamedTuple):
         """How the devices were arranged."""
         return MeshConfig(fsdp=self.fsdp, tensor=self.tensor)
 
+    def require_devices(self, count: int) -> None:
+        """Refuse to draw on another number of devices, where pictures are equal to rounding alone.
+
+        Raises:
+            UserError: there are others.
+        """
+        if self.devices != count:
+            raise UserError(
+                f"the picture was drawn on {self.devices} devices, and there are {count}; on a CPU set "
+                f"JAX_NUM_CPU_DEVICES={self.devices}"
+            )
+
 
 class Drawn(NamedTuple):
     """A picture, its number in the request, and where it was drawn."""
@@ -65,6 +77,10 @@ class Easel:
             check_picture(session, picture, weaker)
         if weaker is not None:
             check_weaker(session, weaker)
+            if all(picture.guidance_scale == 1.0 for picture in request.pictures):
+                raise UserError(
+                    "a weaker model does nothing at guidance_scale=1.0; use --guidance-scale 2, or leave it out"
+                )
         if session.classifier is not None:
             session.classifier([picture.class_label for picture in request.pictures])  # what is wrong with them
         self.request, self._session, self._tasks = request, session, TaskShelf(session, request)
@@ -117,14 +133,9 @@ class Easel:
         """Draw one picture where it was drawn before.
 
         Raises:
-            UserError: there are other devices, on which it would be equal to rounding alone.
+            UserError: there are other devices.
         """
-        here = self._place(place.batch_size, place.row)
-        if place.devices != here.devices:
-            raise UserError(
-                f"the picture was drawn on {place.devices} devices, and there are {here.devices}; on a CPU set "
-                f"JAX_NUM_CPU_DEVICES={place.devices}"
-            )
+        place.require_devices(self._drawer.mesh.size)
         image, note = self._batch([self.request.pictures[position]] * place.batch_size)[place.row]
         return Drawn(position, image, place, note)
 

@@ -1,6 +1,7 @@
 """The flags of `ldm sample` and `ldm grid`, and what can be said of them before anything heavy is imported."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -236,6 +237,7 @@ _EXCLUDE = (
     ("outpaint", "width"),
     ("prompt_to", "image_to"),
     ("classifier", "invert"),
+    ("num_samples", "invert"),
     *(
         (name, "invert")
         for name in ("sampler", "eta", "churn", "tolerance", "clipping", "clip_range", "clip_percentile")
@@ -248,17 +250,17 @@ _EXCLUDE = (
 def _check_task(command: SampleCommand) -> None:
     """Refuse flags of tasks that do not go together."""
 
-    usual = {f.name: f.default for f in dataclasses.fields(command)}
-
-    def is_said(name: str) -> bool:
-        return getattr(command, name) != usual[name]
-
+    is_said = functools.partial(is_not_usual, command)
     said = [name for name in _STARTS if is_said(name)]
     if len(said) > 1:
         raise UserError(f"give one of {_listing(said)}: each starts from a picture of its own")
     for name, others in _GOES_WITH.items():
         if is_said(name) and not any(map(is_said, others)):
             raise UserError(f"{_flag(name)} goes with {' or '.join(map(_flag, others))}")
+    is_told = any(map(is_said, ("prompt", "prompts", "class_label")))
+    for name in ("negative_prompt", "guidance_scale"):
+        if command.invert is not None and is_said(name) and not is_told:
+            raise UserError(f"{_flag(name)} goes with a --prompt: what is inverted comes back without guidance")
     for one, other in _EXCLUDE:
         if is_said(one) and is_said(other):
             raise UserError(f"{_flag(one)} and {_flag(other)} exclude each other")
@@ -273,6 +275,11 @@ def _check_task(command: SampleCommand) -> None:
         check_numbers(strip_rows=(command.strip_rows,))
     if command.seed_to is not None:
         _check_seed(command.seed_to, "--seed-to")
+
+
+def is_not_usual(command: SampleCommand, name: str) -> bool:
+    """Whether a flag is another than by default."""
+    return getattr(command, name) != next(f.default for f in dataclasses.fields(command) if f.name == name)
 
 
 def _flag(name: str) -> str:
@@ -316,6 +323,10 @@ def sampling_config(command: SampleCommand | GridCommand, default: SamplingConfi
     given = {name: getattr(command, name) for name in names if getattr(command, name) is not None}
     for scale in given.pop("guidance_scale", ()):
         dataclasses.replace(default, guidance_scale=scale)  # for its check
+    if getattr(command, "invert", None) is not None:
+        default = dataclasses.replace(
+            default, sampler="ddim", eta=0.0, clipping="none"
+        )  # whatever else the run draws by
     config = dataclasses.replace(default, **given)
     config.require_used(given)
     return config
@@ -357,7 +368,19 @@ def _check_seed(seed: int, flag: str = "--seed") -> None:
 
 def _refuse_beside_again(command: SampleCommand) -> None:
     """Refuse what the file decides: whoever gives it expects another picture."""
-    free = {"run", "model", "config", "tokenizer", "out", "again", "json", "strip_rows", "weaker", "classifier"}
+    free = {
+        "run",
+        "model",
+        "config",
+        "tokenizer",
+        "out",
+        "again",
+        "json",
+        "strip_rows",
+        "weaker",
+        "weaker_step",
+        "classifier",
+    }
     for f in dataclasses.fields(command):
         value: Any = getattr(command, f.name)
         usual = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()

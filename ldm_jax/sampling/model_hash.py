@@ -41,6 +41,13 @@ def model_hash(session: Session, part: Literal["autoencoder"] | None = None) -> 
     return found
 
 
+def told_hash(session: Session) -> str:
+    """SHA-256 of what a model draws with beside its parameters: tokenizers, and the scheduler that came with it."""
+    options = None if session.imported_sampler is None else dict(session.imported_sampler.options)
+    tokenizers = {name: tokenizer.to_str() for name, tokenizer in session.tokenizers.items()}
+    return hashlib.sha256(json.dumps([options, tokenizers], sort_keys=True, default=str).encode()).hexdigest()
+
+
 def _read(path: Place) -> dict[str, Any]:
     try:
         found = parse_json(path.read_text())

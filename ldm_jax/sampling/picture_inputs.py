@@ -49,9 +49,8 @@ class PictureInputs:
         )
         if not all(text.strip() for text in dict.fromkeys(p.prompt for p in request.pictures) if text is not None):
             logger.warning("an empty prompt draws without a condition")
-        self._given: dict[_Source, Arrays] = {
-            _source_of(p): _read_given(session, p) for p in request.pictures if p.given
-        }
+        given = {_source_of(p): p for p in request.pictures if p.given}
+        self._given: dict[_Source, Arrays] = {source: _read_given(session, p) for source, p in given.items()}
         if told is not None:
             tasks = {p.task for p in request.pictures if p.task is not None and not p.given}
             self._given |= {task: arrays for task in tasks if (arrays := told(task))}

@@ -74,6 +74,7 @@ def make_autoencoder_stage(work: Workspace) -> Stage:
         draw=draw,
         alarms=Alarms(lambda metrics, step: first_stage_alarms(config, metrics, step)),
         constants=constants,
+        is_followed=True,
     )
 
 

@@ -2,8 +2,9 @@
 
 A checkpoint of step s is the folder `s/` and, once that is complete, its seal `s.json` (see `seals`): Orbax itself
 notices neither a flipped bit nor a half-deleted folder. A folder without a seal was interrupted and does not count;
-one that contradicts its seal is damaged, is named, and an older one is used. Old ones lose their seal first and their
-folder second, so being killed in between leaves nothing that looks whole. Nothing goes by a clock: steps are the order.
+one that contradicts its seal is damaged, is named, and an older one is used. One that cannot be read is passed over,
+too, and stays. Old ones lose their seal first and their folder second, so being killed in between leaves nothing that
+looks whole. Nothing goes by a clock: steps are the order.
 
 With several processes the first one verifies, seals and deletes, and the others follow what it decides.
 """
@@ -21,11 +22,19 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from ldm_jax.errors import UserError
+from ldm_jax.errors import UserError, is_out_of_memory
 from ldm_jax.files.places import Place, is_local
 from ldm_jax.training.checkpoint_contents import read_tree
 from ldm_jax.training.keep_policy import KeepPolicy
-from ldm_jax.training.seals import DamagedCheckpoint, Seal, check_files, read_seal, seal_files, write_seal
+from ldm_jax.training.seals import (
+    DamagedCheckpoint,
+    Seal,
+    UnreadableCheckpoint,
+    check_files,
+    read_seal,
+    seal_files,
+    write_seal,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +50,9 @@ class Checkpoints:
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._damaged: set[int] = set()
+        """They contradict their seals, and go when a new one is complete."""
+        self._unreadable: set[int] = set()
+        """They could not be read now, and stay."""
 
     def steps(self) -> list[int]:
         """Steps with a sealed checkpoint, oldest first; it may still turn out damaged."""
@@ -78,14 +90,16 @@ class Checkpoints:
             UserError: the folder cannot be written, or the save before this one failed.
         """
         self.wait()
-        if _agreed(step in self.steps() and step not in self._damaged):
+        if _agreed(step in self.steps() and step not in self._damaged | self._unreadable):
             return
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
                 self._seal(step).unlink(missing_ok=True)
             self._damaged.discard(step)
-            response = ocp.save_checkpointables_async(str(self.folder(step)), items, overwrite=True)
+            self._unreadable.discard(step)
+            with ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=_longest_save())):
+                response = ocp.save_checkpointables_async(str(self.folder(step)), items, overwrite=True)
         except OSError as error:
             raise self._cannot_write(error) from error
         self._writer = threading.Thread(target=self._finish, args=(step, response, metrics or {}), name=f"seal-{step}")
@@ -107,15 +121,18 @@ class Checkpoints:
         `in_part` branches of items too.
 
         Raises:
-            UserError: there are checkpoints, and every one is damaged.
+            UserError: there are checkpoints, and every one is damaged or cannot be read.
+            MemoryError, RuntimeError: there is too little memory for them.
         """
         while (step := self._newest_whole()) is not None:
             items = self._load_together(step, abstract, in_part)
             if items is not None:
                 return step, items
         if _agreed(bool(steps := self.steps())):
+            unreadable = sorted(self._unreadable)
+            how = f"damaged or cannot be read (steps {unreadable})" if unreadable else "damaged"
             raise UserError(
-                f"every checkpoint in {self.directory} is damaged (steps {steps}); restore the folder from a copy, "
+                f"every checkpoint in {self.directory} is {how} (steps {steps}); restore the folder from a copy, "
                 "or train into another folder with --run-dir"
             )
         return None
@@ -159,7 +176,7 @@ class Checkpoints:
         return None if step < 0 else step
 
     def _is_whole(self, step: int) -> bool:
-        if step in self._damaged:
+        if step in self._damaged | self._unreadable:
             return False
         try:
             self.verify(step)
@@ -177,7 +194,8 @@ class Checkpoints:
             self._set_aside(step, error)
         if _all_agree(items is not None):
             return items
-        self._damaged.add(step)
+        if step not in self._damaged:  # another process could not
+            self._unreadable.add(step)
         return None
 
     def _load(self, step: int, abstract: dict[str, Any], in_part: bool) -> dict[str, Any]:
@@ -188,12 +206,14 @@ class Checkpoints:
             items = ocp.load_checkpointables(str(folder), asked)
         except Exception as error:  # Orbax raises a different class for each fault and hides the reason in the cause
             reason = error.__cause__ or error
-            raise DamagedCheckpoint(f"checkpoint {folder} cannot be read: {reason}") from error
+            if is_out_of_memory(reason) or is_out_of_memory(error):
+                raise reason from None
+            raise UnreadableCheckpoint(f"checkpoint {folder} cannot be read: {reason}") from error
         return _without_placeholders(items, abstract) if in_part else items
 
     def _set_aside(self, step: int, error: DamagedCheckpoint) -> None:
         logger.warning("%s; looking for an older one", error)
-        self._damaged.add(step)
+        (self._unreadable if isinstance(error, UnreadableCheckpoint) else self._damaged).add(step)
 
     def _seal(self, step: int) -> epath.Path:
         return self.directory / f"{step:08d}.json"
@@ -233,6 +253,12 @@ class Checkpoints:
     def _delete(self, step: int) -> None:
         self._seal(step).unlink(missing_ok=True)
         _remove(self.folder(step))
+
+
+def _longest_save() -> int:
+    """Seconds that a save may take. Orbax counts them by the clock, which may jump; among processes it waits for each
+    other in milliseconds of 32 bits."""
+    return 10**9 if jax.process_count() == 1 else 20 * 24 * 3600
 
 
 def _agreed(value: int) -> int:

@@ -42,7 +42,7 @@ class LaunchCommand:
 
     processes: int
     """Processes; devices are divided among them."""
-    restarts: int = 0
+    restarts: int = 10
     """Restarts at most, of all processes together and from the last checkpoint, when one has failed; an error that
     would come again is not tried again."""
     pause: float = 1.0

@@ -4,9 +4,10 @@ import contextlib
 import gc
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 from ldm_jax.errors import UserError
 from ldm_jax.files.json_files import parse_json
@@ -21,9 +22,14 @@ logger = logging.getLogger(__name__)
 
 def read_metrics(path: Place) -> list[dict[str, Any]]:
     """Lines of a metrics.jsonl; one that is damaged, or the last one if a kill has cut it, is left out."""
-    if not path.exists():
-        return []
-    return [values for line in path.read_bytes().splitlines() if (values := _parsed(line)) is not None]
+    return list(_lines_of(path))
+
+
+def _lines_of(path: Place) -> Iterator[dict[str, Any]]:
+    """As `read_metrics`, one after the other: all of them together may take more memory than the run."""
+    if path.exists():
+        with path.open("rb") as file:
+            yield from (values for line in file if (values := _parsed(line)) is not None)
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
@@ -48,11 +54,12 @@ class MetricsLog:
         self._file, self._board = None, None
         if not self._writes:
             return
-        kept = [m for m in read_metrics(self._path) if m["stage"] != stage or m["step"] <= start_step]
+        kept = (m for m in _lines_of(self._path) if m["stage"] != stage or m["step"] <= start_step)
         self._lines = [json.dumps(m) + "\n" for m in kept]
         self._is_written = False
         self.flush()
-        self._file = _open_to_append(self._path) if is_local(run.path) else None
+        if is_local(run.path):
+            self._file, self._lines = _open_to_append(self._path), []
         self._board = Board(Path(run.path) / "tensorboard" / stage, start_step) if is_local(run.path) else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -109,6 +116,11 @@ class MetricsLog:
             ) from error
 
 
+_STYLES = {"loss": "-", "heldout_loss": ".-"}
+_MOST_POINTS = 4000
+"""Of a curve: more are not seen, and take memory for each drawing."""
+
+
 def _open_to_append(path: Place) -> TextIO:
     """Whoever watches a run sees each line at once."""
     return Path(path).open("a", buffering=1)
@@ -116,23 +128,38 @@ def _open_to_append(path: Place) -> TextIO:
 
 def draw_losses(run: RunFolder) -> None:
     """Draw training and held-out loss of every stage into loss.png."""
-    metrics = read_metrics(run.metrics_file)
+    curves = _loss_curves(_lines_of(run.metrics_file))
     with (run.path / "loss.png").open("wb") as file:
-        _figure_of_losses(metrics).savefig(file, dpi=110, format="png")
+        _figure_of(curves).savefig(file, dpi=110, format="png")
     gc.collect()  # a figure is cycles of references that hold 10 MiB, of which a dozen would gather (docs/scale.md)
 
 
-def _figure_of_losses(metrics: Sequence[dict[str, Any]]) -> Any:  # a matplotlib Figure
+Curve: TypeAlias = tuple[array, array]
+"""Steps and values."""
+
+
+def _loss_curves(metrics: Iterable[dict[str, Any]]) -> dict[str, dict[str, Curve]]:
+    """Of each stage the losses that it has, without the rest of the lines."""
+    curves: dict[str, dict[str, Curve]] = {}
+    for line in metrics:
+        stage = curves.setdefault(line["stage"], {name: (array("q"), array("d")) for name in _STYLES})
+        for name, (steps, values) in stage.items():
+            if name in line:
+                steps.append(line["step"])
+                values.append(line[name])
+    return curves
+
+
+def _figure_of(curves: dict[str, dict[str, Curve]]) -> Any:  # a matplotlib Figure
     from matplotlib.figure import Figure  # a second of import that only this needs
 
-    stages = list(dict.fromkeys(m["stage"] for m in metrics))
-    figure = Figure(figsize=(6 * max(len(stages), 1), 4), layout="constrained")
-    for i, stage in enumerate(stages):
-        axes = figure.add_subplot(1, len(stages), i + 1)
-        for name, style in (("loss", "-"), ("heldout_loss", ".-")):
-            points = [(m["step"], m[name]) for m in metrics if m["stage"] == stage and name in m]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, linewidth=0.8, label=name.replace("_", " "))
+    figure = Figure(figsize=(6 * max(len(curves), 1), 4), layout="constrained")
+    for i, (stage, losses) in enumerate(curves.items()):
+        axes = figure.add_subplot(1, len(curves), i + 1)
+        for name, (steps, values) in losses.items():
+            if steps:
+                every = slice(None, None, -(-len(steps) // _MOST_POINTS))
+                axes.plot(steps[every], values[every], _STYLES[name], linewidth=0.8, label=name.replace("_", " "))
         axes.set(title=stage, xlabel="step", ylabel="loss", yscale="log")
         axes.legend()
     return figure

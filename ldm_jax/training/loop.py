@@ -79,6 +79,8 @@ class Stage:
     """Warns of what the metrics of a step say is wrong; how many things are."""
     scoring: Scoring | None = None
     """What else is measured, at a rhythm of its own."""
+    is_followed: bool = False
+    """Whether another stage of the same run comes behind it."""
     constants: Callable[[], Params] = dict
     """Reads what the loss measures with (`TrainState.constants`), once there is a step to do."""
 
@@ -254,7 +256,9 @@ class _Loop:
         def due(every: int) -> bool:
             return last or number % every == 0
 
-        if stop or any(due(every) for every in (training.eval_every, training.sample_every, training.checkpoint_every)):
+        rhythms = [training.eval_every, training.sample_every, training.checkpoint_every]
+        rhythms += [training.snapshot_every] if training.ema_profiles else []
+        if stop or any(map(due, rhythms)):
             processes.note(f"evaluating, drawing or saving after step {number} of {self.stage.name}")
 
         values: dict[str, float] = {}
@@ -281,7 +285,7 @@ class _Loop:
             self.log.flush()  # no line that a checkpoint stands for may come after it
             # what a signal asked for is not measured as the others are, and is never the best
             self.checkpoints.save(number, to_items(state), measured if due(training.checkpoint_every) else {})
-        if stop and not last:
+        if (stop and not last) or (last and self.stage.is_followed and (stop or self.stop.asked)):
             self.checkpoints.wait()
             raise Interrupted(
                 f"{self.stage.name} was asked to stop after step {number} of {training.num_steps}, and is saved; the "

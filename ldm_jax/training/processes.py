@@ -20,7 +20,7 @@ import jax
 from jax._src import clusters, distributed  # detection, the key-value store and barriers have no public door
 
 from ldm_jax.config import DistributedConfig
-from ldm_jax.errors import UserError
+from ldm_jax.errors import UserError, is_out_of_memory
 from ldm_jax.training.roll_call import RollCall, roll_call
 from ldm_jax.training.watchdog import PEER_LOST, Limits, Patience, Watch, end_process
 
@@ -270,7 +270,7 @@ def _exit_code_of(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return 130
-    return UserError.exit_code if isinstance(error, OSError | MemoryError) else 1
+    return UserError.exit_code if isinstance(error, OSError) or is_out_of_memory(error) else 1
 
 
 def _end_alone(error: BaseException) -> None:

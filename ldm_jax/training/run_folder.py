@@ -5,11 +5,14 @@ manifest.json    versions, commit, devices, data  metrics.jsonl        a line ev
 tokenizer.json   of text-conditional runs         tensorboard/, samples/, loss.png
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -114,7 +117,7 @@ class RunFolder:
                     f"{self.path} holds a run with another configuration:\n  {listing}\nnothing was changed; use the "
                     "same configuration to continue it, or another folder: --run-dir DIR"
                 )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif self.path.exists() and (not self.path.is_dir() or any(p.suffix != ".tmp" for p in self.path.iterdir())):
             raise UserError(f"{self.path} exists and is not a run folder; use another one: --run-dir DIR")
 
     def check_writable(self) -> None:
@@ -137,10 +140,52 @@ class RunFolder:
             UserError: it cannot be written.
         """
         try:
-            self.samples.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            # first, for it makes this a run, in which what was interrupted here goes on
             write_atomically(self.config_file, json.dumps(configs.to_dict(experiment), indent=1) + "\n")
+            self.samples.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write to {self.path} ({error}); use another folder: --run-dir DIR") from error
+
+    def require_opened(self) -> None:
+        """Refuse a folder that the first process has opened, and this one does not see.
+
+        Raises:
+            UserError: it is not there, also after the seconds that a network disk may take to show it.
+        """
+        for wait in (0.0, 0.5, 2.0, 5.0):
+            time.sleep(wait)
+            if self.config_file.exists():
+                return
+        raise UserError(
+            f"process 0 has opened {self.path}, and it is not there for this process; it has to be one folder that all "
+            "of them see: a shared file system, or gs://"
+        )
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Be the only program that trains in this folder; the system gives it up when this one ends, however it ends.
+
+        Raises:
+            UserError: another one trains in it.
+        """
+        if not is_local(self.path):
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another program trains in {self.path}; wait for it, or end it (a launcher that was killed leaves "
+                    "its processes behind)"
+                ) from None
+            except OSError as error:  # a file system without locks
+                logger.info("%s cannot be locked (%s)", self.path, error)
+            yield
+        finally:
+            os.close(handle)
 
     def write_manifest(
         self, experiment: configs.Experiment, data: dict[str, Any], kind: Literal["run", "model"] = "run"
@@ -165,10 +210,10 @@ class RunFolder:
                 )
         write_atomically(self.manifest_file, manifests.as_text(manifest))
 
-    def record_results(self, autoencoder: str) -> None:
+    def record_results(self, autoencoder: str, *, digests: bool = True) -> None:
         """Add to the manifest of a finished run the checksum of its autoencoder, and `digests` as its results."""
         if manifest := self.read_manifest():
-            found = {"autoencoder": autoencoder, "results": self.digests()}
+            found = {"autoencoder": autoencoder} | ({"results": self.digests()} if digests else {})
             write_atomically(self.manifest_file, manifests.as_text(manifest | found))
 
     def digests(self) -> dict[str, Any]:

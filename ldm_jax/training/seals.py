@@ -4,12 +4,14 @@ A seal holds the size and CRC-32 of every file, the metrics of the step, the tim
 it replaces what was there in one move; in an object store, where an object appears whole or not at all, it is put.
 """
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from etils import epath
 
+from ldm_jax.data.patience import Unreadable, read_patiently
 from ldm_jax.errors import UserError
 from ldm_jax.files.json_files import parse_json
 from ldm_jax.files.places import Place, is_local
@@ -18,6 +20,10 @@ from ldm_jax.files.whole_files import file_checksum, json_checksum, write_sealed
 
 class DamagedCheckpoint(UserError):
     """A checkpoint contradicts its seal or cannot be read."""
+
+
+class UnreadableCheckpoint(DamagedCheckpoint):
+    """A checkpoint cannot be read now; whether it is damaged is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,7 @@ def check_files(folder: Place, seal: Seal, *, contents: bool = True) -> None:
 
     Raises:
         DamagedCheckpoint: naming the first file that is missing, unexpected, of another size or of other content.
+        UnreadableCheckpoint: naming the first that cannot be read, however often it is tried.
     """
     present = set(files_in(folder))
     for name in sorted(present | set(seal.files)):
@@ -91,8 +98,11 @@ def check_files(folder: Place, seal: Seal, *, contents: bool = True) -> None:
             raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {name} is missing")
         if name not in seal.files:
             raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {name} does not belong to it")
-        found = _readable(folder / name, contents=contents)
-        if not found or found != seal.files[name][: len(found)]:
+        try:
+            found = read_patiently(functools.partial(_look_at, folder / name, contents=contents), str(folder / name))
+        except Unreadable as error:
+            raise UnreadableCheckpoint(f"checkpoint {folder}: {error}") from error
+        if found != seal.files[name][: len(found)]:
             raise DamagedCheckpoint(f"checkpoint {folder} is damaged: {name} has changed since it was written")
 
 
@@ -106,12 +116,9 @@ def files_in(folder: Place) -> Iterator[str]:
                 yield path.name
 
 
-def _readable(path: Place, *, contents: bool) -> list[int]:
-    """Size and, if wanted, CRC-32 of a file; empty if the disk does not give it back."""
-    try:
-        return file_checksum(path) if contents else [_size(path)]
-    except OSError:
-        return []
+def _look_at(path: Place, *, contents: bool) -> list[int]:
+    """Size and, if wanted, CRC-32 of a file; raises OSError if the disk does not give it back."""
+    return file_checksum(path) if contents else [_size(path)]
 
 
 def _size(path: Place) -> int:

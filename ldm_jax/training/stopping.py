@@ -47,6 +47,11 @@ class StopRequests:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
 
+    @property
+    def asked(self) -> bool:
+        """Whether this process was asked, where it is alone; of several nobody knows before all do."""
+        return self._asked is not None and not processes.are_joined()
+
     def arrived(self) -> bool:
         """Whether to stop after this step; to be called once in every step, by every process."""
         if processes.are_joined():

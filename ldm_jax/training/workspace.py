@@ -146,6 +146,8 @@ def _open(experiment: Experiment, run_dir: Place, given: Mapping[str, Tokenizer]
         run.open(experiment)  # nothing is written before all of this has been found to fit
         run.save_tokenizers(tokenizers)
         run.write_manifest(experiment, data | _names(train))
+    else:
+        run.require_opened()
     logger.info(
         "%s: %d training and %d held-out pictures; run folder %s", train.info.name, len(train), len(test), run_dir
     )

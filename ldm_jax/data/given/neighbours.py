@@ -6,7 +6,7 @@ Blattmann et al. 2022, arXiv:2204.11824, with the embedding of `descriptor` in p
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -59,7 +59,7 @@ def make_database(source: Source, pictures: int, count: int, size: int, channels
     examples = [source[int(i)] for i in chosen]
     embeddings = np.stack([describe(_fitted(example["image"], size, channels)) for example in examples])
     ids = np.array([example["id"] for example in examples])
-    return GivenNeighbours(source, chosen, ids, embeddings, count, size, channels)
+    return GivenNeighbours(source, chosen, ids, embeddings, count, size, channels, (size, size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,10 @@ class GivenNeighbours:
     embeddings: Float32[np.ndarray, "n d"]
     count: int
     size: int
+    """Side at which pictures are compared."""
     channels: int
+    canvas: tuple[int, int]
+    """Height and width at which neighbours are shown."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -83,9 +86,8 @@ class GivenNeighbours:
         return (Part("like", "a picture whose neighbours are taken; it is cut to a square"),)
 
     def at(self, size: tuple[int, int]) -> "GivenNeighbours":
-        """The same: neighbours are sought at the size of training."""
-        del size
-        return self
+        """The same, shown at another size: neighbours are sought at that of training."""
+        return replace(self, canvas=size)
 
     def of_example(self, example: Example, rng: np.random.Generator) -> Arrays:
         """The neighbours of the example's picture, which is none of them."""
@@ -110,13 +112,15 @@ class GivenNeighbours:
         return np.argsort(distance, kind="stable")[: self.count]
 
     def shown(self, arrays: Arrays) -> UInt8[np.ndarray, "h w 3"]:
-        """The nearest four pictures, tiled."""
+        """The nearest four pictures, tiled in the middle."""
+        height, width = self.canvas
         found = [np.argmin(np.abs(self.embeddings - e).sum(axis=-1)) for e in arrays["embeddings"][: _TILES**2]]
-        side = self.size // _TILES
-        canvas = Image.new("RGB", (self.size, self.size), "white")
+        side = min(height, width) // _TILES
+        left, top = (width - _TILES * side) // 2, (height - _TILES * side) // 2
+        canvas = Image.new("RGB", (width, height), "white")
         for i, place in enumerate(found):
             picture = from_array(self.source[int(self.chosen[place])]["image"])
-            canvas.paste(fit_square(picture, side, 3), (i % _TILES * side, i // _TILES * side))
+            canvas.paste(fit_square(picture, side, 3), (left + i % _TILES * side, top + i // _TILES * side))
         return np.asarray(canvas)
 
 

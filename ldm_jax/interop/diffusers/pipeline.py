@@ -133,8 +133,7 @@ def imported_sampler(options: Mapping[str, Any]) -> tuple[Scheduler, ImportedSam
     scheduler = read_scheduler(options)
 
     def make(config: SamplingConfig, skip: int = 0) -> Sampler:
-        eta = config.eta if scheduler.name == "DDIMScheduler" else 0.0
-        return scheduler.make_sampler(config.num_sample_steps, eta=eta, skip=skip)
+        return scheduler.make_sampler(config.num_sample_steps, eta=config.eta, skip=skip)
 
     return scheduler, ImportedSampler(options, make)
 

@@ -10,6 +10,7 @@ alone, and the less the more the encoder compresses. Noise that was cut off at b
 and (1) sees it where it is: a picture that is mostly white has little.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -20,9 +21,12 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from ldm_jax import rng
+from ldm_jax.config import SamplingConfig
+from ldm_jax.diffusion.samplers import Sampler
 from ldm_jax.diffusion.schedule import NoiseSchedule
 from ldm_jax.errors import UserError
 from ldm_jax.model import LatentDiffusion, Params
+from ldm_jax.sampling.session import Session
 
 
 def estimate_noise(image: UInt8[np.ndarray, "h w c"]) -> float:
@@ -65,6 +69,16 @@ def timestep_of(schedule: NoiseSchedule, tau: float) -> int:
     with np.errstate(divide="ignore"):
         levels = np.log(sigma) - np.log(alpha)
     return int(np.argmin(np.abs(levels - math.log(max(tau, 1e-12)))))
+
+
+def denoising_draws_noise(session: Session, config: SamplingConfig) -> bool:
+    """Whether the sampler that cleans a noisy picture adds fresh noise, by which each sample is another picture."""
+    return denoising_sampler(session, config, session.model.schedule.num_train_timesteps - 1).stochastic
+
+
+def denoising_sampler(session: Session, config: SamplingConfig, t: int) -> Sampler:
+    """The sampler of a configuration from a timestep on, in evenly spaced ones."""
+    return session.sampler(dataclasses.replace(config, sigmas="schedule"), first=t)
 
 
 def num_steps_from(t: int, schedule: NoiseSchedule, num_steps: int) -> int:

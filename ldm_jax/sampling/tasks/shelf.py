@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ldm_jax.conditioning.conditions import Inputs
-from ldm_jax.config import MaskedPicture, SamplingConfig
+from ldm_jax.config import MaskedPicture
 from ldm_jax.data.given.files import to_float
 from ldm_jax.data.given.given import Arrays
 from ldm_jax.data.given.masked_picture import GivenMaskedPicture
@@ -19,7 +19,7 @@ from ldm_jax.sampling.batches import TaskBatch
 from ldm_jax.sampling.request import DrawRequest, PictureRequest
 from ldm_jax.sampling.session import Session
 from ldm_jax.sampling.sizes import picture_size
-from ldm_jax.sampling.tasks.denoising import latent_noise, num_steps_from, timestep_of
+from ldm_jax.sampling.tasks.denoising import denoising_sampler, latent_noise, num_steps_from, timestep_of
 from ldm_jax.sampling.tasks.image_to_image import num_skipped
 from ldm_jax.sampling.tasks.inpainting import latent_hole, paste
 from ldm_jax.sampling.tasks.inversion import report
@@ -125,5 +125,4 @@ class TaskShelf:
         self._notes[task] = (
             f"noise of {task.noise_level:.1f} of 255 is {tau:.3f} in the latent: {steps} steps from timestep {t}"
         )
-        config: SamplingConfig = dataclasses.replace(self._config, num_sample_steps=steps, sigmas="schedule")
-        return session.sampler(config, first=t)
+        return denoising_sampler(session, dataclasses.replace(self._config, num_sample_steps=steps), t)
