@@ -25,7 +25,7 @@ from ldm_jax.config import (
     load_experiment,
 )
 from ldm_jax.config.checks import require_positive_value
-from ldm_jax.errors import UserError
+from ldm_jax.errors import UserError, is_out_of_memory
 from ldm_jax.files.places import Place, require_checkpoints, to_place
 from ldm_jax.manifest import NAME, known_manifest
 
