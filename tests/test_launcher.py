@@ -39,7 +39,7 @@ sys.exit(act[0])
 
 def launched(folder: Path, plan: dict[str, list[object]], **options: object) -> int:
     """Exit status of two processes, each of which acts in every attempt as its plan says."""
-    config = LaunchCommand(**{"processes": 2, "pause": 0.1, "grace": 1.0} | options)
+    config = LaunchCommand(**{"processes": 2, "restarts": 0, "pause": 0.1, "grace": 1.0} | options)
     return Launcher(config, [str(folder), json.dumps(plan)], (sys.executable, "-c", PROGRAM)).run()
 
 

@@ -115,26 +115,6 @@ def test_a_third_order_history_is_better_than_a_second(factory) -> None:
     assert third < second / 2
 
 
-def eased_grid(steps: int):
-    """As `level_grid`, with two steps before the first that are so small that their lower order does not show."""
-    step = np.log(HIGH / LOW) / steps
-    small = step**3 / 10
-    s = HIGH * np.exp(-np.concatenate([[0.0, small, 2 * small], step * np.arange(1, steps + 1)]))
-    return chain(s[:-1], s, "preserving", np.asarray)
-
-
-@pytest.mark.parametrize(("factory", "order"), [(dpm_solver, 3), (deis, 3), (unipc, 4)])  # a corrector adds an order
-def test_a_third_order_history_has_its_order_once_it_is_there(factory, order: int) -> None:
-    def error(steps: int) -> float:
-        grid = eased_grid(steps)
-        sampler = factory(grid, "epsilon", order=3, lower_order_final=False)
-        z = float(run(sampler, level_denoiser, jnp.ones((1, 1)), KEY, INDEX[:1])[0, 0])
-        return abs(z / grid.alpha_next[-1] * grid.alpha[0] - np.sqrt((1 + LOW**2) / (1 + HIGH**2)))
-
-    with jax.enable_x64(True):
-        assert order - 0.4 < np.log2(error(24) / error(48)) < order + 0.6
-
-
 def test_the_adaptive_solver_is_as_exact_as_its_tolerance() -> None:
     with jax.enable_x64(True):
         grid = level_grid(8, True)

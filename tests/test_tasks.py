@@ -267,14 +267,14 @@ def test_a_noisy_picture_is_sampled_from_the_level_of_its_noise(plain: Session, 
     assert estimated is not None and estimated.noise_level == pytest.approx(20.0, rel=0.05)
 
 
-def test_a_sampler_with_noise_of_its_own_cleans_a_picture_in_several_ways(text: Session, files: Any):  # noqa: F811
-    assert not denoising_draws_noise(text, CONFIG)
+def test_a_sampler_with_noise_of_its_own_cleans_a_picture_in_several_ways(plain: Session, files: Any):
+    assert not denoising_draws_noise(plain, CONFIG)
     config = dataclasses.replace(CONFIG, sampler="euler_ancestral", num_sample_steps=20)
-    assert denoising_draws_noise(text, config)
-    task = AskedTask(denoise=files["a"], noise_level=60.0)
-    pictures = ask(Asked(num_samples=2, pictures=task), text, 1.0, draws_noise=True)
+    assert denoising_draws_noise(plain, config)
+    task = AskedTask(denoise=files["a"], noise_level=200.0)
+    pictures = ask(Asked(num_samples=2, pictures=task), plain, 1.0, draws_noise=True)
     assert [picture.index for picture in pictures] == [0, 1]
-    one, other = Easel(text, DrawRequest(pictures=pictures, config=config)).draw(2)
+    one, other = Easel(plain, DrawRequest(pictures=pictures, config=config)).draw(2)
     assert apart(one.image, other.image) > 0
 
 

@@ -109,7 +109,7 @@ def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     given = command.run or command.model
     origin = found.origins.model if given is None else dataclasses.replace(found.origins.model, path=given)
     session, model = open_origin(dataclasses.replace(origin, **_given(command)), open_model)
-    found.place.require_devices(jax.device_count())
+    found.place.require_devices(len(jax.devices()))
     session = session.on(found.place.mesh) if found.place.mesh != MeshConfig() else session
     session = session.in_strips(found.place.strip_rows if command.strip_rows is None else command.strip_rows)
     others = _moved(source, command, found.origins)
