@@ -15,13 +15,19 @@ from ldm_jax.config import Experiment, Layout, TextConditioning, load_experiment
 
 
 def get_config() -> Experiment:
-    """Corners on a grid of 32 x 32, and room for four objects."""
+    """Corners on a grid of 32 x 32, and room for four objects, each of them one place of the context."""
     scenes = load_experiment("scenes")
     return replace(
         scenes,
         name="layout",
         conditioning=TextConditioning(
-            tokens="boxes", vocab_size=1025, context_length=12, context_dim=128, num_layers=2, num_heads=4
+            tokens="boxes",
+            tokens_per_box=1,
+            vocab_size=1025,
+            context_length=12,
+            context_dim=128,
+            num_layers=1,
+            num_heads=4,
         ),
         given=Layout(),
         sampling=replace(scenes.sampling, guidance_scale=2.0, prompts=()),

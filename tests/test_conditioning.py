@@ -17,6 +17,7 @@ from ldm_jax.conditioning.text import TextTransformer
 from ldm_jax.conditioning.tokenizer import BEGIN, END, PAD
 from ldm_jax.conditioning.unconditional import NoConditioner
 from ldm_jax.config import ClassConditioning, TextConditioning, Unconditional
+from ldm_jax.errors import UserError
 
 TEXT = TextConditioning(vocab_size=20, context_length=6, context_dim=8, num_layers=2, num_heads=2)
 SIZES = {"image_size": 8, "latent_size": (4, 4)}
@@ -155,3 +156,44 @@ def test_bfloat16_gives_bfloat16_from_float32_parameters(config) -> None:
     conditions, params = abstract_call(conditioner, conditioner.null_inputs(2))
     assert conditions.context.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+# --- boxes as one place each -----------------------------------------------------------------------------------------
+
+LINES = 8
+BOXES = dataclasses.replace(
+    TEXT, tokens="boxes", tokens_per_box=1, vocab_size=1 + LINES**2, context_length=9, num_layers=1
+)
+OBJECTS = np.array([[3, 0, 27], [5, 9, 63], [64, 64, 64]])  # label, corner, corner; the last is none
+
+
+def box_context(objects: np.ndarray, params: dict | None = None) -> tuple[np.ndarray, dict]:
+    conditioner = make_conditioner(BOXES, "float32", **SIZES)
+    inputs = {"tokens": jnp.asarray(objects.reshape(1, -1), jnp.int32)}
+    params = random_params(conditioner, inputs) if params is None else params
+    return np.asarray(apply(conditioner, params, inputs).context[0]), params
+
+
+def test_each_object_is_one_place_of_the_context_in_any_order() -> None:
+    context, params = box_context(OBJECTS)
+    assert context.shape == (3, 8)
+    np.testing.assert_allclose(box_context(OBJECTS[[2, 0, 1]], params)[0], context[[2, 0, 1]], atol=1e-5)
+    other = OBJECTS.copy()
+    other[0, 0] = 4
+    assert np.abs(box_context(other, params)[0] - context)[0].max() > 1e-3, "another label"
+
+
+def test_every_corner_is_told_apart_from_the_others() -> None:
+    _, params = box_context(OBJECTS)
+    corners = np.arange(LINES**2)
+    objects = np.stack([np.full_like(corners, 3), corners, corners[::-1]], axis=-1)
+    found = np.concatenate([box_context(three, params)[0] for three in objects[:63].reshape(-1, 3, 3)])
+    apart = np.abs(found[:, None] - found[None]).max(axis=-1) + np.eye(63)
+    assert apart.min() > 1e-3
+
+
+def test_one_place_is_of_boxes_alone() -> None:
+    with pytest.raises(UserError, match="tokens_per_box=1 is of tokens=boxes with a context_length that 3 divides"):
+        dataclasses.replace(TEXT, tokens_per_box=1)
+    with pytest.raises(UserError, match="not of boxes with 8; use 3, or change these"):
+        dataclasses.replace(BOXES, context_length=8)

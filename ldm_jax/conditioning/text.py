@@ -1,6 +1,8 @@
 """The text transformer that is trained jointly with the denoiser (LDM, appendix E.2.1: token and position embedding,
 pre-norm layers of self-attention and feed-forward without a causal mask, a final norm)."""
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from ldm_jax.conditioning.conditions import Conditions, Inputs
 from ldm_jax.conditioning.tokenizer import empty_tokens
 from ldm_jax.config import ClipTextConditioning, TextConditioning
 from ldm_jax.nn.attention import Attention, FeedForward
-from ldm_jax.nn.dense import spread
+from ldm_jax.nn.dense import Dense, spread
 from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel
 from ldm_jax.nn.norm import layer_norm
 
@@ -42,8 +44,32 @@ class TextLayer(nn.Module):
         return x + drop(feed_forward(layer_norm(self.dtype, "norm_1")(x)))
 
 
+class BoxEmbedding(nn.Module):
+    """Objects as (label, corner, corner) to a vector each: GLIGEN's grounding tokens (Li et al. 2023, arXiv:2301.07093,
+    equation 5).
+
+    (1) MLP([e(label), waves(left, top, right, bottom)]), waves(u) = sin(2^k pi u), cos(2^k pi u) with u in [0, 1] and
+        k from 0 up to half a wave between two lines of the grid
+    """
+
+    config: TextConditioning
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "b l"], label: Float[Array, "b l//3 c"]) -> Float[Array, "b l//3 c"]:
+        """Embed the objects, whose labels are embedded already (1)."""
+        lines = math.isqrt(self.config.vocab_size - 1)
+        corners = tokens.reshape(len(tokens), -1, 3)[..., 1:]
+        places = jnp.stack([corners % lines, corners // lines], axis=-1) / max(lines - 1, 1)
+        frequencies = jnp.pi * 2.0 ** jnp.arange(max(1, (lines - 1).bit_length()))
+        angles = (places[..., None] * frequencies).reshape(*places.shape[:2], -1)
+        x = jnp.concatenate([label, jnp.sin(angles), jnp.cos(angles)], axis=-1).astype(self.dtype)
+        x = nn.silu(Dense(4 * self.config.context_dim, dtype=self.dtype, name="dense_0")(x))
+        return Dense(self.config.context_dim, dtype=self.dtype, name="dense_1")(x)
+
+
 class TextTransformer(nn.Module):
-    """`tokens` [b, context_length] to a context of as many tokens."""
+    """`tokens` [b, context_length] to a context of as many tokens, or of one for each object."""
 
     config: TextConditioning
     dtype: DTypeLike = jnp.float32
@@ -55,9 +81,13 @@ class TextTransformer(nn.Module):
         config = self.config
         init = nn.initializers.normal(0.02)
         embed = nn.Embed(config.vocab_size, config.context_dim, embedding_init=init, name="token")
-        position = self.param("position", init, (config.context_length, config.context_dim), jnp.float32)
-        x = embed(inputs["tokens"]).astype(self.dtype)
-        x = x + spread(position, x.shape, self.dtype)
+        tokens = inputs["tokens"]
+        if config.tokens_per_box == 1:  # objects have no order
+            x = BoxEmbedding(config, self.dtype, name="boxes")(tokens, embed(tokens[:, ::3]))
+        else:
+            position = self.param("position", init, (config.context_length, config.context_dim), jnp.float32)
+            x = embed(tokens).astype(self.dtype)
+            x = x + spread(position, x.shape, self.dtype)
         x = nn.Dropout(config.dropout, deterministic=not train, name="dropout")(x)
         for i in range(config.num_layers):
             x = TextLayer(config, self.dtype, self.kernel, name=f"layer_{i}")(x, train=train)

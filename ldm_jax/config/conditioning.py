@@ -47,6 +47,9 @@ class TextConditioning:
 
     tokens: Literal["captions", "boxes"] = "captions"
     """What the tokens say: a caption, or the objects of a picture with their boxes (LDM's layout-to-image model)."""
+    tokens_per_box: Literal[1, 3] = 3
+    """What becomes of an object: its label and the corners of its box are three places of the context, whose embeddings
+    are learned one by one (LDM), or one place, of its label and waves over its corners (GLIGEN)."""
     vocab_size: int = 2048
     """Entries of the tokenizer that is trained on the captions of the training split."""
     context_length: int = 16
@@ -75,6 +78,11 @@ class TextConditioning:
         require_layers("TextConditioning.num_layers", self.num_layers)
         _check_tokens(self)
         require_fraction(self, "dropout")
+        require(
+            self.tokens_per_box == 3 or (self.tokens == "boxes" and self.context_length % 3 == 0),
+            f"TextConditioning.tokens_per_box={self.tokens_per_box} is of tokens=boxes with a context_length that 3 "
+            f"divides, not of {self.tokens} with {self.context_length}; use 3, or change these",
+        )
         for name in ("num_head_channels", "mlp_dim"):
             if getattr(self, name) is not None:
                 require_positive(self, name)

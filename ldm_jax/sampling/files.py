@@ -188,5 +188,5 @@ def _row(picture: PictureRequest) -> tuple[str, tuple[int, int] | None, tuple[st
         return words, None, picture.given
     ends = [words] if words else []
     ends += [] if picture.prompt_to is None else [picture.prompt_to]
-    ends += [] if picture.seed_to is None else [f"seed {picture.seed} → {picture.seed_to}"]
-    return " → ".join(ends), (picture.seed, picture.index), picture.given
+    ends += [] if picture.seed_to is None else [f"seed {picture.seed} to {picture.seed_to}"]
+    return " to ".join(ends), (picture.seed, picture.index), picture.given

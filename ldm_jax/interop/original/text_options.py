@@ -40,8 +40,17 @@ class TextStage(NamedTuple):
 
 
 def text_stage_of(config: TextConfig) -> TextStage:
-    """The format of a text encoder of ours: of OpenCLIP's, every one has a projection, of transformers' none."""
+    """The format of a text encoder of ours: of OpenCLIP's, every one has a projection, of transformers' none.
+
+    Raises:
+        UserError: no other system has it.
+    """
     match config:
+        case TextConditioning(tokens_per_box=1):
+            raise UserError(
+                "conditioning.tokens_per_box=1 gives each box one place of the context, which no other system here "
+                "does; write it as a run"
+            )
         case TextConditioning():
             return TextStage("bert", config)
         case ClipTextConditioning():
