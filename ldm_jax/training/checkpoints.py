@@ -98,7 +98,9 @@ class Checkpoints:
                 self._seal(step).unlink(missing_ok=True)
             self._damaged.discard(step)
             self._unreadable.discard(step)
-            with ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=_longest_save())):
+            context = ocp.Context()
+            context.asynchronous.timeout_secs = _longest_save()
+            with context:
                 response = ocp.save_checkpointables_async(str(self.folder(step)), items, overwrite=True)
         except OSError as error:
             raise self._cannot_write(error) from error
