@@ -499,7 +499,8 @@ ENDS_TO_END: dict[str, list[str]] = {
 )
 def test_from_the_command_to_files_and_again(name: str, run: Path, files: Any, tmp_path: Path, caplog: Any):  # noqa: F811
     flags = [flag.format(**files) for flag in ENDS_TO_END[name]]
-    arguments = [str(run), *flags, "--num-samples", "2", "--batch-size", "2", "--out", str(tmp_path / "out")]
+    count = [] if name in ("denoise", "invert") else ["--num-samples", "2"]
+    arguments = [str(run), *flags, *count, "--batch-size", "2", "--out", str(tmp_path / "out")]
     with caplog.at_level(logging.INFO):
         drawn = command.draw(parse_sample(arguments), open_run)
     animated = [Path(path) for path in drawn if path.suffix != ".png"]
