@@ -1,12 +1,12 @@
-"""Layout-to-image: scenes from the boxes and groups of their objects, as tokens of a text transformer.
+"""Layout-to-image: scenes from the boxes and groups of their objects, each a token of a transformer.
 
     python train.py layout [--first-stage.run runs/scenes]
     python sample.py runs/layout                                   # of held-out scenes
     python sample.py runs/layout --given boxes.json
 
 boxes.json is a list such as [{"label": "food-drink", "left": 0.1, "top": 0.2, "right": 0.5, "bottom": 0.6}].
-Hardware: two CPU cores. Time and result at this length: not measured; what it draws after 700 steps is in
-docs/tasks_trained.md.
+Hardware: two CPU cores. Time and result at this length: not measured; after 2,000 steps objects lie in their boxes, as
+docs/tasks_trained.md shows.
 """
 
 from dataclasses import replace
