@@ -176,12 +176,12 @@ MISFITS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "tokens": (
         "layout",
-        {"conditioning": {"tokens": "captions"}},
+        {"conditioning": {"tokens": "captions", "tokens_per_box": 3}},
         "given=Layout needs conditioning.tokens=boxes, not c",
     ),
     "length": (
         "layout",
-        {"conditioning": {"context_length": 13}},
+        {"conditioning": {"context_length": 13, "tokens_per_box": 3}},
         "conditioning.context_length=13 is not three tokens for each object (and two for the picture); nearest usable: "
         "12 and 14",
     ),

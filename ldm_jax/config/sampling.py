@@ -25,6 +25,7 @@ SamplerName: TypeAlias = Literal[
     "dpmpp_2s",
     "dpmpp_3s",
     "unipc",
+    "unipc_1",
     "unipc_3",
     "deis",
     "rk4",

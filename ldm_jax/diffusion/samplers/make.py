@@ -49,6 +49,7 @@ SAMPLERS: dict[str, Build] = {
     "dpmpp_2s": lambda c, grid, kind, clip: dpm_solver_singlestep(grid, kind, clipping=clip),
     "dpmpp_3s": lambda c, grid, kind, clip: dpm_solver_singlestep(grid, kind, order=3, clipping=clip),
     "unipc": lambda c, grid, kind, clip: unipc(grid, kind, clipping=clip),
+    "unipc_1": lambda c, grid, kind, clip: unipc(grid, kind, order=1, clipping=clip),
     "unipc_3": lambda c, grid, kind, clip: unipc(grid, kind, order=3, clipping=clip),
     "deis": lambda c, grid, kind, clip: deis(grid, kind, order=3, clipping=clip),
     "rk4": lambda c, grid, kind, clip: rk4(grid, kind, clipping=clip),

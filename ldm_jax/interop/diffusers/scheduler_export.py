@@ -26,6 +26,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmpp_3m": ("DPMSolverMultistepScheduler", {"solver_order": 3, "algorithm_type": "dpmsolver++"}),
     "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"}),
     "unipc": ("UniPCMultistepScheduler", {"solver_order": 2, "solver_type": "bh2"}),
+    "unipc_1": ("UniPCMultistepScheduler", {"solver_order": 1, "solver_type": "bh2"}),
     "unipc_3": ("UniPCMultistepScheduler", {"solver_order": 3, "solver_type": "bh2"}),
 }
 """Scheduler of diffusers and its options for each of our samplers that has one."""
