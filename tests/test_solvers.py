@@ -61,9 +61,9 @@ def level_denoiser(z, s):
     return (y - y / (1 + s**2)) / s
 
 
-def level_grid(steps: int, last_twice: bool):
-    """Noise levels from HIGH to LOW; ending twice there, where a method's last step is Euler's."""
-    s = np.exp(np.linspace(np.log(HIGH), np.log(LOW), steps + 1))
+def level_grid(steps: int, last_twice: bool, high: float = HIGH):
+    """Noise levels from `high` to LOW; ending twice there, where a method's last step is Euler's."""
+    s = np.exp(np.linspace(np.log(high), np.log(LOW), steps + 1))
     return (
         chain(s, np.append(s, LOW), "preserving", np.asarray)
         if last_twice
@@ -71,11 +71,11 @@ def level_grid(steps: int, last_twice: bool):
     )
 
 
-def error_of(factory, steps: int, scaled: bool, last_twice: bool) -> float:
-    grid = level_grid(steps, last_twice)
+def error_of(factory, steps: int, scaled: bool, last_twice: bool, high: float = HIGH) -> float:
+    grid = level_grid(steps, last_twice, high)
     z = float(run(factory(grid, "epsilon"), level_denoiser, jnp.ones((1, 1)), KEY, INDEX[:1])[0, 0])
     y = z if scaled else z / grid.alpha_next[-1]
-    return abs(y * grid.alpha[0] - np.sqrt((1 + LOW**2) / (1 + HIGH**2)))
+    return abs(y * grid.alpha[0] - np.sqrt((1 + LOW**2) / (1 + high**2)))
 
 
 ORDERS = {
@@ -113,6 +113,16 @@ def test_a_third_order_history_is_better_than_a_second(factory) -> None:
     with jax.enable_x64(True):
         second, third = (error_of(partial(factory, order=k, lower_order_final=False), 24, False, False) for k in (2, 3))
     assert third < second / 2
+
+
+@pytest.mark.parametrize(("factory", "least", "most"), [(deis, 3, 4.5), (unipc, 4, 4), (dpm_solver, 2, 2)])
+def test_a_third_order_history_has_its_order_where_its_first_steps_do_not_matter(factory, least, most) -> None:
+    """From so much noise that the way is straight at first, where steps are of lower order. UniPC's corrector adds one;
+    DPM-Solver++'s published formula takes half of the second derivative, and stays at two."""
+    factory = partial(factory, order=3, lower_order_final=False)
+    with jax.enable_x64(True):
+        coarse, fine = (error_of(factory, steps, False, False, 1000.0) for steps in (48, 96))
+    assert least - 0.35 < np.log2(coarse / fine) < most + 0.35
 
 
 def test_the_adaptive_solver_is_as_exact_as_its_tolerance() -> None:
