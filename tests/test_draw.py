@@ -299,6 +299,7 @@ def test_an_earlier_checkpoint_is_a_weaker_model_and_is_found_again(run: Path, t
         command.draw_again(parse_sample([str(moved), *told]), open_run)
     (drawn,) = command.draw_again(parse_sample([str(moved), *told, "--weaker", str(moved)]), open_run)
     np.testing.assert_array_equal(read_picture(file)[0], read_picture(drawn)[0])
+    told[-1] = str(tmp_path / "c")
     with pytest.raises(UserError, match=r"was drawn without a classifier; leave --classifier .*moved out"):
         command.draw_again(parse_sample([str(moved), *told, "--classifier", str(moved)]), open_run)
 
