@@ -117,33 +117,30 @@ def network(tmp_path: Path) -> list[str]:
     return ["--network", "clip", "--weights", str(tmp_path / "clip")]
 
 
-def test_likelihoods_are_those_of_one_process(ldm: Callable[..., str], one: Path, tmp_path: Path):
-    flags = ["--likelihood", "both", "--num-samples", "6", "--batch-size", "4", "--flow-steps", "3", "--json"]
-    alone, together = (
-        json.loads(ldm("evaluate", str(one), *flags, "--out", str(tmp_path / str(count)), processes=count))["results"][
-            "scores"
-        ]
-        for count in (1, 2)
-    )
+def assert_same_scores(ldm: Callable[..., str], run: Path, flags: list[str], folder: Path) -> None:
+    """Of `ldm evaluate` on one process and on two."""
+
+    def scores(processes: int) -> list[dict[str, Any]]:
+        out = ["--out", str(folder / str(processes)), "--json"]
+        return json.loads(ldm("evaluate", str(run), *flags, *out, processes=processes))["results"]["scores"]
+
+    alone, together = scores(1), scores(2)
     assert [score["name"] for score in together] == [score["name"] for score in alone] != []
     for score, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(score["value"], other["value"], rtol=1e-4, atol=1e-6)
+
+
+def test_likelihoods_are_those_of_one_process(ldm: Callable[..., str], one: Path, tmp_path: Path):
+    flags = ["--likelihood", "both", "--num-samples", "6", "--batch-size", "4", "--flow-steps", "3"]
+    assert_same_scores(ldm, one, flags, tmp_path)
 
 
 @pytest.mark.parametrize("kind", [["--allow-small"], ["--reconstruction"]])
 def test_scores_are_those_of_one_process(
     ldm: Callable[..., str], one: Path, network: list[str], kind: list[str], tmp_path: Path
 ):
-    flags = [*network, *kind, "--num-samples", "12", "--batch-size", "4", "--bootstrap", "0", "--json"]
-    alone, together = (
-        json.loads(ldm("evaluate", str(one), *flags, "--out", str(tmp_path / str(count)), processes=count))["results"][
-            "scores"
-        ]
-        for count in (1, 2)
-    )
-    assert [score["name"] for score in together] == [score["name"] for score in alone] != []
-    for score, other in zip(together, alone, strict=True):
-        np.testing.assert_allclose(score["value"], other["value"], rtol=1e-4, atol=1e-6)
+    flags = [*network, *kind, "--num-samples", "12", "--batch-size", "4", "--bootstrap", "0"]
+    assert_same_scores(ldm, one, flags, tmp_path)
 
 
 def test_scores_in_training_are_those_of_one_process(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from ldm_jax.config.checks import require, require_fraction, require_not_negative, require_number, require_positive
@@ -90,6 +90,10 @@ class SamplingConfig:
             require_number(name, low)
             require_number(name, high)
             require(0 <= low < high, f"{name}={low} {high} must be two noise levels, the lower one first")
+
+    def for_inversion(self) -> SamplingConfig:
+        """The same steps by the solver of inversions: DDIM, without noise and clipping."""
+        return replace(self, sampler="ddim", eta=0.0, clipping="none")
 
     def require_used(self, names: Iterable[str]) -> None:
         """Refuse to be told, by these fields, what the sampler does not look at: whoever tells it expects another

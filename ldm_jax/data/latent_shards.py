@@ -7,10 +7,8 @@ every n-th, from k on.
 """
 
 import contextlib
-import fcntl
 import itertools
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +38,7 @@ from ldm_jax.data.latent_records import Layout
 from ldm_jax.data.latent_statistics import LatentSums
 from ldm_jax.data.source import Example
 from ldm_jax.errors import UserError
+from ldm_jax.files.folders import alone_in
 from ldm_jax.files.whole_files import file_checksum, write_sealed
 from ldm_jax.progress import Progress, progress
 
@@ -76,7 +75,7 @@ def write_latents(folder: Path, recipe: Recipe, layout: Layout, encode: Encode, 
         UserError: the folder holds latents made in another way, another process writes them, or it cannot be written.
     """
     share = share or Share()
-    with _lock(folder) if share.index == 0 else contextlib.nullcontext():
+    with _alone_in(folder) if share.index == 0 else contextlib.nullcontext():
         if share.index == 0:
             _begin(folder, recipe)
         share.wait()
@@ -88,22 +87,12 @@ def write_latents(folder: Path, recipe: Recipe, layout: Layout, encode: Encode, 
         share.wait()
 
 
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Be the only one that writes to the folder; the system unlocks it when this process ends, however it ends."""
+def _alone_in(folder: Path) -> contextlib.AbstractContextManager[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise UserError(f"cannot write latents to {folder} ({error.strerror}); choose another folder") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is writing latents to {folder}; wait for it, or end it") from None
-        yield
-    finally:
-        os.close(handle)
+    return alone_in(folder, f"another process is writing latents to {folder}; wait for it, or end it")
 
 
 def clear_others(folder: Path, recipe: Recipe) -> None:

@@ -148,7 +148,6 @@ class _Measure:
         self._params = sharding.place(self._mesh, params)
         self._size = local_size(batch_size)
         self._experiment, self._options, self._cache = session.experiment, options, cache
-        self._given = None if session.given.is_empty else to_dict(session.experiment)["given"]
         self.weights = hash_params(params)
 
     def errors(self, pictures: PictureSet) -> Float[np.ndarray, " n"]:
@@ -177,7 +176,7 @@ class _Measure:
 
         config = to_dict(self._experiment)
         made_of = [config["diffusion"], config["first_stage"]["reconstruction_loss"], *self._options, self._size]
-        made_of += [] if self._given is None else [self._given]
+        made_of += [] if config["given"] is None else [config["given"]]
         fingerprint = digest(["likelihood", what, self.weights, pictures.fingerprint, made_of])
         chunks = Chunks(folder=self._cache, fingerprint=fingerprint, size=self._size)
         return all_parts(chunks, pictures.count, part, what=f"{what[0]}: {pictures.name}")

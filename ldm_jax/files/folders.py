@@ -1,8 +1,15 @@
-"""Folders that are written for other systems."""
+"""Folders into which a program writes: empty ones, and those that it has to itself."""
 
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from ldm_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def require_empty(folder: Path) -> None:
@@ -13,3 +20,24 @@ def require_empty(folder: Path) -> None:
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; choose another folder")
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, refusal: str) -> Iterator[None]:
+    """Be the only program that writes to a folder; the system unlocks it when this one ends, however it ends.
+
+    Raises:
+        UserError: another one does; `refusal` says what it does there, and what to do.
+        OSError: there is no such folder, or it may not be read.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(refusal) from None
+        except OSError as error:  # a file system without locks
+            logger.info("%s cannot be locked (%s)", folder, error)
+        yield
+    finally:
+        os.close(handle)

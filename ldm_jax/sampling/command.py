@@ -7,7 +7,6 @@ from typing import TypeAlias
 
 import jax
 
-from ldm_jax.config import MeshConfig
 from ldm_jax.data.given.shelf import inputs_checksum
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, is_local, to_place
@@ -60,8 +59,7 @@ def draw(command: SampleCommand, open_model: OpenModel) -> list[Place]:
         ema_sigma_rel=command.ema_sigma_rel,
     )
     session, origin = open_origin(origin, open_model)
-    session = session.on(command.mesh) if command.mesh != MeshConfig() else session
-    session = session.in_strips(command.strip_rows)
+    session = session.on(command.mesh).in_strips(command.strip_rows)
     weaker, weaker_origin = open_weaker(command.weaker, command.weaker_step)
     config = sampling_config(command, session.experiment.sampling)
     draws_noise = command.denoise is not None and denoising_draws_noise(session, config)
@@ -110,8 +108,9 @@ def draw_again(command: SampleCommand, open_model: OpenModel) -> list[Place]:
     origin = found.origins.model if given is None else dataclasses.replace(found.origins.model, path=given)
     session, model = open_origin(dataclasses.replace(origin, **_given(command)), open_model)
     found.place.require_devices(len(jax.devices()))
-    session = session.on(found.place.mesh) if found.place.mesh != MeshConfig() else session
-    session = session.in_strips(found.place.strip_rows if command.strip_rows is None else command.strip_rows)
+    session = session.on(found.place.mesh).in_strips(
+        found.place.strip_rows if command.strip_rows is None else command.strip_rows
+    )
     others = _moved(source, command, found.origins)
     step = command.weaker_step or (found.origins.weaker and found.origins.weaker.step)
     weaker, weaker_origin = open_weaker(others["weaker"], step)

@@ -324,9 +324,7 @@ def sampling_config(command: SampleCommand | GridCommand, default: SamplingConfi
     for scale in given.pop("guidance_scale", ()):
         dataclasses.replace(default, guidance_scale=scale)  # for its check
     if getattr(command, "invert", None) is not None:
-        default = dataclasses.replace(
-            default, sampler="ddim", eta=0.0, clipping="none"
-        )  # whatever else the run draws by
+        default = default.for_inversion()  # whatever else the run draws by
     config = dataclasses.replace(default, **given)
     config.require_used(given)
     return config

@@ -68,6 +68,8 @@ class Session:
         Raises:
             UserError: the mesh does not fit the devices or the model.
         """
+        if mesh == self.mesh:
+            return self
         arranged = sharding.make_mesh(mesh)
         sharding.check_tensor_axis(arranged, self.params)
         model = make_model(self.experiment, arranged)

@@ -6,13 +6,12 @@ tokenizer.json   of text-conditional runs         tensorboard/, samples/, loss.p
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from ldm_jax import manifest as manifests
 from ldm_jax.conditioning.tokenizer import load_tokenizer, token_inputs
 from ldm_jax.data.preparation import default_cache_dir
 from ldm_jax.errors import UserError
+from ldm_jax.files.folders import alone_in
 from ldm_jax.files.places import Place, is_local
 from ldm_jax.files.whole_files import write_atomically
 from ldm_jax.training.checkpoint_contents import digest_checkpoint
@@ -162,30 +162,19 @@ class RunFolder:
             "of them see: a shared file system, or gs://"
         )
 
-    @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
+    def claimed(self) -> contextlib.AbstractContextManager[None]:
         """Be the only program that trains in this folder; the system gives it up when this one ends, however it ends.
 
         Raises:
             UserError: another one trains in it.
         """
         if not is_local(self.path):
-            yield
-            return
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another program trains in {self.path}; wait for it, or end it (a launcher that was killed leaves "
-                    "its processes behind)"
-                ) from None
-            except OSError as error:  # a file system without locks
-                logger.info("%s cannot be locked (%s)", self.path, error)
-            yield
-        finally:
-            os.close(handle)
+            return contextlib.nullcontext()
+        return alone_in(
+            Path(self.path),
+            f"another program trains in {self.path}; wait for it, or end it (a launcher that was killed leaves its "
+            "processes behind)",
+        )
 
     def write_manifest(
         self, experiment: configs.Experiment, data: dict[str, Any], kind: Literal["run", "model"] = "run"

@@ -107,7 +107,7 @@ class TaskShelf:
         skip = num_skipped(task.strength, config.num_sample_steps)
         if task.kind == "image":
             return TaskSamplers(session.sampler(config, skip=skip))
-        config = dataclasses.replace(config, sampler="ddim", eta=0.0, clipping="none")
+        config = config.for_inversion()
         kind = session.experiment.diffusion.prediction_type
         inversion = make_inversion(config, session.model.schedule, kind, skip=skip)
         return TaskSamplers(session.sampler(config, skip=skip), inversion)
