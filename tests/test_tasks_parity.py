@@ -83,7 +83,7 @@ def test_tasks_of_an_imported_pipeline_from_the_command(tmp_path: Path):
     mask = np.zeros(size, np.uint8)
     mask[: size[0] // 2] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    model = ["--model", str(PIPELINE), "--prompt", "a cat", "--num-sample-steps", "4", "--num-samples", "1"]
+    model = ["--model", str(PIPELINE), "--prompt", "a cat", "--num-sample-steps", "4"]
     for name, flags in (
         ("image", ["--image", str(picture), "--strength", "0.5"]),
         ("mask", ["--image", str(picture), "--mask", str(tmp_path / "mask.png")]),
