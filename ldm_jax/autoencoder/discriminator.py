@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ldm_jax.config import DiscriminatorConfig
+from ldm_jax.nn.parameter import parameter
 
 NUM_ITERATIONS = 8
 NUM_GROUPS = 8
@@ -61,7 +62,7 @@ class PatchConv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b p q d"]:
         """Convolve `x` in the compute dtype."""
         init = nn.initializers.normal(0.02)
-        kernel = self.param("kernel", init, (4, 4, x.shape[-1], self.features), jnp.float32)
+        kernel = parameter(self, "kernel", init, (4, 4, x.shape[-1], self.features))
         if self.spectral:
             kernel = kernel / largest_singular_value(kernel.reshape(-1, self.features))
         h = jax.lax.conv_general_dilated(
@@ -73,7 +74,7 @@ class PatchConv(nn.Module):
         )
         if not self.use_bias:
             return h
-        return h + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+        return h + parameter(self, "bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
 
 
 class PatchNorm(nn.Module):
@@ -86,8 +87,8 @@ class PatchNorm(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Normalise `x` over the global batch and space, or over space and groups of channels."""
         channels = x.shape[-1]
-        scale = self.param("scale", _near_one, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        scale = parameter(self, "scale", _near_one, (channels,))
+        bias = parameter(self, "bias", nn.initializers.zeros, (channels,))
         grouped = x.astype(jnp.float32)
         if self.over_batch:
             axes = (0, 1, 2)

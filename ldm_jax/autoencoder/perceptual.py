@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from ldm_jax.config import SMALLEST_PICTURE, PerceptualNet
 from ldm_jax.errors import UserError
+from ldm_jax.nn.parameter import parameter
 
 # What the trunks saw in training, for pictures in [-1, 1] instead of [0, 1].
 _MEAN = (-0.030, -0.088, -0.188)
@@ -115,7 +116,7 @@ class Lpips(nn.Module):
         trunk, distance = Trunk(self.net, self.dtype, name="trunk"), jnp.zeros(len(first))
         for i, pair in enumerate(zip(*(trunk(standardize(x)) for x in (first, second)), strict=True)):
             a, b = (_unit(maps.astype(jnp.float32)) for maps in pair)
-            weight = self.param(f"head_{i}", nn.initializers.constant(1.0 / a.shape[-1]), (a.shape[-1],))
+            weight = parameter(self, f"head_{i}", nn.initializers.constant(1.0 / a.shape[-1]), (a.shape[-1],))
             distance += ((a - b) ** 2 @ weight).mean((1, 2))
         return distance
 

@@ -18,6 +18,7 @@ from ldm_jax.autoencoder.posterior import DiagonalGaussian
 from ldm_jax.config import AutoencoderVQConfig, Remat
 from ldm_jax.nn.conv import Conv
 from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel
+from ldm_jax.nn.parameter import parameter
 
 _BLOCK_PRODUCTS = 2**24  # 64 MiB in float32
 
@@ -33,7 +34,7 @@ class Codebook(nn.Module):
 
     def setup(self) -> None:
         """Create the codes, spread as in VQ-VAE: uniform in [-1/size, 1/size]."""
-        self.embedding = self.param("embedding", _uniform_codes, (self.size, self.channels), jnp.float32)
+        self.embedding = parameter(self, "embedding", _uniform_codes, (self.size, self.channels))
 
     def indices(self, z: Float[Array, "b *latent z"]) -> Int[Array, "b *latent"]:
         """The nearest code of each latent vector (1)."""

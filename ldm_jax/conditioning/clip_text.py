@@ -22,6 +22,7 @@ from ldm_jax.nn.dense import Dense, spread
 from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel
 from ldm_jax.nn.embeddings import sinusoidal_embedding
 from ldm_jax.nn.norm import layer_norm
+from ldm_jax.nn.parameter import parameter
 
 # Height and width of the original, its cropped top and left, height and width of the target.
 NUM_SIZES = 6
@@ -78,8 +79,8 @@ class ClipTextTransformer(nn.Module):
         """Name the parts."""
         config, init = self.config, nn.initializers.normal(0.02)
         self.token = nn.Embed(config.vocab_size, config.context_dim, embedding_init=init, name="token")
-        self.position = self.param(
-            "position", nn.initializers.normal(0.01), (config.context_length, config.context_dim), jnp.float32
+        self.position = parameter(
+            self, "position", nn.initializers.normal(0.01), (config.context_length, config.context_dim)
         )
         self.layers = [
             ClipLayer(config, True, self.dtype, self.kernel, name=f"layer_{i}") for i in range(config.num_layers)

@@ -15,6 +15,7 @@ from ldm_jax.conditioning.clip_text import ClipLayer
 from ldm_jax.config import ClipVisionConfig
 from ldm_jax.nn.dense import Dense, spread
 from ldm_jax.nn.norm import layer_norm
+from ldm_jax.nn.parameter import parameter
 
 
 class ClipImage(NamedTuple):
@@ -54,7 +55,7 @@ class ClipVisionTransformer(nn.Module):
         patch = nn.Conv(width, size, size, padding="VALID", use_bias=False, dtype=self.dtype, name="patch")
         patches = patch(image).reshape(image.shape[0], -1, width)
         init = nn.initializers.normal(width**-0.5)
-        token = self.param("class_token", init, (width,), jnp.float32)
-        position = self.param("position", init, (patches.shape[1] + 1, width), jnp.float32)
+        token = parameter(self, "class_token", init, (width,))
+        position = parameter(self, "position", init, (patches.shape[1] + 1, width))
         tokens = jnp.concatenate([spread(token, (image.shape[0], 1, width), self.dtype), patches], axis=1)
         return tokens + spread(position, tokens.shape, self.dtype)

@@ -16,6 +16,7 @@ from ldm_jax.nn.attention import Attention, FeedForward
 from ldm_jax.nn.dense import Dense, spread
 from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel
 from ldm_jax.nn.norm import layer_norm
+from ldm_jax.nn.parameter import parameter
 
 
 def empty_prompts(config: TextConditioning | ClipTextConditioning, batch: int) -> Int[Array, "b l"]:
@@ -85,7 +86,7 @@ class TextTransformer(nn.Module):
         if config.tokens_per_box == 1:  # objects have no order
             x = BoxEmbedding(config, self.dtype, name="boxes")(tokens, embed(tokens[:, ::3]))
         else:
-            position = self.param("position", init, (config.context_length, config.context_dim), jnp.float32)
+            position = parameter(self, "position", init, (config.context_length, config.context_dim))
             x = embed(tokens).astype(self.dtype)
             x = x + spread(position, x.shape, self.dtype)
         x = nn.Dropout(config.dropout, deterministic=not train, name="dropout")(x)

@@ -29,6 +29,7 @@ from ldm_jax.interop.mapping import PLAIN, Layout, Slot, TensorSource, read_para
 from ldm_jax.interop.transformers.options import class_of, skip_bookkeeping
 from ldm_jax.nn.attention import Attention, FeedForward
 from ldm_jax.nn.norm import layer_norm
+from ldm_jax.nn.parameter import parameter
 
 _HEAD_CHANNELS = 64
 
@@ -59,9 +60,9 @@ class Dinov2(nn.Module):
         patch, width = (config.patch_size,) * 2, config.width
         x = nn.Conv(width, patch, patch, padding="VALID", name="patch")(image)
         grid, normal = x.shape[1], nn.initializers.normal(0.02)
-        token = self.param("class_token", normal, (1, 1, width))
+        token = parameter(self, "class_token", normal, (1, 1, width))
         x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, width)), x.reshape(len(x), -1, width)], axis=1)
-        position = self.param("position", normal, (1, config.trained_grid**2 + 1, width))
+        position = parameter(self, "position", normal, (1, config.trained_grid**2 + 1, width))
         x = x + _resized(position, config.trained_grid, grid)
         for i in range(config.num_layers):
             x = Layer(config, name=f"layer_{i}")(x)
@@ -81,7 +82,7 @@ class Layer(nn.Module):
         feed_forward = FeedForward("gelu", config.mlp_ratio * config.width, name="feed_forward")
         norms = (layer_norm(jnp.float32, f"norm_{i}", config.norm_epsilon) for i in range(2))
         for i, (norm, layer) in enumerate(zip(norms, (attention, feed_forward), strict=True)):
-            x = x + self.param(f"scale_{i}", ones, (config.width,)) * layer(norm(x))
+            x = x + parameter(self, f"scale_{i}", ones, (config.width,)) * layer(norm(x))
         return x
 
 

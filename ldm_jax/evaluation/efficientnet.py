@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from ldm_jax.evaluation.frozen_norm import FrozenNorm, mean_over_space, torch_slot
 from ldm_jax.interop.mapping import Layout, Slot
+from ldm_jax.nn.parameter import parameter
 
 FEATURES = 1280
 _EPSILON = 1e-3
@@ -88,7 +89,7 @@ class Depthwise(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
         """Convolve."""
         side, stride = self.side, self.stride
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (side, side, 1, x.shape[-1]))
+        kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), (side, side, 1, x.shape[-1]))
         height, width = (-(-size // stride) for size in x.shape[1:3])
         x = jnp.pad(x, ((0, 0), *_same(x.shape[1:3], side, stride), (0, 0)))
         y = jnp.zeros((len(x), height, width, x.shape[-1]), x.dtype)

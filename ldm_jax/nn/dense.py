@@ -16,6 +16,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.nn.parameter import parameter
+
 
 def spread(
     x: Float[Array, "..."] | Float[np.ndarray, "..."], shape: Sequence[int], dtype: DTypeLike
@@ -35,9 +37,9 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*positions c"]) -> Float[Array, "*positions d"]:
         """Apply the layer to every position."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if not self.use_bias:
             return y
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         return y + spread(bias, y.shape, self.dtype)

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.nn.parameter import parameter
+
 
 class Moments(NamedTuple):
     """Mean and variance of the group of each channel, `[b, 1, ..., c]`, in float32."""
@@ -110,8 +112,8 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b *spatial c"], moments: Moments | None = None) -> Float[Array, "b *spatial c"]:
         """Normalise `x`, by the moments of what it is a part of if they are given; the result has the compute dtype."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        scale = parameter(self, "scale", nn.initializers.ones, (x.shape[-1],))
+        bias = parameter(self, "bias", nn.initializers.zeros, (x.shape[-1],))
         if moments is not None:
             return _normalize(x, scale, bias, moments, self.epsilon)[0].astype(self.dtype)
         y: Array = group_norm(x, scale, bias, self.num_groups, self.epsilon)

@@ -4,7 +4,6 @@ The same step serves both stages; they differ in their loss function alone.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,11 +88,9 @@ def accumulate_gradients(
         return one(batch)
     micros = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
-    def add(total: Any, micro: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, one(micro)), None
+    def add(total: Params, micro: Batch) -> tuple[Params, Metrics]:
+        gradients, metrics = one(micro)
+        return jax.tree.map(jnp.add, total, gradients), metrics
 
-    zero = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jax.tree.map(lambda x: x[0], micros))
-    )
-    total, _ = jax.lax.scan(add, zero, micros)
-    return jax.tree.map(lambda x: x / parts, total)
+    total, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), micros)
+    return jax.tree.map(lambda x: x / parts, total), jax.tree.map(lambda x: x.mean(0), metrics)

@@ -1,0 +1,23 @@
+"""Parameters of layers."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
+from jax.nn.initializers import Initializer
+from jaxtyping import Array, Float
+
+
+def parameter(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """`module.param` in float32, which traces the initializer again wherever a parameter is read, to compare shapes.
+
+    Comparing them without that spares a quarter of tracing a step (docs/performance.md).
+
+    Raises:
+        flax.errors.ScopeParamShapeError: the parameter that was given has another shape.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, init, shape, jnp.float32)
+    value = module.get_variable("params", name)
+    if value.shape != shape:
+        raise ScopeParamShapeError(name, "/" + "/".join(module.path), value.shape, shape)
+    return value
