@@ -1,22 +1,18 @@
 """What every test shares: eight CPU devices, quick compilation with a cache, and nothing else that is global."""
 
 import os
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from quick_compilation import QUICK
 
 NUM_DEVICES = 8
 
-# Before jax is imported by anyone: it reads these once. Without LLVM's optimisations compiling takes half the time, and
-# with the older way of writing fusions, which jax 0.12 does not know any more, half of that.
+# Before jax is imported by anyone: it reads these once.
 os.environ["JAX_PLATFORMS"] = "cpu"
-_QUICK = ["--xla_backend_optimization_level=0"]
-if version("jaxlib").startswith("0.10."):
-    _QUICK.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), f"--xla_force_host_platform_device_count={NUM_DEVICES}", *_QUICK]
+    [os.environ.get("XLA_FLAGS", ""), f"--xla_force_host_platform_device_count={NUM_DEVICES}", QUICK]
 )
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from quick_compilation import QUICK
 from safetensors.numpy import load_file, save_file
 
 from ldm_jax import cli
@@ -31,7 +32,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The programs inherit the flags of the tests, whose eight devices no tiny batch can be split over."""
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", QUICK)
 
 
 def test_every_task_computes_the_same_and_is_timed(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

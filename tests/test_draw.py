@@ -103,6 +103,7 @@ def test_the_interval_and_the_rescaling_reach_the_pictures(text: Session):
     assert apart(images(easel_for(text, dataclasses.replace(CONFIG, guidance_rescale=1.0), **asked))[0], base) > 1
 
 
+@pytest.mark.slow
 def test_a_weaker_model_is_led_away_from(text: Session, plain: Session):
     def with_weaker(session: Session, weaker: Session, scale: float, **asked: Any) -> np.ndarray:
         pictures = ask(Asked(num_samples=1, **asked), session, scale, has_weaker=True)
@@ -428,6 +429,7 @@ def test_a_grid_leads_away_from_a_weaker_model(run: Path, tmp_path: Path, text: 
         command.draw_grid_of(both, open_run)
 
 
+@pytest.mark.slow
 def test_a_picture_is_the_same_when_it_is_decoded_in_strips(run: Path, tmp_path: Path):
     flags = [str(run), "-p", "a red circle", "--num-samples", "1"]
     whole, strips = (

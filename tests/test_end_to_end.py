@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from quick_compilation import QUICK
 
 from ldm_jax.config import load_experiment, restore_experiment
 from ldm_jax.model import hash_params
@@ -26,8 +27,7 @@ TIMES = ("seconds_per_step", "images_per_second", "images_per_second_per_device"
 @pytest.fixture(scope="module")
 def environment(data_cache: Path) -> dict[str, str]:
     """Data of its own, the compilation cache of all, and one device, whose programs compile quickest."""
-    level = "--xla_backend_optimization_level=0"
-    return os.environ | {"LDM_JAX_CACHE": str(data_cache), "XLA_FLAGS": level, "JAX_NUM_CPU_DEVICES": "1"}
+    return os.environ | {"LDM_JAX_CACHE": str(data_cache), "XLA_FLAGS": QUICK, "JAX_NUM_CPU_DEVICES": "1"}
 
 
 def call(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -34,6 +34,7 @@ def experiment(data_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return dataclasses.replace(tiny, sampling=dataclasses.replace(tiny.sampling, guidance_scale=1.0), seed=3)
 
 
+@pytest.mark.slow
 def test_the_scores_are_those_of_the_command(experiment: Experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     work = open_workspace(experiment, tmp_path / "training")
     session = Session(experiment, work.model, random_params(work.model))

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from killed_run import NUM_KEPT, NUM_STEPS
+from quick_compilation import QUICK
 
 from ldm_jax.training.checkpoint_contents import digest_checkpoint
 from ldm_jax.training.logging import read_metrics
@@ -39,7 +40,7 @@ def command(run: Path, data: Path, devices: int = 1, *crash: str) -> dict[str, A
     """How the run is started, for subprocess."""
     arguments = [sys.executable, str(TESTS / "killed_run.py"), str(run), str(data), str(devices), *crash]
     path = f"{TESTS.parent}{os.pathsep}{TESTS}"
-    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    flags = {"XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     return {"args": arguments, "env": os.environ | flags | {"LDM_JAX_CACHE": str(data)}, "text": True}
 
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from encoded_run import SIZE, encodable_run
+from quick_compilation import QUICK
 from tiny import tiny_experiment
 
 from ldm_jax import cli
@@ -186,7 +187,7 @@ NUM_KILLS = int(os.environ.get("LDM_JAX_KILLS", "6"))
 def command(run: Path, out: Path, data_cache: Path, *launch: str) -> dict[str, object]:
     """How a run is encoded, for subprocess."""
     flags = {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": QUICK,
         "JAX_PLATFORMS": "cpu",
         "LDM_JAX_CACHE": str(data_cache),
     }

@@ -54,7 +54,7 @@ class Mixture:
 GAUSSIAN, MIXTURE = Mixture([0.5], 1.5), Mixture([-2.0, 0.0, 3.0], 0.7)
 
 
-@pytest.mark.parametrize("data", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
+@pytest.mark.parametrize("data", [GAUSSIAN, pytest.param(MIXTURE, marks=pytest.mark.slow)], ids=["gaussian", "mixture"])
 def test_the_bound_is_just_above_the_truth(data: Mixture):
     z0 = data.sample(MANY)  # a draw of z_t leaves the bound uncertain
 

@@ -342,6 +342,7 @@ def test_the_start_is_told_in_one_line(toy: Toy, caplog: pytest.LogCaptureFixtur
     assert re.fullmatch(rf"toy: start-up \d+\.\d s: {laps}; \S+ GFLOP a step", line)
 
 
+@pytest.mark.slow
 def test_compiling_is_no_part_of_the_first_step(toy: Toy, monkeypatch: pytest.MonkeyPatch):
     stage = toy.stage()
 
@@ -368,6 +369,7 @@ def test_a_trace_of_some_steps_is_left_and_said_how_to_view(toy: Toy, caplog: py
     assert told in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_within_its_trace_still_leaves_one(toy: Toy, caplog: pytest.LogCaptureFixture):
     toy.config = dataclasses.replace(CONFIG, profile_steps=(5, 99))
     with caplog.at_level(logging.INFO):

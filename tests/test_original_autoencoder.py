@@ -99,6 +99,7 @@ def constructed(target: str, dd: dict, embed_dim: int) -> dict[str, tuple[int, .
     return shapes if target == KL else shapes | {"quantize.embedding.weight": (7, embed_dim)}
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(
     st.sampled_from([KL, VQ]),

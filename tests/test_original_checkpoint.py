@@ -220,6 +220,7 @@ def test_labels_alone_need_no_table_in_the_file() -> None:
     assert same(read_checkpoint(written, found, where="f"), params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "library", "prefix"),
     [

@@ -152,6 +152,7 @@ def options(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(options())
 def test_every_tensor_of_the_constructor_has_its_parameters_and_no_other(o: dict[str, Any]) -> None:

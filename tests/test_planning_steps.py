@@ -65,6 +65,7 @@ def test_a_planned_step_is_the_trained_one(work: Workspace, name: StageName):
     assert planned.function.lower(*planned.arguments).as_text() == trained.as_text()
 
 
+@pytest.mark.slow
 def test_lpips_is_planned_without_its_weights(data_cache: Path, mesh: Any, monkeypatch: pytest.MonkeyPatch):
     """Their shapes are enough; they are arguments of the program, whole on every chip, and not trained."""
     monkeypatch.setattr(perceptual_weights, "perceptual_package", lambda net: None)

@@ -86,6 +86,7 @@ def test_what_differs_is_named(samples: Path, tmp_path: Path, capsys: pytest.Cap
     assert f"{name}: 000000000000 -> " in out and "(0.52% of the values differ, by at most 64 of 255)" in out
 
 
+@pytest.mark.slow
 def test_samples_of_a_model_that_is_gone_or_another_one(samples: Path, run: Path, data_cache: Path, tmp_path: Path):
     manifest = json.loads((samples / "manifest.json").read_text())
     copy = shutil.copytree(samples, tmp_path / "copy")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from quick_compilation import QUICK
 from test_session import make_session
 
 from ldm_jax.pictures import read_picture
@@ -35,7 +36,7 @@ def run(data_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(run: Path, *flags: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_NUM_CPU_DEVICES": "1"}
+    environment = os.environ | {"XLA_FLAGS": QUICK, "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, "sample.py", *((str(run),) if run.is_dir() else ()), *flags]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

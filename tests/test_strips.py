@@ -60,7 +60,7 @@ def test_strips_make_what_the_whole_maps_make(name: str) -> None:
     assert_same_numbers(AUTOENCODERS[name], random_array(2, 24, 16, 3), strip_rows=5)
 
 
-@pytest.mark.parametrize("strip_rows", [1, 2, 3, 8, 100])
+@pytest.mark.parametrize("strip_rows", [1, 8])
 def test_their_height_is_of_no_consequence(strip_rows: int) -> None:
     assert_same_numbers(PLAIN, random_array(1, 28, 8, 3), strip_rows)
 
@@ -82,6 +82,7 @@ def test_moments_of_a_part_are_not_those_of_the_whole() -> None:
     assert np.abs(norm.apply(params, x[:, :2]) - whole[:, :2]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_memory_of_large_maps_is_a_part_of_what_it_was() -> None:
     """By the compiler's own account, of a decoder and an encoder that widen as Stable Diffusion's do."""
     config = AutoencoderKLConfig(**{**SIZES, "channel_mult": (1, 2, 4)}, mid_attention=False)

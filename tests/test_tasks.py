@@ -135,6 +135,7 @@ def test_the_least_strength_that_is_named_makes_a_step(steps: int):
     assert found is not None and num_skipped(float(found.group(1)), steps) == steps - 1
 
 
+@pytest.mark.slow
 def test_little_strength_gives_what_the_autoencoder_makes_of_it_and_much_does_not(plain: Session, files: Any):
     config = SamplingConfig(num_sample_steps=1000, sampler="ddim")
     wanted = reconstruction(plain, files["a"])
@@ -160,6 +161,7 @@ def test_a_picture_is_the_same_in_any_batch(plain: Session, files: Any):
     assert max(apart(one[i], other[i]) for i in range(3)) <= 1
 
 
+@pytest.mark.slow
 def test_it_is_guided_and_conditioned_as_any_picture(text: Session, classes: Session, files: Any):  # noqa: F811
     asked: dict[str, Any] = {"image": files["a"], "strength": 1.0, "num_samples": 1}
     red, blue = (images(text, prompts=(prompt,), **asked)[0] for prompt in ("a red circle", "a blue square"))
@@ -185,7 +187,7 @@ def test_cells_with_any_pixel_to_paint_are_made_up():
     np.testing.assert_array_equal(np.argwhere(cells), [[1, 0]])
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "unipc", "euler_ancestral"])
+@pytest.mark.parametrize("sampler", ["ddim", pytest.param("euler_ancestral", marks=pytest.mark.slow)])
 def test_unpainted_pixels_are_the_pictures_own(plain: Session, files: Any, sampler: Any):
     config = SamplingConfig(sampler=sampler, num_sample_steps=4)
     found = images(plain, config, image=files["a"], mask=files["mask"], num_samples=2)
@@ -308,6 +310,7 @@ def test_inverted_and_drawn_it_comes_back_and_is_reported(text: Session, files: 
     assert apart(drawn.image, reconstruction(small, files["a"])) <= 8
 
 
+@pytest.mark.slow
 def test_a_prompt_edits_what_was_inverted(text: Session, files: Any):  # noqa: F811
     asked: dict[str, Any] = {"invert": files["a"], "source_prompt": "a red circle"}
     one = easel(text, prompts=("a blue square",), **asked)
@@ -330,6 +333,7 @@ def test_inversion_of_a_model_of_classes_takes_a_class(classes: Session, files: 
 # --- interpolation ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_between_noises_the_ends_are_the_plain_draws(plain: Session):
     way = images(plain, seed=1, seed_to=2, num_frames=3, num_samples=2, batch_size=6)
     ends = [images(plain, seed=seed, num_samples=2, batch_size=6) for seed in (1, 2)]

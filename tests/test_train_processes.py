@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from quick_compilation import QUICK
 
 from ldm_jax.pictures import read_picture
 from ldm_jax.training.checkpoint_contents import digest_checkpoint
@@ -40,7 +41,7 @@ def ldm(cache: Path) -> Callable[..., str]:
         launch = ["launch", "--processes", str(processes), "--"] if processes > 1 else []
         program = [sys.executable, "-c", "from ldm_jax.cli import main; main()", *launch, *arguments]
         own = {"PYTHONPATH": str(ROOT), "LDM_JAX_CACHE": str(cache), "SMALL_STEPS": str(steps)}
-        own |= {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+        own |= {"XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu"}
         environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"} | own
         ended = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=900)
         assert ended.returncode == 0, ended.stderr

@@ -35,15 +35,9 @@ BASE: dict[str, Any] = {
     "final_params": "params",
 }
 RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "v": ({"prediction_type": "v_prediction"}, {}),
     "x0": ({"prediction_type": "sample"}, {}),
     "min_snr_epsilon": ({"min_snr_gamma": 5.0}, {}),
-    "min_snr_v": ({"min_snr_gamma": 5.0, "prediction_type": "v_prediction"}, {}),
-    "clipping": ({"max_grad_norm": 0.1}, {}),
-    "accumulation": ({"gradient_accumulation": 2}, {}),
-    "warmup": ({"linear_warmup_steps": 3}, {}),
     "warmup_from_zero": ({"linear_warmup_steps": 3}, {"from_zero": True}),
-    "ema": ({"ema_decay": 0.9, "final_params": "ema"}, {}),
     "ema_warmed_up": ({"ema_decay": 0.9, "final_params": "ema"}, {"ema_warmup": True}),
     "adam": ({"optimizer": "adam", "weight_decay": 0.0, "betas": [0.5, 0.9]}, {}),
     "all": (

@@ -155,7 +155,9 @@ def test_a_first_stage_has_the_published_parameters_and_latents(name: str):
     assert model.latent_shape == LATENTS[name]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [n if n in ("celebahq256", "sd1") else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
+)
 def test_a_model_has_the_published_parameters_and_latents(name: str):
     experiment = loaded(name)
     first_stage, denoiser, conditioner = MODELS[name]
