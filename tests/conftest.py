@@ -1,5 +1,6 @@
 """What every test shares: eight CPU devices, quick compilation with a cache, and nothing else that is global."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -23,6 +24,13 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 settings.register_profile("patient", deadline=None)  # the first example compiles, and the machine may be busy
 settings.load_profile("patient")
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage seldom: tracing makes objects by the million, and looking took a tenth of all tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,7 @@ def apart(one: Any, other: Any) -> int:
 # --- what is drawn ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_call_and_two_draw_the_same(text: Session):
     asked: dict[str, Any] = {"prompts": ("a red circle",), "negative_prompts": ("a blue square",), "num_samples": 2}
     one = images(easel_for(text, **asked))

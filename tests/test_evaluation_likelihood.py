@@ -54,6 +54,7 @@ def measured(run: Path, **flags: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return {score.name: score for score in scores}, record
 
 
+@pytest.mark.slow
 def test_every_term_is_told_and_they_add_up(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = write_run(experiment, tmp_path / "run")
     scores, record = measured(run)

@@ -105,6 +105,7 @@ def trained(data_cache: Path, tmp_path: Path, surroundings: None) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_samples_and_runs_are_judged_beside_real_pictures(trained: Path):
     found = scores_of(target=str(trained), text=("words",), num_samples=8, guidance_scale=1.0)
     assert list(found) == ["retrieval_at_1_words_alexnet", "retrieval_at_1_words_alexnet_real"]

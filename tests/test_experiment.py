@@ -24,7 +24,7 @@ from ldm_jax.training.logging import read_metrics
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.workspace import open_workspace
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,6 @@ def test_latents_are_brought_to_unit_spread(finished: Path):
     assert (np.asarray(latent["std"]) > 0).all()
 
 
-@pytest.mark.slow
 def test_the_second_stage_can_start_from_the_first_of_another_run(finished: Path, data_cache: Path, tmp_path: Path):
     train_experiment(from_run(tiny_experiment(data_cache), finished), tmp_path / "second")
     assert not (tmp_path / "second" / "checkpoints" / "autoencoder").exists()
@@ -182,7 +181,6 @@ def test_a_folder_with_nothing_but_a_configuration_is_a_run_that_begins(data_cac
         train_experiment(dataclasses.replace(experiment, seed=1), tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("conditioning", [CLASSES, Unconditional()], ids=["classes", "nothing"])
 def test_other_conditionings_train_and_draw(data_cache: Path, tmp_path: Path, conditioning):
     experiment = dataclasses.replace(tiny_experiment(data_cache), conditioning=conditioning)
@@ -191,7 +189,6 @@ def test_other_conditionings_train_and_draw(data_cache: Path, tmp_path: Path, co
     assert not (tmp_path / "run" / "samples" / "heldout.png").exists()
 
 
-@pytest.mark.slow
 def test_latents_may_be_encoded_batch_by_batch(finished: Path, data_cache: Path, tmp_path: Path):
     experiment = tiny_experiment(data_cache)
     data = dataclasses.replace(experiment.data, cache_latents=False)

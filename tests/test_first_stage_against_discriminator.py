@@ -89,6 +89,7 @@ def size(tree: Any) -> float:
     return float(jnp.linalg.norm(ravel_pytree(tree)[0]))
 
 
+@pytest.mark.slow
 def test_each_network_learns_in_its_time(trial: Trial, gradient_of: Any):
     (_, early), alone = gradient_of(jnp.int32(0))
     _, warming = gradient_of(jnp.int32(2))

@@ -171,6 +171,7 @@ def test_a_terminated_run_saves_says_so_and_goes_on_to_the_same_bits(toy: Toy, o
     assert other.metrics() == toy.metrics()
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_step_does_not_matter(toy: Toy, other: Toy):
     other.evaluated = EvaluateAndTerminate()
     assert_same(other.run(), toy.run())
@@ -427,6 +428,7 @@ def test_a_batch_that_cannot_be_split_is_refused_with_those_that_can(toy: Toy):
         toy.run()
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(toy: Toy, other: Toy):
     one = toy.run()
     other.mesh = sharding.make_mesh(MeshConfig(), jax.devices())

@@ -151,7 +151,7 @@ def test_nothing_is_overwritten(stable: Session, tmp_path: Path) -> None:
 # --- there and back --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [CASES[0], pytest.param(CASES[1], marks=pytest.mark.slow)])
 def test_original_to_run_to_original(case: str, tmp_path: Path) -> None:
     session = read_original(GOLDEN / case)
     assert cli.run(cli.convert, [str(GOLDEN / case), str(tmp_path / "run")]) == 0
@@ -177,6 +177,7 @@ def test_original_to_diffusers(tmp_path: Path) -> None:
     assert back.experiment.diffusion.schedule == session.experiment.diffusion.schedule
 
 
+@pytest.mark.slow
 def test_diffusers_to_original(stable: Session, tmp_path: Path) -> None:
     write_pipeline(stable, tmp_path / "pipeline")
     assert cli.run(cli.convert, [str(tmp_path / "pipeline"), str(tmp_path / "back"), "--to", "original"]) == 0

@@ -97,6 +97,7 @@ def test_sampling_is_planned_with_whole_parameters(data_cache: Path, mesh: Any):
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(step.arguments[0]))
 
 
+@pytest.mark.slow
 def test_fsdp_takes_the_large_parameters_off_each_chip():
     experiment = load_experiment("smoke")
     whole, split = (

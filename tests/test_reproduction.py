@@ -67,6 +67,7 @@ def test_samples_are_drawn_again_to_the_bit(samples: Path, tmp_path: Path, capsy
         again(str(samples), "--out", str(samples))
 
 
+@pytest.mark.slow
 def test_what_differs_is_named(samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = samples / "manifest.json"
     manifest = json.loads(file.read_text())

@@ -27,7 +27,7 @@ AUTOENCODERS = {
 }
 
 
-QUICK = ("attention", "sums_of_taps", "codes")
+QUICK = ("sums_of_taps", "codes")
 
 
 @functools.cache
@@ -65,6 +65,7 @@ def test_their_height_is_of_no_consequence(strip_rows: int) -> None:
     assert_same_numbers(PLAIN, random_array(1, 28, 8, 3), strip_rows)
 
 
+@pytest.mark.slow
 def test_half_precision_is_as_exact_as_it_is() -> None:
     config, z = PLAIN, random_array(1, 8, 8, 2)
     exact = call(config, None, "decode", z)

@@ -254,6 +254,7 @@ def test_more_noise_is_a_later_timestep(plain: Session, files: Any):
     assert many == pytest.approx(10 * few, rel=0.5)
 
 
+@pytest.mark.slow
 def test_a_noisy_picture_is_sampled_from_the_level_of_its_noise(plain: Session, files: Any):
     config = SamplingConfig(num_sample_steps=50)
     one = easel(plain, config, denoise=files["a"], noise_level=3.0, num_samples=4)
@@ -323,6 +324,7 @@ def test_a_prompt_edits_what_was_inverted(text: Session, files: Any):  # noqa: F
     assert apart(found[0], found[1]) > 0
 
 
+@pytest.mark.slow
 def test_inversion_of_a_model_of_classes_takes_a_class(classes: Session, files: Any):
     back, edit = easel(classes, invert=files["a"], source_prompt="1", class_labels=("2",)).request.pictures
     assert (back.class_label, edit.class_label, back.prompt) == ("1", "2", None)

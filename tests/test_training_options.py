@@ -58,6 +58,7 @@ def states(experiment: Experiment, steps: int) -> list[Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_history_follows_what_was_drawn(experiment: Experiment):
     steps = 3 * HISTORY
     found = states(experiment, steps)
@@ -74,6 +75,7 @@ def test_the_history_follows_what_was_drawn(experiment: Experiment):
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
 
+@pytest.mark.slow
 def test_a_denoiser_with_a_variance_draws_with_every_kind_of_sampler(experiment: Experiment):
     model = make_model(experiment)
     params = random_params(model)

@@ -20,4 +20,4 @@ def parameter(module: nn.Module, name: str, init: Initializer, shape: tuple[int,
     value = module.get_variable("params", name)
     if value.shape != shape:
         raise ScopeParamShapeError(name, "/" + "/".join(module.path), value.shape, shape)
-    return value
+    return jnp.asarray(value)
