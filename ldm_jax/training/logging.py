@@ -129,9 +129,25 @@ def _open_to_append(path: Place) -> TextIO:
 def draw_losses(run: RunFolder) -> None:
     """Draw training and held-out loss of every stage into loss.png."""
     curves = _loss_curves(_lines_of(run.metrics_file))
-    with (run.path / "loss.png").open("wb") as file:
+    with _cycles_freed(), (run.path / "loss.png").open("wb") as file:
         _figure_of(curves).savefig(file, dpi=110, format="png")
-    gc.collect()  # a figure is cycles of references that hold 10 MiB, of which a dozen would gather (docs/scale.md)
+
+
+@contextlib.contextmanager
+def _cycles_freed() -> Iterator[None]:
+    """Free what is made and dropped inside, cycles of references included.
+
+    A figure is such cycles, which hold 10 MiB; a dozen would gather before Python looks for old ones (docs/scale.md).
+    As long as it does not look at all they stay young, and young ones are found in no time, whatever a program holds.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.collect(0)
+        if was_enabled:
+            gc.enable()
 
 
 Curve: TypeAlias = tuple[array, array]
