@@ -9,6 +9,7 @@ The position embedding is that of pictures of another size, resized by PyTorch's
 """
 
 import dataclasses
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,7 @@ def read_dinov2(path: Path) -> tuple[Dinov2Config, dict[str, Any]]:
         return config, _read(tensors, config, path, _ORIGINAL)
 
 
+@functools.cache
 def abstract_dinov2(config: Dinov2Config) -> dict[str, Any]:
     """Shapes of the parameters."""
     image = jax.ShapeDtypeStruct((1, 2 * config.patch_size, 2 * config.patch_size, 3), jnp.float32)

@@ -6,6 +6,7 @@ XLA runs depthwise convolutions slowly on CPUs; as shifted products and sums the
 (1) y[h, w, c] = sum_ij k[i, j, c] x[s h + i, s w + j, c]
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -120,6 +121,7 @@ def is_no_efficientnet_weight(name: str) -> bool:
     return name.endswith("num_batches_tracked") or name.startswith("_fc.")
 
 
+@functools.cache
 def abstract_efficientnet() -> dict:
     """Shapes of the parameters."""
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)

@@ -9,6 +9,7 @@ are the first 7 channels of the 17 x 17 map behind the 1 x 1 branch of Mixed_6d,
 (Nash et al. 2021, arXiv:2103.03841; Dhariwal and Nichol 2021, arXiv:2105.05233, evaluator).
 """
 
+import functools
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
@@ -164,6 +165,7 @@ def is_no_inception_weight(name: str) -> bool:
     return name.endswith("num_batches_tracked") or name.startswith("AuxLogits.") or name == "fc.bias"
 
 
+@functools.cache
 def abstract_inception(kind: InceptionKind) -> dict[str, Any]:
     """Shapes of the parameters."""
     image = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)

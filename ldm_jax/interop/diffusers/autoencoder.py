@@ -4,6 +4,7 @@ Their `latent_channels` are those between encoder and 1x1 convolution, our `z_ch
 `vq_embed_dim`. Nothing depends on `sample_size`, nor, in float32, on `force_upcast`.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,6 +251,7 @@ def autoencoder_slot(autoencoder: DiffusersAutoencoder, *, before_2023: bool = F
     return slot_of
 
 
+@functools.cache
 def abstract_autoencoder_params(autoencoder: DiffusersAutoencoder) -> Params:
     """The parameters' shapes, for the channels of the record."""
     module = make_autoencoder(autoencoder.config, autoencoder.out_channels, "float32")

@@ -1,5 +1,6 @@
 """The U-Nets of diffusers, `UNet2DModel` and `UNet2DConditionModel`: configuration and parameters, both ways."""
 
+import functools
 from typing import Any
 
 import jax
@@ -84,6 +85,7 @@ def _resampling(part: str, direction: str) -> str:
     return f"{direction}samplers.0.{blocks.resnet(inner) if kind == 'resnet' else inner}"
 
 
+@functools.cache
 def abstract_unet_params(unet: DiffusersUNet) -> Params:
     """The parameters' shapes, for the channels and conditions of the record."""
     config = unet.config

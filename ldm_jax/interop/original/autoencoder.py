@@ -6,6 +6,7 @@ Source: github.com/CompVis/latent-diffusion, ldm/models/autoencoder.py and ldm/m
 (a506df5), and sgm/models/autoencoder.py of Stability-AI/generative-models (0ad7de9).
 """
 
+import functools
 import logging
 import re
 from collections.abc import Iterator
@@ -66,6 +67,7 @@ class OriginalAutoencoder:
         return make_autoencoder(self.config, self.image_channels, "float32")
 
 
+@functools.cache
 def abstract_params(autoencoder: OriginalAutoencoder) -> Params:
     """The network's parameters as shapes."""
     side, module = autoencoder.config.downsample_factor, autoencoder.module

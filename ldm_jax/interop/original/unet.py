@@ -15,6 +15,7 @@ Source: github.com/CompVis/latent-diffusion, ldm/modules/diffusionmodules/openai
 Stability-AI/stablediffusion (cf1d67a) and Stability-AI/generative-models (0ad7de9).
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -62,6 +63,7 @@ class OriginalUNet:
         return UNet(self.config, self.out_channels)
 
 
+@functools.cache
 def abstract_params(unet: OriginalUNet) -> Params:
     """The network's parameters as shapes."""
     config = unet.config

@@ -1,5 +1,6 @@
 """LDM's text transformer as diffusers' LDMTextToImagePipeline stores it: LDMBertModel."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -115,6 +116,7 @@ def write_ldm_bert(params: Params) -> Iterator[tuple[str, np.ndarray]]:
     return write_tensors(params, ldm_bert_slot)
 
 
+@functools.cache
 def abstract_text(config: TextConditioning) -> Params:
     """Shapes of the parameters."""
     tokens = jax.ShapeDtypeStruct((1, config.context_length), jnp.int32)

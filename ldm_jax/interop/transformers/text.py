@@ -7,6 +7,7 @@ the largest id.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -185,6 +186,7 @@ def write_clip_text(params: Params) -> Iterator[tuple[str, np.ndarray]]:
     return write_tensors(params, clip_text_slot())
 
 
+@functools.cache
 def abstract_clip_text(config: ClipTextConditioning) -> Params:
     """Shapes of the parameters."""
     tokens = jax.ShapeDtypeStruct((1, config.context_length), jnp.int32)

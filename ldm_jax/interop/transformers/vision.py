@@ -1,5 +1,6 @@
 """CLIP's vision transformer as transformers stores it: with a projection or without, or inside a CLIPModel."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -98,6 +99,7 @@ def write_clip_vision(params: Params) -> Iterator[tuple[str, np.ndarray]]:
     return write_tensors(params, clip_vision_slot())
 
 
+@functools.cache
 def abstract_clip_vision(config: ClipVisionConfig) -> Params:
     """Shapes of the parameters."""
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, config.image_channels), jnp.float32)
