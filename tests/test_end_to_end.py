@@ -1,12 +1,13 @@
-"""The two commands of the README, from the shell, on the shipped `smoke` experiment: train, draw, go on, be killed."""
+"""The two commands of the README, from the shell, on the shipped `smoke` experiment: train, draw, go on.
+
+Kills and signals, at any moment: tests/test_exact_resume.py.
+"""
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from ldm_jax.config import load_experiment, restore_experiment
 from ldm_jax.model import hash_params
 from ldm_jax.sampling.session import load_session
 from ldm_jax.training.logging import read_metrics
-from ldm_jax.training.stopping import SAVED_AND_STOPPED
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("seconds_per_step", "images_per_second", "images_per_second_per_device", "input_wait")
@@ -97,40 +97,6 @@ def test_bad_input_ends_with_one_line_and_status_2(trained: Path, environment: d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
-def test_a_killed_run_ends_with_the_same_bits(trained: Path, environment: dict[str, str], tmp_path: Path, stage: str):
-    """SIGKILL once the first checkpoint of a stage is there, wherever that hits; then the same command again."""
-    run = tmp_path / "killed"
-    command = ["train.py", "smoke", "--run-dir", str(run)]
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(process, run / "checkpoints" / stage / "00000010.json")
-    finally:
-        process.kill()
-        process.wait()
-    assert not (run / "samples" / "heldout.png").exists()
-    ended = call(environment, *command)
-    assert ended.returncode == 0, ended.stderr
-    assert digest(run) == digest(trained)
-    assert metrics(run) == metrics(trained)
-
-
-@pytest.mark.slow
-def test_a_terminated_run_saves_and_ends_with_the_same_bits(trained: Path, environment: dict[str, str], tmp_path: Path):
-    run = tmp_path / "terminated"
-    command = ["train.py", "smoke", "--run-dir", str(run)]
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    wait_for(process, run / "checkpoints" / "autoencoder" / "00000010.json")
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[1]
-    if process.returncode != 0:  # else it was through already
-        assert process.returncode == SAVED_AND_STOPPED, said
-        assert "the same command goes on from there" in said
-    assert call(environment, *command).returncode == 0
-    assert digest(run) == digest(trained)
-
-
-@pytest.mark.slow
 def test_a_damaged_final_checkpoint_is_trained_again_to_the_same_bits(
     trained: Path, environment: dict[str, str], tmp_path: Path
 ):
@@ -145,15 +111,6 @@ def test_a_damaged_final_checkpoint_is_trained_again_to_the_same_bits(
     assert ended.returncode == 0, ended.stderr
     assert f"{folder} is damaged: {largest.relative_to(folder)} has changed" in ended.stderr
     assert digest(run) == digest(trained)
-
-
-def wait_for(process: "subprocess.Popen[Any]", path: Path, seconds: float = 300.0) -> None:
-    """Until the file is there; the process must not have ended before."""
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, "it ended before its first checkpoint"
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def digest(run: Path) -> str:

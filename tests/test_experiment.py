@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import CLASSES, tiny_experiment
+from tiny import tiny_experiment
 
 import ldm_jax.experiment
-from ldm_jax.config import AutoencoderKLConfig, Experiment, FirstStageConfig, Unconditional, save_experiment
+from ldm_jax.config import AutoencoderKLConfig, Experiment, FirstStageConfig, save_experiment
 from ldm_jax.errors import UserError
 from ldm_jax.experiment import train_experiment
 from ldm_jax.sampling.session import load_session
@@ -179,14 +179,6 @@ def test_a_folder_with_nothing_but_a_configuration_is_a_run_that_begins(data_cac
     save_experiment(experiment, tmp_path / "config.json")
     with pytest.raises(UserError, match="seed: 0 -> 1"):
         train_experiment(dataclasses.replace(experiment, seed=1), tmp_path)
-
-
-@pytest.mark.parametrize("conditioning", [CLASSES, Unconditional()], ids=["classes", "nothing"])
-def test_other_conditionings_train_and_draw(data_cache: Path, tmp_path: Path, conditioning):
-    experiment = dataclasses.replace(tiny_experiment(data_cache), conditioning=conditioning)
-    train_experiment(experiment, tmp_path / "run")
-    assert (tmp_path / "run" / "samples" / "samples_000003.png").is_file()
-    assert not (tmp_path / "run" / "samples" / "heldout.png").exists()
 
 
 def test_latents_may_be_encoded_batch_by_batch(finished: Path, data_cache: Path, tmp_path: Path):

@@ -382,7 +382,7 @@ def open_run(path: Path, **_: Any) -> Session:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "inpainting_text"])
 def test_a_run_draws_from_held_out_data_and_again_to_the_bit(name: str, data_cache: Path, tmp_path: Path):
     run = tmp_path / "run"
     train_experiment(tiny(name, data_cache), run)
