@@ -1,13 +1,14 @@
 """Parameters of layers."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.errors import ScopeParamShapeError
-from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
 
-def parameter(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> Float[Array, "..."]:
+def parameter(module: nn.Module, name: str, init: Callable[..., Array], shape: tuple[int, ...]) -> Float[Array, "..."]:
     """`module.param` in float32, which traces the initializer again wherever a parameter is read, to compare shapes.
 
     Comparing them without that spares a quarter of tracing a step (docs/performance.md).
