@@ -27,7 +27,7 @@ SINGLE = [name for name in NAMES if "/" not in name]
 FAMILY = [name for name in NAMES if "/" in name]
 RESTARTED = [
     *("fashion_mnist", "imagenet256_ldm4", "inpainting", "layout", "neighbours", "openmoji", "openmoji_vq"),
-    *("superres", "text2image_f8"),
+    *("semantic", "superres", "text2image_f8", "zoo/lsun_churches256"),
 ]
 """As many as differ, at a tiny size, where a restart could. The `smoke` experiment and a classifier are restarted in
 tests of their own."""

@@ -22,7 +22,7 @@ transformers: Any = pytest.importorskip("transformers")
 SD1 = GOLDEN / "unet_sd1"
 
 
-@pytest.mark.parametrize("case", ["unet_sd1", "autoencoder_vq", "clip_text"])
+@pytest.mark.parametrize("case", ["unet_sd1", "autoencoder_kl", "autoencoder_vq", "clip_text"])
 def test_no_layer_of_a_golden_model_differs(case: str):
     sections = run_layers(GOLDEN / case)
     assert [(section.dtype, section.direction) for section in sections] == [

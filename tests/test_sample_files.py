@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -35,21 +36,18 @@ def run(data_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.path
 
 
+@pytest.fixture(autouse=True)
+def interrupts_are_heeded() -> Iterator[None]:
+    """A shell has what it starts in the background ignore them, and so do the programs that this starts in turn."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 def start(run: Path, *flags: str) -> subprocess.Popen[bytes]:
     environment = os.environ | {"XLA_FLAGS": QUICK, "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, "sample.py", *((str(run),) if run.is_dir() else ()), *flags]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def stop(process: subprocess.Popen[bytes], sent: signal.Signals) -> str:
-    """What it says when it gets the signal; Python loses one that arrives while C code asks Python and drops errors."""
-    for _ in range(10):
-        process.send_signal(sent)
-        try:
-            return process.communicate(timeout=2)[1].decode()
-        except subprocess.TimeoutExpired:
-            continue
-    raise AssertionError("it goes on drawing")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -65,7 +63,8 @@ def test_killed_half_way_it_goes_on_and_ends_the_same(run: Path, tmp_path: Path,
     while len(list(parts.glob("*_*.png"))) < 100 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     assert process.poll() is None, "it was through before the signal"
-    said = stop(process, sent)
+    process.send_signal(sent)
+    said = process.communicate(timeout=60)[1].decode()
     assert process.returncode == (130 if sent == signal.SIGINT else -sent), said
     found = len(list(parts.glob("*_*.png")))
     assert 100 <= found < COUNT

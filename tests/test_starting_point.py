@@ -133,14 +133,17 @@ def test_it_draws_prompts_with_the_models_own_tokenizer(tuned: tuple[Experiment,
     assert [file.exists() for file in files] == [True, True]
 
 
-def test_going_on_needs_no_folder_and_ends_with_the_same_bits(beside: tuple[Experiment, Path], tmp_path: Path):
-    experiment, finished = beside
+@pytest.mark.parametrize("kind", ["tuned", "beside"])
+def test_going_on_needs_neither_model_nor_folder_and_ends_with_the_same_bits(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+):
+    experiment, finished = request.getfixturevalue(kind)
     run = before_the_last_step(finished, tmp_path / "run")
     train_experiment(experiment, run)
     assert_same(load_session(run).params, load_session(finished).params)
 
 
-def test_going_on_needs_no_model_which_the_command_may_leave_out(tuned: tuple[Experiment, Path], tmp_path: Path):
+def test_going_on_may_leave_the_model_out_of_the_command(tuned: tuple[Experiment, Path], tmp_path: Path):
     run = before_the_last_step(tuned[1], tmp_path / "run")
     train_experiment(dataclasses.replace(tuned[0], start=None), run)
     assert_same(load_session(run).params, load_session(tuned[1]).params)

@@ -60,7 +60,7 @@ def test_strips_make_what_the_whole_maps_make(name: str) -> None:
     assert_same_numbers(AUTOENCODERS[name], random_array(2, 24, 16, 3), strip_rows=5)
 
 
-@pytest.mark.parametrize("strip_rows", [1, 8])
+@pytest.mark.parametrize("strip_rows", [1, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 100))])
 def test_their_height_is_of_no_consequence(strip_rows: int) -> None:
     assert_same_numbers(PLAIN, random_array(1, 28, 8, 3), strip_rows)
 

@@ -187,7 +187,9 @@ def test_cells_with_any_pixel_to_paint_are_made_up():
     np.testing.assert_array_equal(np.argwhere(cells), [[1, 0]])
 
 
-@pytest.mark.parametrize("sampler", ["ddim", pytest.param("euler_ancestral", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "sampler", ["ddim", *(pytest.param(n, marks=pytest.mark.slow) for n in ("unipc", "euler_ancestral"))]
+)
 def test_unpainted_pixels_are_the_pictures_own(plain: Session, files: Any, sampler: Any):
     config = SamplingConfig(sampler=sampler, num_sample_steps=4)
     found = images(plain, config, image=files["a"], mask=files["mask"], num_samples=2)
