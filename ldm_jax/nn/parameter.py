@@ -9,9 +9,10 @@ from jaxtyping import Array, Float
 
 
 def parameter(module: nn.Module, name: str, init: Callable[..., Array], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """`module.param` in float32, which traces the initializer again wherever a parameter is read, to compare shapes.
+    """A float32 parameter, created by `init` or read, as `module.param` does it, but without calling `init` to read.
 
-    Comparing them without that spares a quarter of tracing a step (docs/performance.md).
+    `module.param` traces it wherever a parameter is read, to compare shapes: up to a quarter of tracing a step
+    (docs/performance.md).
 
     Raises:
         flax.errors.ScopeParamShapeError: the parameter that was given has another shape.

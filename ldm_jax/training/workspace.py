@@ -136,7 +136,7 @@ def _open(experiment: Experiment, run_dir: Place, given: Mapping[str, Tokenizer]
     if not shelf.is_empty:
         shelf.of_heldout(0)  # what the data lack should be known now
     model, tokenizers = make_model(experiment, mesh), _tokenizers(experiment, run, train, given)
-    if mesh.shape["tensor"] > 1:
+    if mesh.shape["tensor"] > 1:  # else nothing can be wrong, and tracing a model takes a second
         sharding.check_tensor_axis(mesh, jax.eval_shape(model.init, rng.root_key(0)))
     make_sampler(experiment.sampling, model.schedule, experiment.diffusion.prediction_type)  # it is needed much later
     data: dict[str, object] = {name: _describe(split) for name, split in splits.items()}
