@@ -33,8 +33,10 @@ from ldm_jax.interop.cases.components import unet_arguments
 from ldm_jax.interop.diffusers.autoencoder import read_autoencoder_config, read_autoencoder_params
 from ldm_jax.interop.diffusers.component import read_config, read_weights
 from ldm_jax.interop.diffusers.unet import read_unet_config, read_unet_params
+from ldm_jax.interop.diffusers.unet_fields import DiffusersUNet
 from ldm_jax.model import Params, num_parameters
 from ldm_jax.nn.apply import apply
+from ldm_jax.nn.dot_product_attention import AttentionKernel
 from ldm_jax.training.optimizers import make_optimizer
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.step import Batch, LossFn, Metrics, make_step
@@ -78,8 +80,7 @@ def _compile(jitted: Any, *arguments: Any) -> tuple[Callable[..., Any], float, f
 
 
 def _train(task: Task, mesh: Mesh, inputs: Mapping[str, np.ndarray]) -> Work:
-    unet = read_unet_config(*read_config(Path(task.folder)))
-    module = UNet(unet.config, unet.out_channels, jnp.dtype(task.dtype))
+    unet, module = _read_unet(task, mesh)
     params = {"denoiser": read_weights(Path(task.folder), read_unet_params, unet)}
     given = {name: x for name, x in unet_arguments(unet, inputs).items() if x is not None}
     batch = {"z0": given.pop("zt"), "noise": _last(inputs["noise"]), **given}
@@ -106,7 +107,7 @@ def unet_loss(task: Task, module: UNet) -> LossFn:
 
 
 def _train_autoencoder(task: Task, mesh: Mesh, inputs: Mapping[str, np.ndarray]) -> Work:
-    module, params = _read_autoencoder(task)
+    module, params = _read_autoencoder(task, mesh)
     batch = {"image": _last(inputs["sample"]), "noise": _last(inputs["noise"])}
     return _training(task, mesh, {"autoencoder": params}, autoencoder_loss(task, module), batch)
 
@@ -163,8 +164,7 @@ def _training(task: Task, mesh: Mesh, params: Params, loss_fn: LossFn, batch: Ma
 
 
 def _sample(task: Task, mesh: Mesh, inputs: Mapping[str, np.ndarray]) -> Work:
-    unet = read_unet_config(*read_config(Path(task.folder)))
-    module = UNet(unet.config, unet.out_channels, jnp.dtype(task.dtype))
+    unet, module = _read_unet(task, mesh)
     params = read_weights(Path(task.folder), read_unet_params, unet)
     config = SamplingConfig(sampler="ddim", num_sample_steps=task.num_sample_steps, guidance_scale=1.0)
     sampler = make_sampler(config, make_schedule(_schedule_config(task)), "epsilon")
@@ -180,7 +180,7 @@ def _sample(task: Task, mesh: Mesh, inputs: Mapping[str, np.ndarray]) -> Work:
 
 
 def _encode(task: Task, mesh: Mesh, inputs: Mapping[str, np.ndarray]) -> Work:
-    module, params = _read_autoencoder(task)
+    module, params = _read_autoencoder(task, mesh)
 
     def encode(params: Params, batch: Batch) -> Float[Array, "b *latent c"]:
         return apply(module, params, batch["image"], method="encode").mean
@@ -189,7 +189,7 @@ def _encode(task: Task, mesh: Mesh, inputs: Mapping[str, np.ndarray]) -> Work:
 
 
 def _decode(task: Task, mesh: Mesh, inputs: Mapping[str, np.ndarray]) -> Work:
-    module, params = _read_autoencoder(task)
+    module, params = _read_autoencoder(task, mesh)
 
     def decode(params: Params, batch: Batch) -> Float[Array, "b *spatial c"]:
         return apply(module, params, batch["z"], method="decode")
@@ -206,9 +206,15 @@ def _calling(mesh: Mesh, function: Callable[..., Any], params: Params, batch: Ma
     return Work(lambda: {"output": np.moveaxis(np.asarray(run(), np.float32), -1, 1)}, run, seconds, flops, count)
 
 
-def _read_autoencoder(task: Task) -> tuple[AutoencoderKL, Params]:
+def _read_unet(task: Task, mesh: Mesh) -> tuple[DiffusersUNet, UNet]:
+    unet = read_unet_config(*read_config(Path(task.folder)))
+    return unet, UNet(unet.config, unet.out_channels, jnp.dtype(task.dtype), AttentionKernel.choose("auto", mesh))
+
+
+def _read_autoencoder(task: Task, mesh: Mesh) -> tuple[AutoencoderKL, Params]:
     record = read_autoencoder_config(*read_config(Path(task.folder)))
-    module = make_autoencoder(record.config, record.out_channels, task.dtype)
+    kernel = AttentionKernel.choose("auto", mesh)
+    module = make_autoencoder(record.config, record.out_channels, task.dtype, kernel)
     assert isinstance(module, AutoencoderKL)  # `subjects` has refused the others
     return module, read_weights(Path(task.folder), read_autoencoder_params, record)
 

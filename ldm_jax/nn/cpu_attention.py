@@ -8,21 +8,26 @@ and once more backward. Which of the two is decided by shape.
 (2) dl = p' * (do v^T - <o, do>),  dv = p'^T do,  dq = dl k / sqrt(d),  dk = dl^T q / sqrt(d)
     with p' = exp(l - m), m = max l + log sum_j p_j    Dao et al. 2022, arXiv:2205.14135, appendix B.2
 
-Forward and backward of 8 heads of 8 samples on one core (2026-11-24, EPYC of family 26, jax 0.10.2; best of 25):
-256 queries and keys of 8 channels 37.5 ms as softmax(l) v, 19.8 by (1) in one piece, 13.4 by (2) one head at a time
-(PyTorch 2.13: 20.1); 64 of 16 channels 0.86, 0.69, 1.14 (1.35); 256 on 77 of 8 channels 4.2, 3.0, 3.7 (8.2). With 16
-samples, one head at a time 35.6, eight 30.0, sixteen 29.5, all in one piece 61.3.
+Products of a transposed matrix of weights are slow, so that (2) is computed with p'^T and dl^T in place of p' and dl
+where heads are narrow: then two of its three products take them as they lie, and the third is dq^T = k^T dl^T.
+
+Forward and backward of 8 heads on one core (2026-11-30, Xeon with AVX-512, jax 0.10.2; medians of 41 in turn), with 8
+samples: 256 queries and keys of 8 channels 61 ms as softmax(l) v, 43 by (2), 33 by (2) transposed; 256 on 77 of 8
+channels 11.7, 8.6, 7.3; 64 on 77 of 16 channels 2.8, 3.2, 2.7, and 2.3 by (1) in one piece.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-LONG = 2**15
+LONG = 2**14
 """Weights of one head from which on heads are computed a few at a time."""
 
+NARROW = 32
+"""Channels of a head below which (2) is computed transposed, and one head at a time."""
+
 WEIGHTS_AT_ONCE = 2**19
-"""Weights of the heads computed at a time: eight heads of 256 queries and keys; longer ones go alone."""
+"""Weights of the wider heads computed at a time: eight heads of 256 queries and keys; longer ones go alone."""
 
 Residuals = tuple[Array, Array, Array, Array, Array]
 
@@ -75,21 +80,41 @@ def _forward(
 
 
 def _backward(residuals: Residuals, do: Float[Array, "h q d"]) -> tuple[Array, Array, Array]:
-    def one(inputs: tuple[Array, ...]) -> tuple[Array, Array, Array]:
-        q, k, v, o, log_total, do = inputs
-        weights = jnp.exp(_logits(q, k) - log_total)
-        inner = jnp.sum(o.astype(jnp.float32) * do.astype(jnp.float32), axis=-1, keepdims=True)
-        of_weights = jnp.dot(do, v.T, preferred_element_type=jnp.float32)
-        of_logits = (weights * (of_weights - inner) * q.shape[-1] ** -0.5).astype(q.dtype)
-        return of_logits @ k, of_logits.T @ q, weights.astype(do.dtype).T @ do
+    query, key, *_ = residuals
+    one = _transposed_gradients if query.shape[-1] < NARROW else _gradients
+    return jax.lax.map(one, (*residuals, do), batch_size=_heads_at_once(query, key))
 
-    return jax.lax.map(one, (*residuals, do), batch_size=_heads_at_once(*residuals[:2]))
+
+def _gradients(inputs: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+    """(2) of one head."""
+    q, k, v, o, log_total, do = inputs
+    weights = jnp.exp(_logits(q, k) - log_total)
+    of_weights = jnp.dot(do, v.T, preferred_element_type=jnp.float32)
+    of_logits = (weights * (of_weights - _inner(o, do)) * q.shape[-1] ** -0.5).astype(q.dtype)
+    return of_logits @ k, of_logits.T @ q, weights.astype(do.dtype).T @ do
+
+
+def _transposed_gradients(inputs: tuple[Array, ...]) -> tuple[Array, Array, Array]:
+    """(2) of one head, by weights [k, q]; the barrier keeps `k` transposed in place of the larger `of_logits`."""
+    q, k, v, o, log_total, do = inputs
+    scaled = q * q.shape[-1] ** -0.5
+    weights = jnp.exp(jnp.dot(k, scaled.T, preferred_element_type=jnp.float32) - log_total.T)
+    of_weights = jnp.dot(v, do.T, preferred_element_type=jnp.float32)
+    of_logits = (weights * (of_weights - _inner(o, do).T)).astype(q.dtype)
+    of_query = (jax.lax.optimization_barrier(k.T) @ of_logits).T * q.shape[-1] ** -0.5
+    return of_query, of_logits @ scaled, weights.astype(do.dtype) @ do
+
+
+def _inner(o: Float[Array, "q d"], do: Float[Array, "q d"]) -> Float[Array, "q 1"]:
+    return jnp.sum(o.astype(jnp.float32) * do.astype(jnp.float32), axis=-1, keepdims=True)
 
 
 few_at_a_time.defvjp(_forward, _backward)
 
 
 def _heads_at_once(query: Float[Array, "h q d"], key: Float[Array, "h k d"]) -> int:
+    if query.shape[-1] < NARROW:
+        return 1
     return max(WEIGHTS_AT_ONCE // (query.shape[1] * key.shape[1]), 1)
 
 
