@@ -1,6 +1,7 @@
 """Convolutions: the sum of the textbook."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from module_trials import apply, compiled, param_shapes, random_array, random_params
 
-from ldm_jax.nn.conv import Conv, convolve, has_quick_products
+from ldm_jax.nn import conv
+from ldm_jax.nn.conv import Conv, convolve
 
 SPATIAL = [(7,), (5, 6), (3, 4, 5)]
 
@@ -64,17 +66,20 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters() -> None:
     np.testing.assert_allclose(y.astype(np.float32), exact, atol=0.05)
 
 
-WIDE = [((7,), ((1, 1),)), ((5, 6), ((1, 1), (1, 1))), ((4, 5), ((1, 0), (0, 1))), ((3, 2, 4), ((1, 1),) * 3)]
+SHAPES = [((7,), ((1, 1),)), ((5, 6), ((1, 1), (1, 1))), ((4, 5), ((1, 0), (0, 1))), ((3, 2, 4), ((1, 1),) * 3)]
 
 
-@pytest.mark.parametrize(("spatial", "padding"), WIDE)
-def test_the_gradient_of_a_wide_kernel_is_the_derivative(
-    spatial: tuple[int, ...], padding: tuple[tuple[int, int], ...]
+@pytest.mark.parametrize("strips", [1, 2, 3, 32])
+@pytest.mark.parametrize("features", [8, 96])
+@pytest.mark.parametrize(("spatial", "padding"), SHAPES)
+def test_gradients_are_the_derivatives(
+    spatial: tuple[int, ...], padding: tuple[tuple[int, int], ...], features: int, strips: int, monkeypatch
 ) -> None:
-    """Taken by products on a CPU."""
+    """Of the kernel in strips, and of the input with more channels than positions: both are formulated on a CPU."""
     sizes = tuple(1 + sum(pair) for pair in padding)
-    x, kernel = random_array(2, *spatial, 64), random_array(*sizes, 64, 128, seed=1) / 20
-    gradient, numbers = random_array(2, *spatial, 128, seed=2), "DHW"[-len(spatial) :]
+    x, kernel = random_array(2, *spatial, 12), random_array(*sizes, 12, features, seed=1) / 20
+    gradient, numbers = random_array(2, *spatial, features, seed=2), "DHW"[-len(spatial) :]
+    monkeypatch.setattr(conv, "STRIP_VALUES", math.ceil((x.size + gradient.size) / strips))
 
     def by_xla(x: jax.Array, kernel: jax.Array) -> jax.Array:
         names = (f"N{numbers}C", f"{numbers}IO", f"N{numbers}C")
@@ -83,14 +88,6 @@ def test_the_gradient_of_a_wide_kernel_is_the_derivative(
     def derivatives(operation):
         return compiled(lambda x, kernel, gradient: jax.vjp(operation, x, kernel)[1](gradient))(x, kernel, gradient)
 
-    assert has_quick_products(jnp.asarray(kernel))
     found = derivatives(lambda x, kernel: convolve(x, kernel, padding=padding))
     for ours, expected in zip(found, derivatives(by_xla), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("channels", "features", "dtype"), [(32, 256, "float32"), (64, 64, "float32"), (128, 128, "bfloat16")]
-)
-def test_other_kernels_are_left_to_the_compiler(channels: int, features: int, dtype: str) -> None:
-    assert not has_quick_products(jnp.zeros((3, 3, channels, features), dtype))

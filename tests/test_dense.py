@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from module_trials import apply, param_shapes, random_array, random_params
 
 from ldm_jax.nn.conv import Conv
-from ldm_jax.nn.dense import Dense, spread
+from ldm_jax.nn.dense import Dense, product, spread
 from ldm_jax.nn.resample import Downsample
 from ldm_jax.nn.resnet import ResBlock
 
@@ -33,6 +33,21 @@ def gradient(module: nn.Module, *inputs: np.ndarray) -> dict[str, Any]:
         return jnp.sum(jnp.asarray(module.apply({"params": params}, *arrays), jnp.float32))
 
     return jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params))
+
+
+@pytest.mark.parametrize("features", [2, 9])
+def test_its_gradients_are_those_of_the_product(features: int) -> None:
+    """Narrower and wider than its input: a CPU transposes the narrower of input and gradient."""
+    x, kernel = random_array(3, 4, 5), random_array(5, features, seed=1)
+
+    def derivatives(operation):
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(operation(x, kernel)))
+
+        return jax.jit(jax.grad(loss, (0, 1)))(jnp.asarray(x), jnp.asarray(kernel))
+
+    for ours, expected in zip(derivatives(product), derivatives(jnp.matmul), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_parameters_are_those_of_linens_layer() -> None:

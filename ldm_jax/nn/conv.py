@@ -1,10 +1,12 @@
 """Convolutions for any number of spatial axes.
 
 (1) y[p] = bias + sum_d kernel[d]^T x[s p + d]    with zeros outside; stride s
-(2) dL/dkernel[d] = sum_p x[p] (dL/dy[p - d])^T   the derivative of (1) with stride 1
+(2) dL/dkernel[d] = sum_p x[p] (dL/dy[p - d])^T   the derivatives of (1) with stride 1
+(3) dL/dx[p] = sum_d kernel[d] dL/dy[p - d]
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
@@ -16,11 +18,17 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ldm_jax.nn.dense import spread
+from ldm_jax.nn.dense import product, spread
 from ldm_jax.nn.parameter import parameter
 
 Padding: TypeAlias = tuple[tuple[int, int], ...]
 """Zeros before and after each spatial axis."""
+
+STRIP_VALUES = 2**19
+"""Values of input and gradient together that fit into a core's cache: 2 MiB in float32."""
+
+MAX_STRIPS = 32
+"""Each is compiled by itself, so that larger maps have larger ones."""
 
 
 class Conv(nn.Module):
@@ -58,25 +66,15 @@ def convolve(
 ) -> Float[Array, "b *positions d"]:
     """The sum in (1); a kernel of one position is a matrix product.
 
-    XLA's convolution is used for all others, and its derivatives but one: see `has_quick_products`.
+    XLA's convolution is used for all others; a CPU takes its derivatives as `convolution_gradients` says.
     """
     if all(size == 1 for size in kernel.shape[:-2]):
-        return x @ kernel.reshape(kernel.shape[-2:])
+        return product(x, kernel.reshape(kernel.shape[-2:]))
     *sizes, _, _ = kernel.shape
     around = tuple(((size - 1) // 2, size // 2) for size in sizes) if padding is None else tuple(padding)
-    if strides is None and has_quick_products(kernel):
+    if strides is None:
         return _convolve_by_one(x, kernel, around)
     return _convolve(x, kernel, tuple(strides or (1,) * len(sizes)), around)
-
-
-def has_quick_products(kernel: Float[Array, "..."]) -> bool:
-    """Whether a CPU takes the gradient of a kernel (2) sooner as a matrix product for each of its positions.
-
-    Measured in float32 on one core against XLA's own at maps of 4 to 256 positions a side: 0.27 to 0.9 of its time from
-    192 channels of input and output together and 64 of either; up to 1.6 times with fewer (docs/performance.md).
-    """
-    channels, features = kernel.shape[-2:]
-    return kernel.dtype == jnp.float32 and min(channels, features) >= 64 and channels + features >= 192
 
 
 def _convolve(
@@ -116,40 +114,57 @@ def convolution_gradients(
     padding: Padding,
     gradient: Float[Array, "b *positions d"],
 ) -> tuple[Float[Array, "b *spatial c"], Float[Array, "..."]]:
-    """Gradients of the input and of the kernel of a convolution with stride 1; nothing of it is computed again."""
-    convolve_by_one = partial(_convolve, strides=(1,) * len(padding), padding=padding)
-    (of_x,) = jax.linear_transpose(lambda x: convolve_by_one(x, kernel), x)(gradient)
+    """Gradients of the input (3) and of the kernel (2) of a convolution with stride 1; nothing of it is computed again.
 
-    def by_xla(x: Float[Array, "b *spatial c"], gradient: Float[Array, "b *positions d"]) -> Float[Array, "..."]:
-        return jax.linear_transpose(lambda kernel: convolve_by_one(x, kernel), kernel)(gradient)[0]
-
-    if not has_quick_products(kernel):
-        return of_x, by_xla(x, gradient)
-
-    def by_products(x: Float[Array, "b *spatial c"], gradient: Float[Array, "b *positions d"]) -> Float[Array, "..."]:
-        return _kernel_gradient(x, gradient, kernel.shape[:-2], padding)
-
-    return of_x, lax.platform_dependent(x, gradient, cpu=by_products, default=by_xla)
-
-
-def _kernel_gradient(
-    x: Float[Array, "b *spatial c"],
-    gradient: Float[Array, "b *positions d"],
-    sizes: tuple[int, ...],
-    padding: Padding,
-) -> Float[Array, "..."]:
-    """(2), a product for each position of a kernel of these `sizes`.
-
-    The barriers keep one transposed copy of `x`, and each window of the gradient in one piece, as the product wants it.
+    They are XLA's own, but for what it is slow at on a CPU: (2) of what does not fit into a core's cache, which is
+    summed over strips that do, and (3) where positions are fewer than channels of the output, for which it turns round
+    the kernel, the larger of the two (docs/performance.md).
     """
-    channels, features = x.shape[-1], gradient.shape[-1]
-    columns = lax.optimization_barrier(x.reshape(-1, channels).T)
+
+    def by_xla(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        return _of_input(x, kernel, padding, gradient), _of_kernel(x, kernel, padding, gradient)
+
+    strips = min(math.ceil((x.size + gradient.size) / STRIP_VALUES), MAX_STRIPS, gradient.shape[1])
+    has_few_positions = gradient.size <= gradient.shape[-1] ** 2
+
+    def by_parts(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        of_input = _of_input_as_it_lies if has_few_positions else _of_input
+        return of_input(x, kernel, padding, gradient), _of_kernel_in_strips(x, kernel, padding, gradient, strips)
+
+    if kernel.dtype != jnp.float32 or (strips == 1 and not has_few_positions):  # sums in bfloat16 would not be exact
+        return by_xla(x, kernel, gradient)
+    return lax.platform_dependent(x, kernel, gradient, cpu=by_parts, default=by_xla)
+
+
+def _of_input(x: Array, kernel: Array, padding: Padding, gradient: Array) -> Array:
+    strides = (1,) * len(padding)
+    return jax.linear_transpose(lambda x: _convolve(x, kernel, strides, padding), x)(gradient)[0]
+
+
+def _of_kernel(x: Array, kernel: Array, padding: Padding, gradient: Array) -> Array:
+    strides = (1,) * len(padding)
+    return jax.linear_transpose(lambda kernel: _convolve(x, kernel, strides, padding), kernel)(gradient)[0]
+
+
+def _of_kernel_in_strips(x: Array, kernel: Array, padding: Padding, gradient: Array, strips: int) -> Array:
+    """(2) as a sum over `strips` of the first spatial axis, each with the positions of `x` that reach it."""
+    around, *rest = padding
+    padded = jnp.pad(x, [(0, 0), around, *((0, 0),) * (x.ndim - 2)])
+    total, size, rows = jnp.zeros_like(kernel), kernel.shape[0], math.ceil(gradient.shape[1] / strips)
+    for begin in range(0, gradient.shape[1], rows):
+        strip = gradient[:, begin : begin + rows]
+        reach = padded[:, begin : begin + strip.shape[1] + size - 1]
+        total += _of_kernel(reach, kernel, ((0, 0), *rest), strip)
+    return total
+
+
+def _of_input_as_it_lies(x: Array, kernel: Array, padding: Padding, gradient: Array) -> Array:
+    """(3) by one product with the kernel, whose results are added up where they belong."""
+    *sizes, channels, features = kernel.shape
+    products = gradient @ kernel.reshape(-1, features).T
     wider = [(size - 1 - before, size - 1 - after) for size, (before, after) in zip(sizes, padding, strict=True)]
-    padded = jnp.pad(gradient, [(0, 0), *wider, (0, 0)])
-    products = []
-    for position in itertools.product(*map(range, sizes)):
-        begins = [size - 1 - at for size, at in zip(sizes, position, strict=True)]
+    padded, total = jnp.pad(products, [(0, 0), *wider, (0, 0)]), jnp.zeros_like(x)
+    for number, begins in enumerate(itertools.product(*(range(size - 1, -1, -1) for size in sizes))):
         window = tuple(slice(begin, begin + n) for begin, n in zip(begins, x.shape[1:-1], strict=True))
-        rows = lax.optimization_barrier(padded[(slice(None), *window)])
-        products.append(columns @ rows.reshape(-1, features))
-    return jnp.stack(products).reshape(*sizes, channels, features)
+        total += padded[(slice(None), *window, slice(number * channels, (number + 1) * channels))]
+    return total

@@ -5,6 +5,7 @@ bfloat16, which stops growing at 256 times its terms. Here the small array is sp
 the transpose of that is to cast first and to sum in float32. Forward nothing changes, and XLA fuses the two.
 
 (1) y = x W + b;  db = sum over all positions of dy, in float32
+(2) dW = x^T dy
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -24,6 +26,44 @@ def spread(
 ) -> Float[Array, "..."]:
     """`x` repeated to `shape` in `dtype`; its gradient is summed in float32 (1)."""
     return jnp.broadcast_to(x.astype(jnp.float32), tuple(shape)).astype(dtype)
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "*positions c"], kernel: Float[Array, "c d"]) -> Float[Array, "*positions d"]:
+    """x W at every position; the gradient of the kernel (2) is formulated for the platform."""
+    return x @ kernel
+
+
+def _forward(
+    x: Float[Array, "*positions c"], kernel: Float[Array, "c d"]
+) -> tuple[Float[Array, "*positions d"], tuple[Array, Array]]:
+    return product(x, kernel), (x, kernel)
+
+
+def _backward(
+    kept: tuple[Array, Array], gradient: Float[Array, "*positions d"]
+) -> tuple[Float[Array, "*positions c"], Float[Array, "c d"]]:
+    x, kernel = kept
+    rows, of_rows = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return gradient @ kernel.T, lax.platform_dependent(rows, of_rows, cpu=_of_kernel_on_cpu, default=_of_kernel)
+
+
+product.defvjp(_forward, _backward)
+
+
+def _of_kernel(x: Float[Array, "n c"], gradient: Float[Array, "n d"]) -> Float[Array, "c d"]:
+    """(2) as the compiler takes it."""
+    return x.T @ gradient
+
+
+def _of_kernel_on_cpu(x: Float[Array, "n c"], gradient: Float[Array, "n d"]) -> Float[Array, "c d"]:
+    """(2) with the narrower of the two transposed in one piece.
+
+    XLA transposes the gradient whatever its width, and computes all that led to it column by column.
+    """
+    if x.shape[1] <= gradient.shape[1]:
+        return lax.optimization_barrier(x.T) @ gradient
+    return (lax.optimization_barrier(gradient.T) @ x).T
 
 
 class Dense(nn.Module):
@@ -38,7 +78,7 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "*positions c"]) -> Float[Array, "*positions d"]:
         """Apply the layer to every position."""
         kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        y = product(x.astype(self.dtype), kernel.astype(self.dtype))
         if not self.use_bias:
             return y
         bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
