@@ -95,6 +95,8 @@ def test_sampling_is_planned_with_whole_parameters(data_cache: Path, mesh: Any):
     pictures = jax.eval_shape(step.function, *step.arguments)
     assert pictures.shape == (8, 8, 8, 3)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(step.arguments[0]))
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.arguments[0]))
+    assert whole < argument_bytes(step.arguments) < 1.5 * whole  # with the numbers of the sampler
 
 
 @pytest.mark.slow

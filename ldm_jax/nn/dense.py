@@ -44,23 +44,23 @@ def _backward(
     kept: tuple[Array, Array], gradient: Float[Array, "*positions d"]
 ) -> tuple[Float[Array, "*positions c"], Float[Array, "c d"]]:
     x, kernel = kept
-    rows, of_rows = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    return gradient @ kernel.T, lax.platform_dependent(rows, of_rows, cpu=_of_kernel_on_cpu, default=_of_kernel)
+    (of_x,) = jax.linear_transpose(lambda x: x @ kernel, x)(gradient)
+
+    def by_xla(x: Array, gradient: Array) -> Array:
+        return jax.linear_transpose(lambda kernel: x @ kernel, kernel)(gradient)[0]
+
+    return of_x, lax.platform_dependent(x, gradient, cpu=_of_kernel_on_cpu, default=by_xla)
 
 
 product.defvjp(_forward, _backward)
 
 
-def _of_kernel(x: Float[Array, "n c"], gradient: Float[Array, "n d"]) -> Float[Array, "c d"]:
-    """(2) as the compiler takes it."""
-    return x.T @ gradient
-
-
-def _of_kernel_on_cpu(x: Float[Array, "n c"], gradient: Float[Array, "n d"]) -> Float[Array, "c d"]:
+def _of_kernel_on_cpu(x: Float[Array, "*positions c"], gradient: Float[Array, "*positions d"]) -> Float[Array, "c d"]:
     """(2) with the narrower of the two transposed in one piece.
 
     XLA transposes the gradient whatever its width, and computes all that led to it column by column.
     """
+    x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     if x.shape[1] <= gradient.shape[1]:
         return lax.optimization_barrier(x.T) @ gradient
     return (lax.optimization_barrier(gradient.T) @ x).T

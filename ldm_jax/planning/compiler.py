@@ -7,6 +7,8 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from ldm_jax.planning.collectives import find_collectives
@@ -98,10 +100,11 @@ def bytes_accessed(program: Program, cost: Any) -> tuple[int, str]:
 
 
 def argument_bytes(arguments: Any) -> int:
-    """Bytes that abstract arguments take on each chip."""
+    """Bytes that arguments take on each chip: abstract ones, arrays and numbers of Python."""
 
     def size(leaf: Any) -> int:
-        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-        return math.prod(shape) * leaf.dtype.itemsize
+        shape, placement = np.shape(leaf), getattr(leaf, "sharding", None)
+        shape = shape if placement is None else placement.shard_shape(shape)
+        return math.prod(shape) * jnp.result_type(leaf).itemsize
 
     return sum(map(size, jax.tree.leaves(arguments)))
