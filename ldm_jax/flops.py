@@ -14,33 +14,29 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
-KernelRule = Callable[[list[tuple[int, ...]], list[tuple[int, ...]]], float]
-"""Shapes of a kernel's inputs and outputs -> its floating-point operations."""
-
-_KERNEL_RULES: dict[str, KernelRule] = {}
-
-
-def register_kernel(name: str, rule: KernelRule) -> None:
-    """Count calls of the Pallas kernel `name` (the argument of `pallas_call`) by a rule, not by what its body does.
-
-    Without a rule a kernel counts as its body at every point of its grid, with the longer branch of each condition:
-    skipped blocks and recomputed scores are then counted too.
-    """
-    _KERNEL_RULES[name] = rule
+_ATTENTION_PRODUCTS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
+"""Products of cuDNN's kernels for attention, with the weights that the gradient's computes again."""
 
 
 def count_flops(fn: Callable[..., Any], *args: Any) -> float:
     """Floating-point operations of `fn(*args)` (1), (2); the arguments may be abstract (`jax.ShapeDtypeStruct`).
 
     Loops count as often as they run, a `while` of unknown length once, and a condition as its longer branch. What is
-    computed again for the sake of memory (`jax.checkpoint`) is counted again.
+    computed again for the sake of memory (`jax.checkpoint`) is counted again. A Pallas kernel counts as its body at
+    every point of its grid, with the longer branch of each condition: blocks that it skips are counted, too.
     """
     return count_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
 def count_jaxpr(jaxpr: core.Jaxpr) -> float:
-    """Floating-point operations of a jaxpr and of all that it calls."""
+    """Floating-point operations of a jaxpr and of all that it calls, but for what leads to none of its results."""
+    live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _sum(live)
+
+
+def _sum(jaxpr: core.Jaxpr) -> float:
     return sum(_count(equation) for equation in jaxpr.eqns)
 
 
@@ -51,10 +47,13 @@ def _count(equation: core.JaxprEqn) -> float:
         case "conv_general_dilated":
             return _convolution(equation)
         case "pallas_call":
-            return _kernel(equation)
+            grid = [size for size in equation.params["grid_mapping"].grid if isinstance(size, int)]
+            return _sum(equation.params["jaxpr"]) * math.prod(grid)
+        case name if name in _ATTENTION_PRODUCTS:
+            return _ATTENTION_PRODUCTS[name] * _product_of_attention(equation)
         case "cond":
-            return max(count_jaxpr(inner) for inner in _inner_jaxprs(equation.params["branches"]))
-    inner = sum(count_jaxpr(jaxpr) for value in equation.params.values() for jaxpr in _inner_jaxprs(value))
+            return max(_sum(inner) for inner in _inner_jaxprs(equation.params["branches"]))
+    inner = sum(_sum(jaxpr) for value in equation.params.values() for jaxpr in _inner_jaxprs(value))
     return inner * _repetitions(equation) if inner else 0.0
 
 
@@ -97,10 +96,7 @@ def _convolution(equation: core.JaxprEqn) -> float:
     return 2.0 * math.prod(output) * positions * kernel[channels] / math.prod(equation.params["lhs_dilation"])
 
 
-def _kernel(equation: core.JaxprEqn) -> float:
-    name = equation.params.get("name") or equation.params["name_and_src_info"].name
-    if name in _KERNEL_RULES:
-        inputs, outputs = ([_shape(v) for v in variables] for variables in (equation.invars, equation.outvars))
-        return _KERNEL_RULES[name](inputs, outputs)
-    grid = [size for size in equation.params["grid_mapping"].grid if isinstance(size, int)]
-    return count_jaxpr(equation.params["jaxpr"]) * math.prod(grid)
+def _product_of_attention(equation: core.JaxprEqn) -> float:
+    """Of queries [b, q, n, d] with keys [b, k, n, d], or of as many weights with values."""
+    query, key = map(_shape, equation.invars[:2])
+    return 2.0 * math.prod(query) * key[1]

@@ -35,8 +35,8 @@ BLOCKS = [
 ]
 
 
-def compile_block(kind: str, side: int, channels: int) -> Any:
-    """A block, forward and backward to its parameters and inputs."""
+def compile_block(kind: str, side: int, channels: int) -> tuple[Any, Any]:
+    """A block, forward and backward to its parameters and inputs, and its abstract parameters."""
     mesh = steps.mesh_of("v5e:2x2", MeshConfig())
     kernel = AttentionKernel.choose("auto", mesh)
     block = ResBlock(channels, dtype=jnp.bfloat16)
@@ -54,13 +54,13 @@ def compile_block(kind: str, side: int, channels: int) -> Any:
         _, backward = jax.vjp(lambda *inputs: block.apply({"params": inputs[0]}, *inputs[1:]), params, x, other)
         return backward(gradient)
 
-    return jax.jit(both_ways).lower(params, x, other, x).compile()
+    return jax.jit(both_ways).lower(params, x, other, x).compile(), params
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "side", "channels", "most_gb", "most_gib"), BLOCKS)
 def test_blocks_move_and_keep_less_than_maxdiffusions(kind, side, channels, most_gb, most_gib) -> None:
-    block = compile_block(kind, side, channels)
+    block, _ = compile_block(kind, side, channels)
     assert block.cost_analysis()["bytes accessed"] / 1e9 < most_gb  # kernels are counted on neither side
     assert block.memory_analysis().temp_size_in_bytes / GIB < most_gib
 
@@ -68,9 +68,12 @@ def test_blocks_move_and_keep_less_than_maxdiffusions(kind, side, channels, most
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "side", "channels"), [("resnet", 64, 320), ("transformer", 32, 640)])
 def test_no_float32_activation_is_written(kind: str, side: int, channels: int) -> None:
-    """Statistics and sums are in float32, but what has the size of an activation never leaves a fusion."""
-    text = compile_block(kind, side, channels).as_text()
-    assert [line for line in steps.float32_results(text) if steps.num_values(line) >= 4 * side * side * channels] == []
+    """Statistics and sums are in float32, but what has the size of an activation never leaves a fusion; gradients of
+    parameters are in float32, and some are as large."""
+    block, params = compile_block(kind, side, channels)
+    of_parameters = {f"f32[{','.join(map(str, leaf.shape))}]" for leaf in jax.tree.leaves(params)}
+    written = set(steps.float32_results(block.as_text())) - of_parameters
+    assert [array for array in written if steps.num_values(array) >= 4 * side * side * channels] == []
 
 
 @pytest.mark.slow
