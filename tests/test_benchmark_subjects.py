@@ -6,16 +6,20 @@ import jax
 import numpy as np
 import pytest
 
+from ldm_jax.benchmark.ours import prepare
 from ldm_jax.benchmark.presets import PRESETS, SD1_UNET, SMALL_UNET, Network, Setting, kl_f8
 from ldm_jax.benchmark.subjects import Subject, describe, find_subjects, make_inputs, resize, torch_class, write_network
-from ldm_jax.benchmark.task import Schedule, Task, Training, read_task
-from ldm_jax.config import AutoencoderKLConfig, AutoencoderVQConfig, UNetConfig
+from ldm_jax.benchmark.task import Schedule, Task, TaskName, Training, read_task, write_inputs
+from ldm_jax.config import AutoencoderKLConfig, AutoencoderVQConfig, MeshConfig, UNetConfig
 from ldm_jax.errors import UserError
 from ldm_jax.interop.diffusers.autoencoder import DiffusersAutoencoder, abstract_autoencoder_params
 from ldm_jax.interop.diffusers.component import read_config, read_weights
 from ldm_jax.interop.diffusers.unet import abstract_unet_params, read_unet_config, read_unet_params
 from ldm_jax.interop.diffusers.unet_fields import DiffusersUNet
 from ldm_jax.model import num_parameters
+from ldm_jax.nn import attention
+from ldm_jax.nn.dot_product_attention import AttentionKernel, dot_product_attention
+from ldm_jax.sharding import make_mesh
 
 UNET = DiffusersUNet(
     config=UNetConfig(base_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(0,), num_groups=4,
@@ -134,3 +138,33 @@ def test_tolerances_are_those_of_rounding():
     exact = Task(name="decode", folder="f", torch_class="c", inputs="i", batch_size=2)
     rounded = Task(name="decode", folder="f", torch_class="c", inputs="i", batch_size=2, dtype="bfloat16")
     assert (exact.tolerance("cpu"), exact.tolerance("gpu"), rounded.tolerance("cpu")) == (1e-4, 0.1, 0.1)
+
+
+@pytest.mark.parametrize(("name", "network"), [("sample", UNET), ("decode", AUTOENCODER)])
+def test_our_side_takes_the_attention_of_training(name: TaskName, network: Network, tmp_path: Path, monkeypatch):
+    """And not the one with all weights in memory, which is every module's default."""
+    setting, mesh, taken = (
+        Setting(network=network, side=8, batch_size=1),
+        make_mesh(MeshConfig(data=1), jax.devices()[:1]),
+        [],
+    )
+
+    def attend(*arrays, kernel: AttentionKernel, causal: bool):
+        taken.append(kernel.kind)
+        return dot_product_attention(*arrays, kernel=kernel, causal=causal)
+
+    write_network(network, tmp_path / "network")
+    write_inputs(tmp_path / "inputs.npz", make_inputs(name, setting))
+    monkeypatch.setattr(attention, "dot_product_attention", attend)
+    prepare(
+        Task(
+            name=name,
+            folder=str(tmp_path / "network"),
+            torch_class=torch_class(network),
+            inputs=str(tmp_path / "inputs.npz"),
+            batch_size=1,
+            num_sample_steps=2,
+        ),
+        mesh,
+    )
+    assert set(taken) == {AttentionKernel.choose("auto", mesh).kind} != {"reference"}

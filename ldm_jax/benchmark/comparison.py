@@ -4,7 +4,6 @@
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,9 +19,6 @@ from ldm_jax.interop.cases.comparison import Comparison, compare
 
 MIN_ROUND = 0.2
 """Seconds that a round lasts at least: quicker work is repeated in it without a pause."""
-
-PAUSE = 0.1
-"""Seconds before each measurement: threads of the side that has just worked look for more work for a while."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +159,6 @@ class _Team:
         before = {name: self.workers[name].ask("memory", anew=True) for name in names}
         for i in range(rounds):
             for name in names if i % 2 == 0 else reversed(names):
-                time.sleep(PAUSE)
                 self.seconds[name].append(self.workers[name].ask("run", repeats=repeats)["seconds"])
         for name in names:
             first, last = before[name], self.workers[name].ask("memory", anew=False)["peak"]

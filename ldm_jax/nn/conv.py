@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.dense import product, spread
+from ldm_jax.nn.gradients import with_gradients
 from ldm_jax.nn.parameter import parameter
 
 Padding: TypeAlias = tuple[tuple[int, int], ...]
@@ -72,9 +73,10 @@ def convolve(
         return product(x, kernel.reshape(kernel.shape[-2:]))
     *sizes, _, _ = kernel.shape
     around = tuple(((size - 1) // 2, size // 2) for size in sizes) if padding is None else tuple(padding)
-    if strides is None:
-        return _convolve_by_one(x, kernel, around)
-    return _convolve(x, kernel, tuple(strides or (1,) * len(sizes)), around)
+    if strides is not None:
+        return _convolve(x, kernel, tuple(strides), around)
+    by_one = partial(_convolve, strides=(1,) * len(sizes), padding=around)
+    return with_gradients(partial(convolution_gradients, padding=around))(by_one)(x, kernel)
 
 
 def _convolve(
@@ -85,34 +87,11 @@ def _convolve(
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve_by_one(
-    x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."], padding: Padding
-) -> Float[Array, "b *positions d"]:
-    """(1) with stride 1; the gradient of its kernel is formulated for the platform."""
-    return _convolve(x, kernel, (1,) * len(padding), padding)
-
-
-def _forward(
-    x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."], padding: Padding
-) -> tuple[Float[Array, "b *positions d"], tuple[Array, Array]]:
-    return _convolve_by_one(x, kernel, padding), (x, kernel)
-
-
-def _backward(
-    padding: Padding, kept: tuple[Array, Array], gradient: Float[Array, "b *positions d"]
-) -> tuple[Float[Array, "b *spatial c"], Float[Array, "..."]]:
-    return convolution_gradients(*kept, padding, gradient)
-
-
-_convolve_by_one.defvjp(_forward, _backward)
-
-
 def convolution_gradients(
     x: Float[Array, "b *spatial c"],
     kernel: Float[Array, "..."],
-    padding: Padding,
     gradient: Float[Array, "b *positions d"],
+    padding: Padding,
 ) -> tuple[Float[Array, "b *spatial c"], Float[Array, "..."]]:
     """Gradients of the input (3) and of the kernel (2) of a convolution with stride 1; nothing of it is computed again.
 
@@ -122,31 +101,31 @@ def convolution_gradients(
     """
 
     def by_xla(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-        return _of_input(x, kernel, padding, gradient), _of_kernel(x, kernel, padding, gradient)
+        return _of_input(x, kernel, gradient, padding), _of_kernel(x, kernel, gradient, padding)
 
     strips = min(math.ceil((x.size + gradient.size) / STRIP_VALUES), MAX_STRIPS, gradient.shape[1])
     has_few_positions = gradient.size <= gradient.shape[-1] ** 2
 
     def by_parts(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
         of_input = _of_input_as_it_lies if has_few_positions else _of_input
-        return of_input(x, kernel, padding, gradient), _of_kernel_in_strips(x, kernel, padding, gradient, strips)
+        return of_input(x, kernel, gradient, padding), _of_kernel_in_strips(x, kernel, gradient, padding, strips)
 
     if kernel.dtype != jnp.float32 or (strips == 1 and not has_few_positions):  # sums in bfloat16 would not be exact
         return by_xla(x, kernel, gradient)
     return lax.platform_dependent(x, kernel, gradient, cpu=by_parts, default=by_xla)
 
 
-def _of_input(x: Array, kernel: Array, padding: Padding, gradient: Array) -> Array:
+def _of_input(x: Array, kernel: Array, gradient: Array, padding: Padding) -> Array:
     strides = (1,) * len(padding)
     return jax.linear_transpose(lambda x: _convolve(x, kernel, strides, padding), x)(gradient)[0]
 
 
-def _of_kernel(x: Array, kernel: Array, padding: Padding, gradient: Array) -> Array:
+def _of_kernel(x: Array, kernel: Array, gradient: Array, padding: Padding) -> Array:
     strides = (1,) * len(padding)
     return jax.linear_transpose(lambda kernel: _convolve(x, kernel, strides, padding), kernel)(gradient)[0]
 
 
-def _of_kernel_in_strips(x: Array, kernel: Array, padding: Padding, gradient: Array, strips: int) -> Array:
+def _of_kernel_in_strips(x: Array, kernel: Array, gradient: Array, padding: Padding, strips: int) -> Array:
     """(2) as a sum over `strips` of the first spatial axis, each with the positions of `x` that reach it."""
     around, *rest = padding
     padded = jnp.pad(x, [(0, 0), around, *((0, 0),) * (x.ndim - 2)])
@@ -154,11 +133,11 @@ def _of_kernel_in_strips(x: Array, kernel: Array, padding: Padding, gradient: Ar
     for begin in range(0, gradient.shape[1], rows):
         strip = gradient[:, begin : begin + rows]
         reach = padded[:, begin : begin + strip.shape[1] + size - 1]
-        total += _of_kernel(reach, kernel, ((0, 0), *rest), strip)
+        total += _of_kernel(reach, kernel, strip, ((0, 0), *rest))
     return total
 
 
-def _of_input_as_it_lies(x: Array, kernel: Array, padding: Padding, gradient: Array) -> Array:
+def _of_input_as_it_lies(x: Array, kernel: Array, gradient: Array, padding: Padding) -> Array:
     """(3) by one product with the kernel, whose results are added up where they belong."""
     *sizes, channels, features = kernel.shape
     products = gradient @ kernel.reshape(-1, features).T

@@ -11,9 +11,9 @@ and once more backward. Which of the two is decided by shape.
 Products of a transposed matrix of weights are slow, so that (2) is computed with p'^T and dl^T in place of p' and dl
 where heads are narrow: then two of its three products take them as they lie, and the third is dq^T = k^T dl^T.
 
-Forward and backward of 8 heads on one core (2026-11-30, Xeon with AVX-512, jax 0.10.2; medians of 41 in turn), with 8
-samples: 256 queries and keys of 8 channels 61 ms as softmax(l) v, 43 by (2), 33 by (2) transposed; 256 on 77 of 8
-channels 11.7, 8.6, 7.3; 64 on 77 of 16 channels 2.8, 3.2, 2.7, and 2.3 by (1) in one piece.
+Forward and backward of 8 samples of 8 heads on one core (2026-11-30, Xeon with AVX-512, jax 0.10.2; medians of 31 to 41
+in turn): 256 queries and keys of 8 channels 55 ms as softmax(l) v, 16 by (2) transposed; 256 on 77 of 8 channels 13.5
+and 7.7; 64 on 77 of 16 channels 2.8 and 2.7, and 2.3 by (1) in one piece.
 """
 
 import jax

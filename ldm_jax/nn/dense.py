@@ -18,6 +18,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ldm_jax.nn.gradients import with_gradients
 from ldm_jax.nn.parameter import parameter
 
 
@@ -26,33 +27,6 @@ def spread(
 ) -> Float[Array, "..."]:
     """`x` repeated to `shape` in `dtype`; its gradient is summed in float32 (1)."""
     return jnp.broadcast_to(x.astype(jnp.float32), tuple(shape)).astype(dtype)
-
-
-@jax.custom_vjp
-def product(x: Float[Array, "*positions c"], kernel: Float[Array, "c d"]) -> Float[Array, "*positions d"]:
-    """x W at every position; the gradient of the kernel (2) is formulated for the platform."""
-    return x @ kernel
-
-
-def _forward(
-    x: Float[Array, "*positions c"], kernel: Float[Array, "c d"]
-) -> tuple[Float[Array, "*positions d"], tuple[Array, Array]]:
-    return product(x, kernel), (x, kernel)
-
-
-def _backward(
-    kept: tuple[Array, Array], gradient: Float[Array, "*positions d"]
-) -> tuple[Float[Array, "*positions c"], Float[Array, "c d"]]:
-    x, kernel = kept
-    (of_x,) = jax.linear_transpose(lambda x: x @ kernel, x)(gradient)
-
-    def by_xla(x: Array, gradient: Array) -> Array:
-        return jax.linear_transpose(lambda kernel: x @ kernel, kernel)(gradient)[0]
-
-    return of_x, lax.platform_dependent(x, gradient, cpu=_of_kernel_on_cpu, default=by_xla)
-
-
-product.defvjp(_forward, _backward)
 
 
 def _of_kernel_on_cpu(x: Float[Array, "*positions c"], gradient: Float[Array, "*positions d"]) -> Float[Array, "c d"]:
@@ -64,6 +38,23 @@ def _of_kernel_on_cpu(x: Float[Array, "*positions c"], gradient: Float[Array, "*
     if x.shape[1] <= gradient.shape[1]:
         return lax.optimization_barrier(x.T) @ gradient
     return (lax.optimization_barrier(gradient.T) @ x).T
+
+
+def _gradients(
+    x: Float[Array, "*positions c"], kernel: Float[Array, "c d"], gradient: Float[Array, "*positions d"]
+) -> tuple[Float[Array, "*positions c"], Float[Array, "c d"]]:
+    (of_x,) = jax.linear_transpose(lambda x: x @ kernel, x)(gradient)
+
+    def by_xla(x: Array, gradient: Array) -> Array:
+        return jax.linear_transpose(lambda kernel: x @ kernel, kernel)(gradient)[0]
+
+    return of_x, lax.platform_dependent(x, gradient, cpu=_of_kernel_on_cpu, default=by_xla)
+
+
+@with_gradients(_gradients)
+def product(x: Float[Array, "*positions c"], kernel: Float[Array, "c d"]) -> Float[Array, "*positions d"]:
+    """x W at every position; the gradient of the kernel (2) is formulated for the platform."""
+    return x @ kernel
 
 
 class Dense(nn.Module):

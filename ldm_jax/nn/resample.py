@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ldm_jax.nn.conv import Conv, Padding, convolution_gradients, convolve
+from ldm_jax.nn.gradients import with_gradients
 
 
 def resampling_factors(spatial_dims: int) -> tuple[int, ...]:
@@ -46,7 +47,20 @@ def downsample_mean(x: Float[Array, "b *spatial c"]) -> Float[Array, "b *smaller
     return nn.avg_pool(x, factors, strides=factors)
 
 
-@jax.custom_vjp
+def _has_quick_phases(kernel: Float[Array, "..."]) -> bool:
+    """Whether sums of taps are exact enough, and the channels so many that products are what costs."""
+    return kernel.dtype == jnp.float32 and min(kernel.shape[-2:]) >= 32
+
+
+def _gradients(
+    x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."], gradient: Float[Array, "b *larger d"]
+) -> tuple[Float[Array, "b *spatial c"], Float[Array, "..."]]:
+    if not _has_quick_phases(kernel):
+        return _gradients_in_two_steps(x, kernel, gradient)
+    return lax.platform_dependent(x, kernel, gradient, cpu=_gradients_by_phases, default=_gradients_in_two_steps)
+
+
+@with_gradients(_gradients)
 def upsample_and_convolve(x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."]) -> Float[Array, "b *larger d"]:
     """A convolution with three taps in every axis of what `upsample_nearest` makes of `x`.
 
@@ -57,28 +71,6 @@ def upsample_and_convolve(x: Float[Array, "b *spatial c"], kernel: Float[Array, 
     return lax.platform_dependent(x, kernel, cpu=_by_phases, default=_in_two_steps)
 
 
-def _has_quick_phases(kernel: Float[Array, "..."]) -> bool:
-    """Whether sums of taps are exact enough, and the channels so many that products are what costs."""
-    return kernel.dtype == jnp.float32 and min(kernel.shape[-2:]) >= 32
-
-
-def _forward(
-    x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."]
-) -> tuple[Float[Array, "b *larger d"], tuple[Array, Array]]:
-    return upsample_and_convolve(x, kernel), (x, kernel)
-
-
-def _backward(
-    kept: tuple[Array, Array], gradient: Float[Array, "b *larger d"]
-) -> tuple[Float[Array, "b *spatial c"], Float[Array, "..."]]:
-    if not _has_quick_phases(kept[1]):
-        return _gradients_in_two_steps(*kept, gradient)
-    return lax.platform_dependent(*kept, gradient, cpu=_gradients_by_phases, default=_gradients_in_two_steps)
-
-
-upsample_and_convolve.defvjp(_forward, _backward)
-
-
 def _in_two_steps(x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."]) -> Float[Array, "b *larger d"]:
     return convolve(upsample_nearest(x), kernel)
 
@@ -86,7 +78,7 @@ def _in_two_steps(x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."]) 
 def _gradients_in_two_steps(
     x: Float[Array, "b *spatial c"], kernel: Float[Array, "..."], gradient: Float[Array, "b *larger d"]
 ) -> tuple[Float[Array, "b *spatial c"], Float[Array, "..."]]:
-    of_larger, of_kernel = convolution_gradients(upsample_nearest(x), kernel, ((1, 1),) * (x.ndim - 2), gradient)
+    of_larger, of_kernel = convolution_gradients(upsample_nearest(x), kernel, gradient, ((1, 1),) * (x.ndim - 2))
     return jax.linear_transpose(upsample_nearest, x)(of_larger)[0], of_kernel
 
 
@@ -116,7 +108,7 @@ def _gradients_by_phases(
         positions = tuple(slice(number, None, factor) for number, factor in zip(phase, factors, strict=True))
         taps = partial(_phase_kernel, phase=phase, factors=factors)
         padding = _phase_padding(phase, factors)
-        parts = convolution_gradients(x, taps(kernel), padding, gradient[(slice(None), *positions)])
+        parts = convolution_gradients(x, taps(kernel), gradient[(slice(None), *positions)], padding)
         of_x, of_kernel = of_x + parts[0], of_kernel + jax.linear_transpose(taps, kernel)(parts[1])[0]
     return of_x, of_kernel
 
