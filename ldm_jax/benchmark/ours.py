@@ -38,6 +38,7 @@ from ldm_jax.model import Params, num_parameters
 from ldm_jax.nn.apply import apply
 from ldm_jax.nn.dot_product_attention import AttentionKernel
 from ldm_jax.training.optimizers import make_optimizer
+from ldm_jax.training.program import jit_step
 from ldm_jax.training.state import TrainState
 from ldm_jax.training.step import Batch, LossFn, Metrics, make_step
 
@@ -156,9 +157,8 @@ def _training(task: Task, mesh: Mesh, params: Params, loss_fn: LossFn, batch: Ma
     shardings = sharding.state_shardings(mesh, jax.eval_shape(create, params))
     state = jax.jit(create, out_shardings=shardings)(params)
     step = make_step(loss_fn, optimizer, config, gather=sharding.make_gather(mesh, task.dtype))
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     placed, root = _put(mesh, batch), rng.root_key(0)
-    compiled, flops, seconds = _compile(jitted, state, placed, root)
+    compiled, flops, seconds = _compile(jit_step(step, shardings, mesh), state, placed, root)
     run = _Training(compiled, state, placed, root)
     return Work(lambda: run.first(how.check_steps), run, seconds, flops, num_parameters(params))
 

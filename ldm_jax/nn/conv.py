@@ -18,15 +18,18 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ldm_jax.nn.dense import product, spread
+from ldm_jax.nn.dense import kernel_gradient, product, spread
 from ldm_jax.nn.gradients import with_gradients
 from ldm_jax.nn.parameter import parameter
 
 Padding: TypeAlias = tuple[tuple[int, int], ...]
 """Zeros before and after each spatial axis."""
 
-STRIP_VALUES = 2**19
-"""Values of input and gradient together that fit into a core's cache: 2 MiB in float32."""
+SMALL_KERNEL = 2**15
+"""Values of a kernel; for smaller ones XLA's own gradient is as quick."""
+
+STRIP_VALUES = 2**22
+"""Of the input, repeated for each row of the kernel, that lie in memory at once: 16 MiB in float32, twice."""
 
 MAX_STRIPS = 32
 """Each is compiled by itself, so that larger maps have larger ones."""
@@ -95,24 +98,22 @@ def convolution_gradients(
 ) -> tuple[Float[Array, "b *spatial c"], Float[Array, "..."]]:
     """Gradients of the input (3) and of the kernel (2) of a convolution with stride 1; nothing of it is computed again.
 
-    They are XLA's own, but for what it is slow at on a CPU: (2) of what does not fit into a core's cache, which is
-    summed over strips that do, and (3) where positions are fewer than channels of the output, for which it turns round
-    the kernel, the larger of the two (docs/performance.md).
+    They are XLA's own, but for what it is slow at on a CPU (docs/performance.md): (2) of all but small kernels, and (3)
+    where positions are fewer than channels of the output, for which it turns round the kernel, the larger of the two.
     """
 
     def by_xla(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
         return _of_input(x, kernel, gradient, padding), _of_kernel(x, kernel, gradient, padding)
 
-    strips = min(math.ceil((x.size + gradient.size) / STRIP_VALUES), MAX_STRIPS, gradient.shape[1])
     has_few_positions = gradient.size <= gradient.shape[-1] ** 2
 
-    def by_parts(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+    def by_shifts(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
         of_input = _of_input_as_it_lies if has_few_positions else _of_input
-        return of_input(x, kernel, gradient, padding), _of_kernel_in_strips(x, kernel, gradient, padding, strips)
+        return of_input(x, kernel, gradient, padding), _of_kernel_by_shifts(x, kernel, gradient, padding)
 
-    if kernel.dtype != jnp.float32 or (strips == 1 and not has_few_positions):  # sums in bfloat16 would not be exact
+    if kernel.dtype != jnp.float32 or kernel.size < SMALL_KERNEL:  # sums in bfloat16 would not be exact
         return by_xla(x, kernel, gradient)
-    return lax.platform_dependent(x, kernel, gradient, cpu=by_parts, default=by_xla)
+    return lax.platform_dependent(x, kernel, gradient, cpu=by_shifts, default=by_xla)
 
 
 def _of_input(x: Array, kernel: Array, gradient: Array, padding: Padding) -> Array:
@@ -125,16 +126,28 @@ def _of_kernel(x: Array, kernel: Array, gradient: Array, padding: Padding) -> Ar
     return jax.linear_transpose(lambda kernel: _convolve(x, kernel, strides, padding), kernel)(gradient)[0]
 
 
-def _of_kernel_in_strips(x: Array, kernel: Array, gradient: Array, padding: Padding, strips: int) -> Array:
-    """(2) as a sum over `strips` of the first spatial axis, each with the positions of `x` that reach it."""
-    around, *rest = padding
-    padded = jnp.pad(x, [(0, 0), around, *((0, 0),) * (x.ndim - 2)])
-    total, size, rows = jnp.zeros_like(kernel), kernel.shape[0], math.ceil(gradient.shape[1] / strips)
-    for begin in range(0, gradient.shape[1], rows):
-        strip = gradient[:, begin : begin + rows]
-        reach = padded[:, begin : begin + strip.shape[1] + size - 1]
-        total += _of_kernel(reach, kernel, strip, ((0, 0), *rest))
-    return total
+def _of_kernel_by_shifts(x: Array, kernel: Array, gradient: Array, padding: Padding) -> Array:
+    """(2) as a matrix product: the gradient is shifted along the last spatial axis, the input along all others.
+
+    Of long maps it is the sum over strips of the first axis.
+    """
+    *sizes, width, channels, features = kernel.shape
+    *around, (before, after) = padding
+    if not sizes:
+        return _of_kernel_by_shifts(x[:, None], kernel[None], gradient[:, None], ((0, 0), *padding))[0]
+    x = jnp.pad(x, [(0, 0), *around, (0, 0), (0, 0)])
+    gradient = jnp.pad(gradient, [(0, 0), *((0, 0),) * len(sizes), (width - 1 - before, width - 1 - after), (0, 0)])
+    shifts, columns, length = [*itertools.product(*map(range, sizes))], x.shape[-2], gradient.shape[1]
+    strips = min(math.ceil(len(shifts) * x.size / STRIP_VALUES), MAX_STRIPS, length)
+    total = jnp.zeros((len(shifts) * channels, width * features), kernel.dtype)
+    for begin in range(0, length, math.ceil(length / strips)):
+        strip = gradient[:, begin : begin + math.ceil(length / strips)]
+        reach = x[:, begin : begin + strip.shape[1] + sizes[0] - 1]
+        windows = [tuple(slice(d, d + n) for d, n in zip(shift, strip.shape[1:-2], strict=True)) for shift in shifts]
+        inputs = jnp.concatenate([reach[(slice(None), *window)] for window in windows], axis=-1)
+        gradients = jnp.concatenate([strip[..., d : d + columns, :] for d in reversed(range(width))], axis=-1)
+        total += kernel_gradient(inputs, gradients)
+    return jnp.swapaxes(total.reshape(*sizes, channels, width, features), -3, -2)
 
 
 def _of_input_as_it_lies(x: Array, kernel: Array, gradient: Array, padding: Padding) -> Array:

@@ -29,15 +29,16 @@ def spread(
     return jnp.broadcast_to(x.astype(jnp.float32), tuple(shape)).astype(dtype)
 
 
-def _of_kernel_on_cpu(x: Float[Array, "*positions c"], gradient: Float[Array, "*positions d"]) -> Float[Array, "c d"]:
-    """(2) with the narrower of the two transposed in one piece.
+def kernel_gradient(x: Float[Array, "*positions c"], gradient: Float[Array, "*positions d"]) -> Float[Array, "c d"]:
+    """(2) for a CPU: the narrower of the two is transposed in one piece, and so is what comes of the gradient.
 
-    XLA transposes the gradient whatever its width, and computes all that led to it column by column.
+    XLA transposes the gradient whatever its width, and computes all that led to it column by column; a product whose
+    result is transposed it turns into one of two transposed arrays, which takes twice the time.
     """
     x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     if x.shape[1] <= gradient.shape[1]:
         return lax.optimization_barrier(x.T) @ gradient
-    return (lax.optimization_barrier(gradient.T) @ x).T
+    return lax.optimization_barrier(lax.optimization_barrier(gradient.T) @ x).T
 
 
 def _gradients(
@@ -48,7 +49,7 @@ def _gradients(
     def by_xla(x: Array, gradient: Array) -> Array:
         return jax.linear_transpose(lambda kernel: x @ kernel, kernel)(gradient)[0]
 
-    return of_x, lax.platform_dependent(x, gradient, cpu=_of_kernel_on_cpu, default=by_xla)
+    return of_x, lax.platform_dependent(x, gradient, cpu=kernel_gradient, default=by_xla)
 
 
 @with_gradients(_gradients)

@@ -64,4 +64,14 @@ def diffusion_program(model: LatentDiffusion, experiment: Experiment, mesh: Mesh
 
 def jit_step(step: Step, shardings: TrainState, mesh: Mesh) -> Any:
     """The step compiled for a mesh: it takes over the memory of the state that it is given, and keeps its shards."""
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
+    out_shardings = (shardings, sharding.replicated(mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=_of_step(mesh))
+
+
+def _of_step(mesh: Mesh) -> dict[str, str] | None:
+    """Compiler options: on a CPU operations in the order that needs least memory, rather than what runs side by side.
+
+    Each device has a core or two, which single operations fill (docs/performance.md).
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if on_cpu else None
