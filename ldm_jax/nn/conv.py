@@ -18,7 +18,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ldm_jax.nn.dense import kernel_gradient, product, spread
+from ldm_jax.nn.dense import product, spread
 from ldm_jax.nn.gradients import with_gradients
 from ldm_jax.nn.parameter import parameter
 
@@ -135,18 +135,19 @@ def _of_kernel_by_shifts(x: Array, kernel: Array, gradient: Array, padding: Padd
     *around, (before, after) = padding
     if not sizes:
         return _of_kernel_by_shifts(x[:, None], kernel[None], gradient[:, None], ((0, 0), *padding))[0]
-    x = jnp.pad(x, [(0, 0), *around, (0, 0), (0, 0)])
+    turned = lax.optimization_barrier(x.reshape(-1, channels).T)  # in one piece: fused with more it is far slower
+    turned = jnp.pad(turned.reshape(channels, *x.shape[:-1]), [(0, 0), (0, 0), *around, (0, 0)])
     gradient = jnp.pad(gradient, [(0, 0), *((0, 0),) * len(sizes), (width - 1 - before, width - 1 - after), (0, 0)])
     shifts, columns, length = [*itertools.product(*map(range, sizes))], x.shape[-2], gradient.shape[1]
     strips = min(math.ceil(len(shifts) * x.size / STRIP_VALUES), MAX_STRIPS, length)
     total = jnp.zeros((len(shifts) * channels, width * features), kernel.dtype)
     for begin in range(0, length, math.ceil(length / strips)):
         strip = gradient[:, begin : begin + math.ceil(length / strips)]
-        reach = x[:, begin : begin + strip.shape[1] + sizes[0] - 1]
+        reach = turned[:, :, begin : begin + strip.shape[1] + sizes[0] - 1]
         windows = [tuple(slice(d, d + n) for d, n in zip(shift, strip.shape[1:-2], strict=True)) for shift in shifts]
-        inputs = jnp.concatenate([reach[(slice(None), *window)] for window in windows], axis=-1)
+        inputs = jnp.concatenate([reach[(slice(None), slice(None), *window)] for window in windows])
         gradients = jnp.concatenate([strip[..., d : d + columns, :] for d in reversed(range(width))], axis=-1)
-        total += kernel_gradient(inputs, gradients)
+        total += inputs.reshape(total.shape[0], -1) @ gradients.reshape(-1, total.shape[1])
     return jnp.swapaxes(total.reshape(*sizes, channels, width, features), -3, -2)
 
 

@@ -29,7 +29,7 @@ def spread(
     return jnp.broadcast_to(x.astype(jnp.float32), tuple(shape)).astype(dtype)
 
 
-def kernel_gradient(x: Float[Array, "*positions c"], gradient: Float[Array, "*positions d"]) -> Float[Array, "c d"]:
+def _of_kernel_on_cpu(x: Float[Array, "*positions c"], gradient: Float[Array, "*positions d"]) -> Float[Array, "c d"]:
     """(2) for a CPU: the narrower of the two is transposed in one piece, and so is what comes of the gradient.
 
     XLA transposes the gradient whatever its width, and computes all that led to it column by column; a product whose
@@ -49,7 +49,7 @@ def _gradients(
     def by_xla(x: Array, gradient: Array) -> Array:
         return jax.linear_transpose(lambda kernel: x @ kernel, kernel)(gradient)[0]
 
-    return of_x, lax.platform_dependent(x, gradient, cpu=kernel_gradient, default=by_xla)
+    return of_x, lax.platform_dependent(x, gradient, cpu=_of_kernel_on_cpu, default=by_xla)
 
 
 @with_gradients(_gradients)
