@@ -41,7 +41,7 @@ def _choices(command: BenchmarkCommand) -> dict[str, Any]:
     return {
         "threads": command.threads or usable_cores(),
         "rounds": f"{command.rounds}, in turn, every other one in the other order",
-        "warm-up": f"the compared results, and {command.warmup} runs of each side",
+        "warm-up": f"the compared results, {command.warmup} runs of each side, and one before each that is timed",
         "optimizer": "AdamW, clipping by global norm, moving average of the parameters, on both sides",
     }
 
