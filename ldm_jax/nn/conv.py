@@ -29,7 +29,7 @@ SMALL_KERNEL = 2**15
 """Values of a kernel; for smaller ones XLA's own gradient is as quick."""
 
 STRIP_VALUES = 2**22
-"""Of the input, repeated for each row of the kernel, that lie in memory at once: 16 MiB in float32, twice."""
+"""Of the input, shifted once for each row of the kernel, that are one operand of a product: 16 MiB in float32."""
 
 MAX_STRIPS = 32
 """Each is compiled by itself, so that larger maps have larger ones."""
