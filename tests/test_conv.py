@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from module_trials import apply, compiled, param_shapes, random_array, random_params
 
+from ldm_jax.config import MeshConfig
 from ldm_jax.nn import conv
 from ldm_jax.nn.conv import Conv, convolve
+from ldm_jax.sharding import batch_sharding, make_mesh, replicated
 
 SPATIAL = [(7,), (5, 6), (3, 4, 5)]
 
@@ -75,7 +77,7 @@ SHAPES = [((7,), ((1, 1),)), ((5, 6), ((1, 1), (1, 1))), ((4, 5), ((1, 0), (0, 1
 def test_gradients_are_the_derivatives(
     spatial: tuple[int, ...], padding: tuple[tuple[int, int], ...], features: int, strips: int, monkeypatch
 ) -> None:
-    """Of the kernel by rows, and of the input with more channels than positions: both are formulated on a CPU."""
+    """Of the kernel by shifts, and of the input with more channels than positions: both are formulated on a CPU."""
     sizes = tuple(1 + sum(pair) for pair in padding)
     x, kernel = random_array(2, *spatial, 12), random_array(*sizes, 12, features, seed=1) / 20
     gradient, numbers = random_array(2, *spatial, features, seed=2), "DHW"[-len(spatial) :]
@@ -92,3 +94,17 @@ def test_gradients_are_the_derivatives(
     found = derivatives(lambda x, kernel: convolve(x, kernel, padding=padding))
     for ours, expected in zip(found, derivatives(by_xla), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("spatial", [(16,), (8, 8), (3, 4, 4)])
+def test_devices_that_share_a_batch_gather_nothing_of_it(spatial: tuple[int, ...]) -> None:
+    """Each sums the kernel's gradient over its own samples; one all-reduce adds the sums up."""
+    mesh = make_mesh(MeshConfig(), jax.devices())
+    x = jax.device_put(random_array(8, *spatial, 64), batch_sharding(mesh))
+    kernel = jax.device_put(random_array(*(3,) * len(spatial), 64, 192, seed=1), replicated(mesh))
+    assert kernel.size >= conv.SMALL_KERNEL
+    of_kernel = jax.jit(lambda x, kernel, y: jax.vjp(convolve, x, kernel)[1](y)[1], out_shardings=replicated(mesh))
+    y = jax.device_put(random_array(8, *spatial, 192, seed=2), batch_sharding(mesh))
+    text = of_kernel.lower(x, kernel, y).compile().as_text()
+    assert "all-reduce" in text
+    assert not any(name in text for name in ("all-gather", "all-to-all", "collective-permute"))

@@ -141,12 +141,11 @@ def test_codes_have_no_gradient_and_follow(trial: Trial, gradient_of: Any):
 
 
 def take_codes(state: TrainState) -> dict[str, np.ndarray]:
-    """The averages of the codes, removed from the state together with what follows from them."""
+    """The averages of the codes and of what follows from them, removed from the state."""
     averages = state.frozen.pop("code_average")
     codes = state.params["autoencoder"].pop("codebook")["embedding"]
-    del state.ema_params["autoencoder"]["codebook"]
     np.testing.assert_allclose(codes, averages["total"] / averages["share"][:, None], rtol=1e-6)
-    return averages
+    return {**averages, "ema": state.ema_params["autoencoder"].pop("codebook")["embedding"]}
 
 
 def assert_codes_are_alike(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], vectors: int) -> None:
@@ -155,6 +154,8 @@ def assert_codes_are_alike(found: dict[str, np.ndarray], expected: dict[str, np.
     np.testing.assert_allclose(found["share"], expected["share"], rtol=1e-5, atol=border)
     longest = np.max(np.abs(expected["total"] / expected["share"][:, None]))
     np.testing.assert_allclose(found["total"], expected["total"], rtol=1e-5, atol=border * longest)
+    moved = border * longest / np.min(expected["share"])  # of a code, at most
+    np.testing.assert_allclose(found["ema"], expected["ema"], rtol=1e-5, atol=moved)
 
 
 @pytest.mark.slow

@@ -129,7 +129,8 @@ def _of_kernel(x: Array, kernel: Array, gradient: Array, padding: Padding) -> Ar
 def _of_kernel_by_shifts(x: Array, kernel: Array, gradient: Array, padding: Padding) -> Array:
     """(2) as a matrix product: the gradient is shifted along the last spatial axis, the input along all others.
 
-    Of long maps it is the sum over strips of the first axis.
+    Of long maps it is the sum over strips of the first axis. Samples stay the outer of the axes that are summed over:
+    only so can the compiler divide the product by samples over devices.
     """
     *sizes, width, channels, features = kernel.shape
     *around, (before, after) = padding
@@ -139,10 +140,10 @@ def _of_kernel_by_shifts(x: Array, kernel: Array, gradient: Array, padding: Padd
     turned = jnp.pad(turned.reshape(channels, *x.shape[:-1]), [(0, 0), (0, 0), *around, (0, 0)])
     gradient = jnp.pad(gradient, [(0, 0), *((0, 0),) * len(sizes), (width - 1 - before, width - 1 - after), (0, 0)])
     shifts, columns, length = [*itertools.product(*map(range, sizes))], x.shape[-2], gradient.shape[1]
-    strips = min(math.ceil(len(shifts) * x.size / STRIP_VALUES), MAX_STRIPS, length)
+    rows = math.ceil(length / min(math.ceil(len(shifts) * x.size / STRIP_VALUES), MAX_STRIPS, length))
     total = jnp.zeros((len(shifts) * channels, width * features), kernel.dtype)
-    for begin in range(0, length, math.ceil(length / strips)):
-        strip = gradient[:, begin : begin + math.ceil(length / strips)]
+    for begin in range(0, length, rows):
+        strip = gradient[:, begin : begin + rows]
         reach = turned[:, :, begin : begin + strip.shape[1] + sizes[0] - 1]
         windows = [tuple(slice(d, d + n) for d, n in zip(shift, strip.shape[1:-2], strict=True)) for shift in shifts]
         inputs = jnp.concatenate([reach[(slice(None), slice(None), *window)] for window in windows])

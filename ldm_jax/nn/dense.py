@@ -30,7 +30,7 @@ def spread(
 
 
 def _of_kernel_on_cpu(x: Float[Array, "*positions c"], gradient: Float[Array, "*positions d"]) -> Float[Array, "c d"]:
-    """(2) for a CPU: the narrower of the two is transposed in one piece, and so is what comes of the gradient.
+    """(2) with the narrower of the two transposed in one piece, and the result too where that is the gradient.
 
     XLA transposes the gradient whatever its width, and computes all that led to it column by column; a product whose
     result is transposed it turns into one of two transposed arrays, which takes twice the time.

@@ -65,11 +65,11 @@ def diffusion_program(model: LatentDiffusion, experiment: Experiment, mesh: Mesh
 def jit_step(step: Step, shardings: TrainState, mesh: Mesh) -> Any:
     """The step compiled for a mesh: it takes over the memory of the state that it is given, and keeps its shards."""
     out_shardings = (shardings, sharding.replicated(mesh))
-    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=_of_step(mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=_compiler_options(mesh))
 
 
-def _of_step(mesh: Mesh) -> dict[str, str] | None:
-    """Compiler options: on a CPU operations in the order that needs least memory, rather than what runs side by side.
+def _compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """Of a step: on a CPU operations in the order that needs least memory, rather than what runs side by side.
 
     Each device has a core or two, which single operations fill (docs/performance.md).
     """
