@@ -1,5 +1,7 @@
 """The VQ autoencoder: PyTorch's numbers, the nearest code by brute force, and where gradients go."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,8 @@ from module_trials import apply, compiled, num_params, random_array, random_para
 
 from ldm_jax import rng
 from ldm_jax.autoencoder.build import make_autoencoder
-from ldm_jax.autoencoder.vq import AutoencoderVQ, Codebook, perplexity
+from ldm_jax.autoencoder.code_averages import CodeAverages, follow, restart
+from ldm_jax.autoencoder.vq import AutoencoderVQ, Codebook, perplexity, unit_length
 from ldm_jax.config import AutoencoderVQConfig
 
 TINY = AutoencoderVQConfig(
@@ -160,6 +163,87 @@ def test_the_forward_pass_is_the_decoded_code_and_the_weighted_distance_to_it(ti
     np.testing.assert_allclose(regulariser, 2.0 * (1 + 0.25) * distance, rtol=1e-5)
     np.testing.assert_allclose(metrics["codebook_loss"], distance.mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["perplexity"], parts["perplexity"], rtol=1e-5)
+
+
+COSINE = Codebook(50, 4, cosine=True)
+
+
+def lengths_of(x: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(x, axis=-1)
+
+
+def test_the_nearest_cosine_code_is_that_of_the_smallest_angle_whatever_the_lengths() -> None:
+    codes, z = random_array(50, 4), random_array(2, 5, 4, seed=1)
+    of_codes, of_z = (np.exp(random_array(*x.shape[:-1], 1, seed=2)) for x in (codes, z))
+    indices = apply(COSINE, {"embedding": codes}, z, method="indices")
+    cosines = (z @ codes.T) / (lengths_of(z)[..., None] * lengths_of(codes))
+    np.testing.assert_array_equal(indices, cosines.argmax(axis=-1))
+    np.testing.assert_array_equal(apply(COSINE, {"embedding": of_codes * codes}, of_z * z, method="indices"), indices)
+    plain = apply(Codebook(50, 4), {"embedding": of_codes * codes}, of_z * z, method="indices")
+    assert (plain != indices).any(), "where lengths count, other codes are nearest"
+
+
+def test_cosine_codes_are_looked_up_with_length_1() -> None:
+    codes = 3 * random_array(50, 4)
+    found = apply(COSINE, {"embedding": codes}, np.arange(50), method="look_up")
+    np.testing.assert_allclose(found, codes / lengths_of(codes)[:, None], rtol=1e-5)
+
+
+def test_a_vector_without_length_has_a_finite_gradient() -> None:
+    value, gradient = compiled(jax.value_and_grad(lambda x: jnp.sum(unit_length(x))))(np.zeros((2, 3), np.float32))
+    assert value == 0 and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("codes", ["gradient", "average"])
+def test_the_cosine_loss_is_that_of_vectors_of_length_1(codes: str) -> None:
+    """And the averages take in such vectors: a code is where they point to."""
+    module = AutoencoderVQ(dataclasses.replace(TINY, cosine_codes=True, codes=codes))
+    params = random_params(module, PICTURE, KEYS)
+    params["codebook"]["embedding"] *= 5
+
+    def results(params):
+        z = module.apply({"params": params}, PICTURE, method="encode").mean
+        zq, indices = module.apply({"params": params}, z, method="quantize")
+        return z, zq, indices, module.apply({"params": params}, PICTURE, KEYS)[1:]
+
+    z, zq, indices, (regulariser, metrics) = compiled(results)(params)
+    np.testing.assert_allclose(lengths_of(z), 1, rtol=1e-5)
+    np.testing.assert_allclose(lengths_of(zq), 1, rtol=1e-5)
+    distance = (1 - np.sum(z * zq, axis=-1)).mean(axis=(1, 2))  # half of |z - zq|^2 of unit vectors, over two channels
+    np.testing.assert_allclose(metrics["codebook_loss"], distance.mean(), rtol=1e-4)
+    np.testing.assert_allclose(regulariser, 2.0 * ((codes == "gradient") + 0.25) * distance, rtol=1e-4)
+    if codes == "average":
+        total = np.zeros((16, 2))
+        np.add.at(total, indices.reshape(-1), z.reshape(-1, 2))
+        np.testing.assert_allclose(metrics["code_total"], total / indices.size, atol=1e-5)
+
+
+def test_cosine_codes_that_follow_are_means_of_directions_and_restart_beside_one() -> None:
+    """Shorter than 1 where vectors differ, and of length 1 again where they are looked up."""
+    book, numbers = Codebook(4, 3, cosine=True), np.random.default_rng(0)
+    centres = np.eye(3, dtype=np.float32)
+    z = np.repeat(centres, 20, axis=0) + 0.3 * numbers.normal(size=(60, 3)).astype(np.float32)
+    z *= numbers.uniform(0.1, 10, (60, 1)).astype(np.float32)
+    unused = -np.ones((1, 3), np.float32)
+    start = np.concatenate([centres + 0.1, unused]) / 1000  # as short as codes are at first
+
+    def train(codes, z):
+        z = unit_length(z)
+
+        def step(averages, key):
+            chosen = book.apply({"params": {"embedding": averages.codes}}, z, method="indices")
+            hot = jax.nn.one_hot(chosen, 4)
+            return restart(follow(averages, hot.mean(0), hot.T @ z / len(z), 0.8), 0.1, key), None
+
+        averages, _ = jax.lax.scan(step, CodeAverages.of_codes(codes), jax.random.split(jax.random.key(0), 40))
+        found = book.apply({"params": {"embedding": averages.codes}}, jnp.arange(4), method="look_up")
+        return averages, averages.codes, found
+
+    averages, codes, found = compiled(train)(start, z)
+    np.testing.assert_allclose(lengths_of(found), 1, rtol=1e-5)
+    assert (lengths_of(codes) < 0.999).all() and (lengths_of(codes) > 0.5).all()
+    assert (found @ centres.T).max(axis=0).min() > 0.9, "a code for each direction"
+    assert (found[3] @ centres.T).max() > 0.8 and averages.share.min() > 0.02, "also the one that had no work"
 
 
 def test_the_posterior_is_a_point(tiny) -> None:

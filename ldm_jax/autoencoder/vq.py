@@ -21,6 +21,7 @@ from ldm_jax.nn.dot_product_attention import REFERENCE, AttentionKernel
 from ldm_jax.nn.parameter import parameter
 
 _BLOCK_PRODUCTS = 2**24  # 64 MiB in float32
+_SMALLEST_SQUARE = 1e-24  # of a length
 
 
 class Codebook(nn.Module):
@@ -60,8 +61,8 @@ class Codebook(nn.Module):
 
 
 def unit_length(x: Float[Array, "*n z"]) -> Float[Array, "*n z"]:
-    """Vectors of the same direction and length 1 (5)."""
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    """Vectors of the same direction and length 1 (5); a vector without length stays one, with a finite gradient."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), _SMALLEST_SQUARE))
 
 
 def _uniform_codes(key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike) -> Float[Array, "n z"]:
