@@ -38,6 +38,7 @@ PANELS = (
     ("verdict_real", "verdict_fake"),
     ("discriminator_accuracy",),
     ("adaptive_weight",),
+    ("generator_gradient",),
     ("posterior_std", "code_usage"),
     ("kl", "perplexity"),
 )

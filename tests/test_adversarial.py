@@ -35,10 +35,14 @@ def test_hinge_asks_for_no_more_than_a_margin_of_one():
 
 
 def test_the_adaptive_weight_makes_both_gradients_equally_long_up_to_its_cap():
-    one, other = jnp.full((4, 4), 3.0), jnp.full((4, 4), 0.5)
-    weight = float(a.adaptive_weight(one, other, 1e4))
-    assert weight * float(jnp.linalg.norm(other)) == pytest.approx(float(jnp.linalg.norm(one)), rel=1e-3)
-    assert float(a.adaptive_weight(one, jnp.zeros((4, 4)), 7.0)) == 7.0
+    weight = float(a.adaptive_weight(jnp.float32(12.0), jnp.float32(2.0), 1e4))
+    assert weight * 2.0 == pytest.approx(12.0, rel=1e-3)
+    assert float(a.adaptive_weight(jnp.float32(12.0), jnp.float32(0.0), 7.0)) == 7.0
+
+
+def test_of_a_verdict_without_a_gradient_the_floor_bounds_the_weight_before_a_cap_of_1e4():
+    weight = float(a.adaptive_weight(jnp.float32(0.5), jnp.float32(0.0), 1e4))
+    assert weight == pytest.approx(0.5 / a.GRADIENT_FLOOR)
 
 
 def test_r1_of_a_linear_judge_is_half_its_squared_slope():

@@ -1,6 +1,7 @@
 """The whole step of a first stage with all there is: LPIPS, a discriminator, and codes that follow by averages."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from tiny import random_perceptual, tiny_experiment
 
 from ldm_jax import rng, sharding
+from ldm_jax.autoencoder.adversarial import GRADIENT_FLOOR
 from ldm_jax.config import (
     AutoencoderVQConfig,
     DataConfig,
@@ -23,6 +25,7 @@ from ldm_jax.config import (
     PerceptualConfig,
 )
 from ldm_jax.model import LatentDiffusion, make_model
+from ldm_jax.training.alarms import Alarms, first_stage_alarms
 from ldm_jax.training.autoencoder_state import init_averages, init_first_stage, make_follow
 from ldm_jax.training.autoencoder_step import make_autoencoder_loss
 from ldm_jax.training.optimizers import make_first_stage_optimizer
@@ -79,10 +82,19 @@ def trial(data_cache: Path) -> Trial:
 
 @pytest.fixture(scope="module")
 def gradient_of(trial: Trial) -> Any:
+    """Loss, metrics and gradient at a step: of the trial's parameters, once for all tests, or of others."""
     loss_fn = make_autoencoder_loss(trial.model, trial.config)
     compiled = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
     fixed = {**trial.state.frozen, **trial.state.constants}
-    return lambda step, params=trial.state.params: compiled(params, fixed, trial.batch, ROOT, step)
+
+    @functools.cache
+    def usual(step: int) -> Any:
+        return compiled(trial.state.params, fixed, trial.batch, ROOT, jnp.int32(step))
+
+    def of(step: int, params: Any = None) -> Any:
+        return usual(step) if params is None else compiled(params, fixed, trial.batch, ROOT, jnp.int32(step))
+
+    return of
 
 
 def size(tree: Any) -> float:
@@ -91,9 +103,9 @@ def size(tree: Any) -> float:
 
 @pytest.mark.slow
 def test_each_network_learns_in_its_time(trial: Trial, gradient_of: Any):
-    (_, early), alone = gradient_of(jnp.int32(0))
-    _, warming = gradient_of(jnp.int32(2))
-    _, heard = gradient_of(jnp.int32(4))
+    (_, early), alone = gradient_of(0)
+    _, warming = gradient_of(2)
+    _, heard = gradient_of(4)
     assert size(alone["discriminator"]) == 0.0
     assert size(warming["discriminator"]) > 0.0
     np.testing.assert_allclose(
@@ -114,8 +126,8 @@ def test_each_network_learns_in_its_time(trial: Trial, gradient_of: Any):
 
 def test_the_autoencoder_does_not_move_the_discriminator(trial: Trial, gradient_of: Any):
     """Hearing or not, the discriminator's gradient is that of its own loss."""
-    _, warming = gradient_of(jnp.int32(3))
-    _, heard = gradient_of(jnp.int32(4))
+    _, warming = gradient_of(3)
+    _, heard = gradient_of(4)
     np.testing.assert_allclose(
         ravel_pytree(warming["discriminator"])[0], ravel_pytree(heard["discriminator"])[0], rtol=1e-5, atol=1e-7
     )
@@ -123,21 +135,50 @@ def test_the_autoencoder_does_not_move_the_discriminator(trial: Trial, gradient_
 
 def test_the_adaptive_weight_is_the_ratio_of_whole_gradients(trial: Trial, gradient_of: Any):
     """The last layer's share of the gradient with and without the verdict, seen from outside."""
-    (_, metrics), heard = gradient_of(jnp.int32(4))
-    _, alone = gradient_of(jnp.int32(0))
+    (_, metrics), heard = gradient_of(4)
+    _, alone = gradient_of(0)
     of_error, both = (g["autoencoder"]["decoder"]["conv_out"]["kernel"] for g in (alone, heard))
     of_verdict = (both - of_error) / (JUDGE.weight * metrics["adaptive_weight"])
     assert float(metrics["adaptive_weight"]) == pytest.approx(size(of_error) / (size(of_verdict) + 1e-4), rel=1e-3)
 
 
+def test_a_discriminator_that_says_the_same_of_every_picture_rings(
+    trial: Trial, gradient_of: Any, caplog: pytest.LogCaptureFixture
+):
+    """The weight is then as large as it can be, and far from the cap of 1e4 that is LDM's."""
+    judge = trial.state.params["discriminator"]
+    last = {
+        "kernel": jnp.zeros_like(judge["conv_out"]["kernel"]),
+        "bias": jnp.full_like(judge["conv_out"]["bias"], 0.3),
+    }
+    constant = {**trial.state.params, "discriminator": {**judge, "conv_out": last}}
+    (_, well), _ = gradient_of(4)
+    (_, ill), _ = gradient_of(4, constant)
+    assert float(ill["verdict_real"]) == float(ill["verdict_fake"]) == pytest.approx(0.3, rel=1e-4)
+    assert float(ill["generator_gradient"]) == 0.0 < GRADIENT_FLOOR < float(well["generator_gradient"])
+    assert 10 * well["adaptive_weight"] < ill["adaptive_weight"] < 0.5 * JUDGE.max_adaptive_weight
+
+    positions = int(np.prod(trial.model.latent_shape[:-1]))
+    alarms = Alarms(lambda history: first_stage_alarms(trial.config, positions, history))
+    told = [{name: float(value) for name, value in m.items() if np.ndim(value) == 0} for m in (well, ill)]
+    assert [alarms(told[0], 5 + i) for i in range(7)] == [0] * 7
+    assert alarms(told[1], 12) == 2
+    assert "verdict has vanished" in caplog.text and "the adaptive weight has leapt to" in caplog.text
+
+
 def test_codes_have_no_gradient_and_follow(trial: Trial, gradient_of: Any):
-    (_, metrics), gradients = gradient_of(jnp.int32(0))
+    (_, metrics), gradients = gradient_of(0)
     assert size(gradients["autoencoder"]["codebook"]) == 0.0
     follow = make_follow(trial.config)
     params, frozen = follow(trial.state.params, trial.state.frozen, metrics, ROOT, jnp.int32(0))
     moved = params["autoencoder"]["codebook"]["embedding"] - trial.state.params["autoencoder"]["codebook"]["embedding"]
     assert size(moved) > 0
     assert float(frozen["verdict_average"]["real"]) == pytest.approx(0.01 * float(metrics["verdict_real"]), rel=1e-4)
+
+
+def num_shared(params: Any) -> int:
+    """How many parameters lie in shares along `fsdp`."""
+    return sum("fsdp" in leaf.sharding.spec for leaf in jax.tree.leaves(params))
 
 
 def take_codes(state: TrainState) -> dict[str, np.ndarray]:
@@ -159,27 +200,33 @@ def assert_codes_are_alike(found: dict[str, np.ndarray], expected: dict[str, np.
 
 
 @pytest.mark.slow
-def test_steps_on_eight_devices_are_those_on_one(trial: Trial):
-    """LPIPS, batch statistics, codes and their restarts, averages and both optimizers included.
+def test_steps_on_eight_devices_are_those_on_one(trial: Trial, monkeypatch: pytest.MonkeyPatch):
+    """LPIPS, batch statistics, codes and their restarts, averages and both optimizers included, and parameters in
+    shares that are gathered as the program does.
 
     The norm of each parameter's gradient is compared, and the gradient itself by what the optimizer made of it: with
     `PLAIN` a parameter moves first by 0.1 g / (|g| + 1).
     """
-    step = make_step(
-        make_autoencoder_loss(trial.model, trial.config),
-        make_first_stage_optimizer(trial.config),
-        trial.config.training,
-        make_follow(trial.config),
-    )
+    monkeypatch.setattr(sharding, "MIN_FSDP_SIZE", 64)  # these are small
     ends = []
     for devices, mesh_config in ((1, MeshConfig()), (8, MeshConfig(data=2, fsdp=4))):
         mesh = sharding.make_mesh(mesh_config, jax.devices()[:devices])
         shardings = sharding.state_shardings(mesh, trial.state)
         state = jax.device_put(trial.state._replace(step=jnp.int32(3)), shardings)
         batch = sharding.put_batch(mesh, {name: np.asarray(x) for name, x in trial.batch.items()})
+        step = make_step(
+            make_autoencoder_loss(trial.model, trial.config),
+            make_first_stage_optimizer(trial.config),
+            trial.config.training,
+            make_follow(trial.config),
+            sharding.make_gather(mesh, "float32"),
+        )
         compiled = jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)))
         for _ in range(2):
             state, metrics = compiled(state, batch, ROOT)
+        for name in ("autoencoder", "discriminator"):
+            assert num_shared(state.params[name]) == num_shared(state.ema_params[name])
+            assert (num_shared(state.params[name]) > 1) == (devices > 1), name
         assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.constants))
         ends.append(jax.device_get((state, metrics)))
     (one, of_one), (eight, of_eight) = ends
@@ -221,7 +268,7 @@ def gradient_with(trial: Trial, **changes: Any) -> tuple[float, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_what_is_computed_again_changes_nothing(trial: Trial, gradient_of: Any):
-    (loss, _), expected = gradient_of(jnp.int32(4))
+    (loss, _), expected = gradient_of(4)
     again, gradient = gradient_with(trial, remat="full")
     assert again == pytest.approx(float(loss), rel=1e-5)
     np.testing.assert_allclose(ravel_pytree(gradient)[0], ravel_pytree(expected)[0], rtol=1e-3, atol=1e-6)
@@ -230,7 +277,7 @@ def test_what_is_computed_again_changes_nothing(trial: Trial, gradient_of: Any):
 @pytest.mark.slow
 def test_in_bfloat16_the_loss_is_near_and_each_gradient_points_the_same_way(trial: Trial, gradient_of: Any):
     """Roughly: latents between two codes take the other one."""
-    (loss, _), expected = gradient_of(jnp.int32(4))
+    (loss, _), expected = gradient_of(4)
     narrow, gradient = gradient_with(trial, compute_dtype="bfloat16")
     assert narrow == pytest.approx(float(loss), rel=0.03)
     for name in ("autoencoder", "discriminator"):

@@ -8,11 +8,12 @@ real, fake: verdicts on pictures and on reconstructions
 (3) non_saturating   D: as (2)                                                    G: mean(softplus(-fake))
                      Goodfellow et al. 2014, arXiv:1406.2661, section 3
 (4) adaptive weight = |grad of reconstruction| / (|grad of G| + 1e-4), at the decoder's last layer, capped
-                     Esser et al. 2021, arXiv:2012.09841, eq. 7
+                     Esser et al. 2021, arXiv:2012.09841, eq. 7; the floor of 1e-4 and the cap as in their code
 (5) R1 = 1/2 mean |grad of the sum of real at the pictures|^2
                      Mescheder et al. 2018, arXiv:1801.04406, eq. 9
 (6) LeCam = mean(relu(real - average of fake)^2) + mean(relu(average of real - fake)^2)
-                     Tseng et al. 2021, arXiv:2104.03310, eq. 5
+                     Tseng et al. 2021, arXiv:2104.03310, eq. 5, whose squares pull verdicts from both sides; the relu
+                     is that of their code (google/lecam-gan, biggan_cifar/losses.py)
 """
 
 from collections.abc import Callable
@@ -27,6 +28,9 @@ from ldm_jax.config import DiscriminatorConfig
 AdversarialKind = Literal["hinge", "vanilla", "non_saturating"]
 Verdicts = Float[Array, "b p q 1"]
 
+GRADIENT_FLOOR = 1e-4
+"""Added to the norm of G's gradient in (4): the adaptive weight does not make up for a gradient below it."""
+
 
 def discriminator_loss(kind: AdversarialKind, real: Verdicts, fake: Verdicts) -> Float[Array, ""]:
     """What the discriminator minimises (1)-(3)."""
@@ -40,12 +44,12 @@ def generator_loss(kind: AdversarialKind, fake: Verdicts) -> Float[Array, ""]:
     return jnp.mean(jax.nn.softplus(-fake)) if kind == "non_saturating" else -jnp.mean(fake)
 
 
-def adaptive_weight(
-    reconstruction: Float[Array, "..."], adversarial: Float[Array, "..."], cap: float
-) -> Float[Array, ""]:
-    """The weight (4) from the gradients of both losses at the decoder's last layer."""
-    ratio = jnp.linalg.norm(reconstruction.reshape(-1)) / (jnp.linalg.norm(adversarial.reshape(-1)) + 1e-4)
-    return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, cap))
+def adaptive_weight(reconstruction: Float[Array, ""], adversarial: Float[Array, ""], cap: float) -> Float[Array, ""]:
+    """The weight (4) from the norms of both gradients at the decoder's last layer.
+
+    Whatever the cap, it is at most the norm of the reconstruction's over GRADIENT_FLOOR.
+    """
+    return jax.lax.stop_gradient(jnp.clip(reconstruction / (adversarial + GRADIENT_FLOOR), 0.0, cap))
 
 
 def r1_penalty(

@@ -1,6 +1,8 @@
 """The first stage of a run: how the autoencoder is started, evaluated and shown."""
 
 import logging
+import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +74,7 @@ def make_autoencoder_stage(work: Workspace) -> Stage:
         batches=lambda start: work.train_batches(work.train, config.training, "autoencoder", start),
         evaluate=evaluate,
         draw=draw,
-        alarms=Alarms(lambda metrics, step: first_stage_alarms(config, metrics, step)),
+        alarms=Alarms(partial(first_stage_alarms, config, math.prod(work.model.latent_shape[:-1]))),
         constants=constants,
         is_followed=True,
     )

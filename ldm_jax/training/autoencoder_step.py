@@ -64,10 +64,12 @@ def make_autoencoder_loss(model: LatentDiffusion, config: FirstStageConfig) -> L
             return loss, metrics
         judge, network = config.judge, Discriminator(config.judge, model.autoencoder.dtype)
 
-        def weigh(of_verdict: Pictures) -> Scalar:
+        def weigh(of_verdict: Pictures) -> tuple[Scalar, Metrics]:
             pull_back = _pull_back_to_last_layer(reconstruct, jax.lax.stop_gradient(params["autoencoder"]))
-            nearer = pull_back(of_error) / jnp.exp(jax.lax.stop_gradient(logvar))
-            return adaptive_weight(nearer, pull_back(of_verdict), judge.max_adaptive_weight)
+            nearer, verdict = (jnp.linalg.norm(pull_back(x).reshape(-1)) for x in (of_error, of_verdict))
+            nearer = nearer / jnp.exp(jax.lax.stop_gradient(logvar))
+            weight = adaptive_weight(nearer, verdict, judge.max_adaptive_weight)
+            return weight, {"adaptive_weight": weight, "generator_gradient": verdict}
 
         verdict, heard = _generator_term(judge, network, params["discriminator"], reconstruction, step, weigh)
         own, learned = _discriminator_term(judge, network, params["discriminator"], fixed, image, reconstruction)
@@ -118,16 +120,16 @@ def _generator_term(
     params: Params,
     reconstruction: Pictures,
     step: Int[Array, ""],
-    weigh: Callable[[Pictures], Scalar],
+    weigh: Callable[[Pictures], tuple[Scalar, Metrics]],
 ) -> tuple[Scalar, Metrics]:
-    """The verdict in (2) that the autoencoder hears; `weigh` makes the adaptive weight of its gradient."""
+    """The verdict in (2) that the autoencoder hears; `weigh` makes the adaptive weight of its gradient, and metrics."""
     constant = jax.lax.stop_gradient(params)
     loss, gradient, _ = _seen_at(
         reconstruction, lambda x: (generator_loss(config.loss, apply(network, constant, x)), {})
     )
-    adaptive = weigh(gradient) if config.adaptive else jnp.ones(())
+    adaptive, told = weigh(gradient) if config.adaptive else (jnp.ones(()), {})
     weighed = generator_hears(config, step) * config.weight * adaptive * loss
-    return weighed, {"generator_loss": loss, "adaptive_weight": adaptive}
+    return weighed, {"generator_loss": loss, **told}
 
 
 def _discriminator_term(
