@@ -2,8 +2,10 @@
 
     Isola et al. 2017, arXiv:1611.07004, section 3.2.2; pix2pix's N-layer network, as LDM uses it
 
-Nothing in it remembers earlier batches: batch normalisation takes the statistics of the global batch at hand, for it is
-never used outside training, and spectral normalisation starts its power iterations anew.
+Nothing in it remembers earlier batches: batch normalisation takes the statistics of the global batch at hand (with
+gradient accumulation of the global micro-batch), for it is never used outside training, and spectral normalisation
+starts its power iterations anew. Of a kernel that devices share, which is gathered in the compute dtype
+(`sharding.make_gather`), it takes the largest singular value after that rounding.
 
 (1) W / sigma(W),  sigma by NUM_ITERATIONS steps of u <- W v / |W v|, v <- W^T u / |W^T u|    Miyato et al. 2018,
     arXiv:1802.05957, algorithm 1

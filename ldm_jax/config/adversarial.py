@@ -16,8 +16,8 @@ class DiscriminatorConfig:
     num_layers: int = 3
     """Layers that halve the resolution; each doubles the width of the patch that is judged (3: 70 pixels)."""
     norm: Literal["batch", "group", "spectral", "none"] = "batch"
-    """Normalisation between layers: over the global batch as in LDM, over groups of channels of one picture, of the
-    weights by their largest singular value, or none."""
+    """Normalisation between layers: over the global batch as in LDM (with gradient accumulation the micro-batch), over
+    groups of channels of one picture, of the weights by their largest singular value, or none."""
     loss: Literal["hinge", "vanilla", "non_saturating"] = "hinge"
     """How verdicts are counted; `vanilla` is LDM's: cross-entropy for the discriminator, the mean verdict for the
     autoencoder."""
@@ -32,7 +32,7 @@ class DiscriminatorConfig:
     adaptive: bool = True
     """Weigh its verdict so that its gradient at the decoder's last layer is as large as the reconstruction's."""
     max_adaptive_weight: float = 1e4
-    """Cap of the adaptive weight."""
+    """Cap of the adaptive weight, which without one is 1e4 times the norm of the error's gradient at most."""
     r1_weight: float = 0.0
     """Weight of the squared gradient at real pictures (R1 penalty); 0 has none."""
     lecam_weight: float = 0.0

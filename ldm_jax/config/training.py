@@ -60,7 +60,8 @@ class TrainingConfig:
     num_steps: int = 1000
     """Optimizer steps."""
     gradient_accumulation: int = 1
-    """Micro-batches in one optimizer step; divides batch_size."""
+    """Micro-batches in one optimizer step; divides batch_size. In a first stage the discriminator's batch statistics,
+    the adaptive weight, perplexity and usage are those of a micro-batch."""
     ema_decay: float = 0.9999
     """Decay of the moving average of the parameters."""
     ema_warmup: bool = True
