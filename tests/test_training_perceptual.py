@@ -52,7 +52,7 @@ def experiment(data_cache: Path, weights: Path) -> Experiment:
     first = dataclasses.replace(
         tiny.first_stage,
         perceptual=PerceptualConfig(weight=1.0, net="alexnet", files=(str(weights),)),
-        discriminator=DiscriminatorConfig(base_channels=4, num_layers=1, start_step=1),
+        discriminator=DiscriminatorConfig(base_channels=4, num_layers=1, start_step=1, lecam_weight=0.1),
     )
     return dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, image_size=32), first_stage=first)
 
@@ -73,11 +73,11 @@ def train(experiment: Experiment, path: Path) -> TrainState:
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_run_measures_with_it_and_saves_nothing_of_it(experiment: Experiment, tmp_path: Path):
-    """And its third step is the same after a restart."""
+    """And its third step is the same after a restart, LeCam's averages of verdicts included."""
     state = train(experiment, tmp_path / "whole")
     assert set(state.constants) == {"perceptual"}
     assert set(state.params) == set(state.ema_params) == {"autoencoder", "discriminator"}
-    assert state.frozen == {}
+    assert set(state.frozen) == {"verdict_average"} and state.frozen["verdict_average"]["real"] != 0
     folder = tmp_path / "whole" / "checkpoints" / "autoencoder" / "00000003"
     saved = {name for info in read_contents(folder) for name in info.path}
     assert "discriminator" in saved
