@@ -90,7 +90,7 @@ def test_a_weight_that_came_to_its_cap_and_stays_is_named():
 
 
 def test_a_weight_that_began_at_its_cap_is_as_it_was_meant():
-    """As with LDM's KL autoencoders, whose cap is 0.05 in the unit of a mean."""
+    """As it may with LDM's KL autoencoders, whose cap is 0.05 in the unit of a mean."""
     assert found(with_weights(*[50.0] * KEPT)) == {}
     assert found(with_weights(*[50.0] * 20, *[30.0] * 10, *[50.0] * SEVERAL)) == {}
 
