@@ -49,7 +49,6 @@ def with_weights(*weights: float) -> list[Metrics]:
     [
         ({"generator_gradient": 0.0}, "the gradient of the discriminator's verdict has vanished"),
         ({"adaptive_weight": 31.0}, "the adaptive weight has leapt to 31 from about 3"),
-        ({"perplexity": 3.0}, "the 100 codes are used as 3 would be: most are dead"),
     ],
 )
 def test_each_failure_is_named(wrong: Metrics, said: str):
@@ -67,6 +66,13 @@ def test_a_discriminator_has_won_when_it_is_right_over_several_reports():
     assert found([right, right, fair, fair, right, right]) == {}
     (sentence,) = found([WELL] + [right] * SEVERAL).values()
     assert sentence.startswith("the discriminator is right 99.0% of the time") and "r1_weight" in sentence
+
+
+def test_codes_are_dead_when_few_are_in_use_over_several_reports():
+    few, last = {**WELL, "perplexity": 3.0}, SETTLED + 20
+    assert found([few] * 20 + [WELL] + [few] * (SEVERAL - 1), last=last) == {}
+    (sentence,) = found([WELL] + [few] * SEVERAL, last=last).values()
+    assert sentence.startswith("the 100 codes are used as 3 would be: most are dead; ")
 
 
 def test_a_discriminator_that_is_not_heard_yet_may_be_anything():
@@ -119,8 +125,9 @@ def test_codes_are_held_against_what_a_micro_batch_can_show(codebook_size: int, 
     )
     vectors = 32 // accumulation * POSITIONS
     most = min(codebook_size, vectors)
-    assert found([{"perplexity": 0.06 * most}], config) == {}
-    (sentence,) = found([{"perplexity": 0.04 * most}], config).values()
+    last = SETTLED + SEVERAL
+    assert found([{"perplexity": 0.06 * most}] * SEVERAL, config, last) == {}
+    (sentence,) = found([{"perplexity": 0.04 * most}] * SEVERAL, config, last).values()
     assert (f"by {vectors} vectors" in sentence) == (vectors < codebook_size)
 
 
@@ -134,7 +141,9 @@ def test_a_posterior_like_the_prior_is_named():
 def test_what_every_training_begins_with_is_no_alarm():
     config = FirstStageConfig(autoencoder=AutoencoderKLConfig(), optimizer=QUICK)
     assert found([{"posterior_std": 1.05}], config, SETTLED - 1) == {}
-    assert found([{**WELL, "perplexity": 1.0}], last=SETTLED - 1) == {}
+    begun = [{**WELL, "perplexity": 1.0}] * 20
+    assert found(begun, last=SETTLED + SEVERAL - 2) == {}, "nothing from before counts"
+    assert set(found(begun, last=SETTLED + SEVERAL - 1)) == {"codes"}
 
 
 @pytest.mark.parametrize(
@@ -160,9 +169,9 @@ def test_the_zoo_is_judged_after_thousands_of_steps():
 
 def test_it_is_said_once_and_again_after_a_recovery(caplog: pytest.LogCaptureFixture):
     alarms = Alarms(lambda history: first_stage_alarms(JUDGED, POSITIONS, history))
-    bad = {**WELL, "perplexity": 3.0}
+    bad = {**WELL, "generator_gradient": 0.0}
     with caplog.at_level(logging.WARNING):
-        counts = [alarms(metrics, 200 + i) for i, metrics in enumerate([bad, bad, WELL, {**bad, "perplexity": 2.0}])]
+        counts = [alarms(metrics, 200 + i) for i, metrics in enumerate([bad, bad, WELL, bad])]
     assert counts == [1, 1, 0, 1]
     assert [record.getMessage()[:9] for record in caplog.records] == ["step 200:", "step 203:"]
 

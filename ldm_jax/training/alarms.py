@@ -1,8 +1,8 @@
 """Known ways in which a first stage goes wrong while its loss still falls, read off the metrics of its logged steps.
 
-They scale with the configuration: a share of right verdicts is a mean over several reports, an adaptive weight is held
-against its own past, the codes in use against what a micro-batch can show, and a posterior is judged when the learning
-rates have had the time to move it.
+They scale with the configuration: an adaptive weight is held against its own past, the codes in use against what a
+micro-batch can show, and codes and posterior are judged when the learning rates have had the time to move them. What is
+noisy in single batches, right verdicts and the codes in use, is a mean over several reports.
 """
 
 import logging
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 Metrics = dict[str, float]
 
 SEVERAL = 5
-"""Reports over which a share of right verdicts is a mean, and which make a past."""
+"""Reports over which what is noisy in single batches is a mean, and which make a past."""
 KEPT = 50
 """Newest reports that are looked at."""
 TOO_SURE = 0.98
@@ -55,7 +55,6 @@ def first_stage_alarms(config: FirstStageConfig, num_positions: int, history: Se
 
     `num_positions` is the number of latent vectors of a picture.
     """
-    step, metrics = history[-1]
     found: dict[str, str | None] = {}
     if (judge := config.judge) is not None:
         heard = [report.metrics for report in history if report.step > judge.start_step + judge.warmup_steps]
@@ -63,20 +62,24 @@ def first_stage_alarms(config: FirstStageConfig, num_positions: int, history: Se
         if judge.adaptive:
             found["verdict's gradient"] = _vanished(heard)
             found["adaptive weight"] = _leapt(judge, [report["adaptive_weight"] for report in heard])
-    if step >= settled_step(config.optimizer):
+    settled = [report.metrics for report in history if report.step >= settled_step(config.optimizer)]
+    if settled:
         if isinstance(config.autoencoder, AutoencoderVQConfig):
             micro_batch = config.training.batch_size // config.training.gradient_accumulation
-            found["codes"] = _dead(config.autoencoder.codebook_size, micro_batch * num_positions, metrics)
+            found["codes"] = _dead(config.autoencoder.codebook_size, micro_batch * num_positions, settled)
         else:
-            found["posterior"] = _collapsed(metrics)
+            found["posterior"] = _collapsed(settled[-1])
     return {name: sentence for name, sentence in found.items() if sentence is not None}
 
 
+def _mean(reported: Sequence[Metrics], name: str) -> float | None:
+    """Over the last SEVERAL, if there are so many."""
+    return statistics.fmean(m[name] for m in reported[-SEVERAL:]) if len(reported) >= SEVERAL else None
+
+
 def _too_sure(heard: Sequence[Metrics]) -> str | None:
-    if len(heard) < SEVERAL:
-        return None
-    share = statistics.fmean(metrics["discriminator_accuracy"] for metrics in heard[-SEVERAL:])
-    if share <= TOO_SURE:
+    share = _mean(heard, "discriminator_accuracy")
+    if share is None or share <= TOO_SURE:
         return None
     return (
         f"the discriminator is right {share:.1%} of the time and teaches little; lower its learning rate, or set "
@@ -113,13 +116,14 @@ def _leapt(judge: DiscriminatorConfig, weights: Sequence[float]) -> str | None:
     return None
 
 
-def _dead(codebook_size: int, num_vectors: int, metrics: Metrics) -> str | None:
+def _dead(codebook_size: int, num_vectors: int, settled: Sequence[Metrics]) -> str | None:
     """Of the codes that so many latent vectors, a micro-batch, can show in use."""
-    if metrics["perplexity"] >= TOO_FEW * min(codebook_size, num_vectors):
+    in_use = _mean(settled, "perplexity")
+    if in_use is None or in_use >= TOO_FEW * min(codebook_size, num_vectors):
         return None
     by = f" by {num_vectors} vectors" if num_vectors < codebook_size else ""
     return (
-        f"the {codebook_size} codes are used as {metrics['perplexity']:.0f} would be{by}: most are dead; set "
+        f"the {codebook_size} codes are used as {in_use:.0f} would be{by}: most are dead; set "
         "codes=average with restart_usage, cosine_codes, or use fewer"
     )
 
