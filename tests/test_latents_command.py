@@ -19,11 +19,11 @@ from tiny import tiny_experiment
 
 from ldm_jax import cli
 from ldm_jax.config import save_experiment
-from ldm_jax.data.latent_manifest import MANIFEST, read_manifest
+from ldm_jax.data.latent_manifest import MANIFEST, read_manifest, write_unfinished
 from ldm_jax.data.latent_source import open_latents
 from ldm_jax.data.sources import load_source
 from ldm_jax.experiment import train_experiment
-from ldm_jax.training.latent_factory import autoencoder_fingerprint
+from ldm_jax.training.latent_factory import identify_autoencoder
 from ldm_jax.training.logging import read_metrics
 from ldm_jax.training.run_folder import RunFolder
 
@@ -73,7 +73,7 @@ def test_a_run_is_encoded_with_its_own_autoencoder(run: Path, encoded: Path):
     assert latents.annotation(7) == source.annotation(7)
     assert [shard.records for shard in latents.manifest.shards] == [16, 16, 8]
     assert latents[0]["moments"].shape[0] == 2
-    assert latents.manifest.recipe.autoencoder == autoencoder_fingerprint(_params(run))
+    assert latents.manifest.recipe.autoencoder == identify_autoencoder(experiment, _params(run))["autoencoder"]
     assert len(open_latents(encoded / "test")) == SIZE // 10
 
 
@@ -112,10 +112,7 @@ def test_verify_names_what_is_damaged(encoded: Path, tmp_path: Path, capsys: pyt
 
 
 def test_an_unfinished_set_is_no_whole_one(encoded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from ldm_jax.data.latent_manifest import UNFINISHED
-    from ldm_jax.files.whole_files import write_sealed
-
-    write_sealed(tmp_path / UNFINISHED, read_manifest(encoded / "train").recipe.as_json())
+    write_unfinished(tmp_path, read_manifest(encoded / "train").recipe)
     text = said(["verify", str(tmp_path)], capsys, status=1)
     assert "are not finished (0 of 3 shards are written); the same `ldm latents encode` goes on with them" in text
 
@@ -136,6 +133,11 @@ def test_an_unfinished_set_is_no_whole_one(encoded: Path, tmp_path: Path, capsys
             ["encode", "smoke", "--out", "gs://b/x"],
             "--out=gs://b/x is in an object store; latents are written to a disk",
         ),
+        (
+            ["encode", "smoke", "--mesh.fsdp", "2"],
+            "--mesh.* divides a model that is trained, and encoding has the whole autoencoder on every device; leave "
+            "it out (mesh.fsdp: 1 -> 2)",
+        ),
         (["encode", "smoke"], "smoke names no trained autoencoder: encode for a run that has one"),
         (["encode", "{tmp}/begun"], "begun names no trained autoencoder"),
         (["encode", "smoke", "--texts"], "--texts embeds captions by a text encoder of CLIP"),
@@ -153,6 +155,28 @@ def test_what_makes_no_sense_is_refused(
     save_experiment(begun, tmp_path / "begun" / "config.json")
     assert cli.run(cli.latents, [argument.format(tmp=tmp_path) for argument in arguments]) == 2
     assert message in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--first-stage.autoencoder.num-groups", "2"], "first_stage.autoencoder.num_groups: {groups} -> 2"),
+        (["--first-stage.run", "other"], "first_stage.run: None -> 'other'"),
+        (["--start", "other"], "start: None -> 'other'"),
+        (["--conditioning.mlp-dim", "24"], "conditioning.mlp_dim: {mlp} -> 24"),
+    ],
+)
+def test_a_run_is_not_encoded_by_other_networks_than_its_own(
+    run: Path, tmp_path: Path, flags: list[str], line: str, caplog: pytest.LogCaptureFixture, monkeypatch
+):
+    monkeypatch.setattr(cli, "start_jax", lambda devices: None)
+    assert cli.run(cli.latents, ["encode", str(run), "--out", str(tmp_path / "out"), *flags]) == 2
+    own = RunFolder(run).load_config()
+    line = line.format(groups=own.first_stage.autoencoder.num_groups, mlp=4 * own.conditioning.context_dim)
+    assert (
+        f"{run} encodes with the networks that it has:\n  {line}\nleave these flags out, or encode for" in caplog.text
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_it_says_how_it_is_used(capsys: pytest.CaptureFixture[str]):
