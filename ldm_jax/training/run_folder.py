@@ -219,13 +219,13 @@ class RunFolder:
         return manifests.known_manifest(self.manifest_file)
 
     def check_data(self, data: dict[str, Any]) -> None:
-        """Refuse to go on with other data than the run was started with.
+        """Refuse to go on with other data than the run was started with; where they lie does not matter.
 
         Raises:
             UserError: a split has another fingerprint.
         """
         for split, known in self.read_manifest().get("data", {}).items():
-            if isinstance(known, dict) and known != data.get(split):
+            if isinstance(known, dict) and known.get("fingerprint") != data.get(split, {}).get("fingerprint"):
                 raise UserError(
                     f"the {split} split of {known.get('name')} has changed since {self.path} was started "
                     f"({known.get('num_pictures')} pictures then); restore the data, or train into another folder: "
