@@ -26,6 +26,7 @@ from ldm_jax.model import Params, hash_params, make_model
 from ldm_jax.training import latents, processes, workspace
 from ldm_jax.training.diffusion_step import make_diffusion_loss
 from ldm_jax.training.latent_factory import (
+    fill_batches,
     make_factory,
     one_ahead,
     require_embeddable,
@@ -407,6 +408,25 @@ def test_latents_before_the_lookup_are_stored_without_their_log_variances(data_c
     means = np.stack([latents[i]["moments"][..., :channels] for i in range(len(source))]).reshape(-1, channels)
     np.testing.assert_allclose(mean, means.mean(axis=0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(std, means.std(axis=0), rtol=1e-4)
+
+
+def test_no_batch_has_pictures_of_two_shards():
+    filled, counts = fill_batches([*range(5, 10), *range(15, 18)], 5, 2)
+    assert filled == [5, 6, 7, 8, 9, 9, 15, 16, 17, 17]
+    assert [index for index, does in zip(filled, counts, strict=True) if does] == [5, 6, 7, 8, 9, 15, 16, 17]
+    assert fill_batches([], 5, 2) == ([], [])
+
+
+def test_what_is_in_a_shard_does_not_depend_on_those_before_it(
+    cached: Workspace, autoencoder: Params, tmp_path: Path, readers: object
+):
+    factory = make_factory(cached.experiment, cached.mesh, autoencoder, batch_size=8, shard_size=5)
+    factory.write(cached.train, tmp_path / "one", share_of_process())
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "one").glob("*.array_record")}
+    for name in sorted(whole)[1::2]:
+        (tmp_path / "one" / name).unlink()
+    factory.write(cached.train, tmp_path / "one", share_of_process())
+    assert whole == {path.name: path.read_bytes() for path in (tmp_path / "one").glob("*.array_record")}
 
 
 def test_work_is_handed_out_when_more_is_on_the_way():

@@ -1,10 +1,12 @@
 """The latent factory: every picture of a data set through the encoder, once, into a set of latents.
 
 Each process encodes shards of its own on its own devices. Nothing is exchanged between them, and what is in a shard
-depends neither on their number nor on interruptions.
+depends neither on their number nor on interruptions: the last bits of a row of a batch depend on its place in it, so a
+device never has pictures of two shards at once. They depend on the pictures that a device has at once alone.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -100,12 +102,16 @@ class LatentFactory:
 
     def _examples(self, source: Source, indices: Sequence[int]) -> Iterator[Example]:
         """What is stored of the examples at some indices."""
-        chosen = Selection(source, indices)
+        of_device = self.batch_size // sharding.num_batch_shards(self.mesh)
+        filled, counts = fill_batches(indices, self.shard_size, of_device)
+        chosen = Selection(source, filled)
         for batch, arrays in one_ahead(self._encoded(chosen)):
             host = {name: np.asarray(array) for name, array in arrays.items()}
             for row in np.flatnonzero(batch["valid"]).tolist():
-                stored = {name: host[name][row] for name in self.layout.arrays}
-                yield {**stored, **chosen.annotation(int(batch["sample_index"][row]))}
+                position = int(batch["sample_index"][row])
+                if counts[position]:
+                    stored = {name: host[name][row] for name in self.layout.arrays}
+                    yield {**stored, **chosen.annotation(position)}
 
     def _encoded(self, chosen: Selection) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """Batches, and their arrays as the devices are going to have them."""
@@ -236,6 +242,18 @@ def identify_texts(experiment: Experiment, params: Params, encode_caption: Promp
         digest.update(f"{name} {tokenizer.to_str()}".encode())
     assert isinstance(experiment.conditioning, ClipTextConditioning | SdxlConditioning)
     return {"texts": digest.hexdigest(), "conditioning": embedding_form(experiment.conditioning)}
+
+
+def fill_batches(indices: Sequence[int], shard_size: int, batch_size: int) -> tuple[list[int], list[bool]]:
+    """Indices of whole shards, of which each fills up its last batch with its last index, and which of them count."""
+    filled: list[int] = []
+    counts: list[bool] = []
+    for _, shard in itertools.groupby(indices, lambda index: index // shard_size):
+        own = list(shard)
+        spare = -len(own) % batch_size
+        filled += own + own[-1:] * spare
+        counts += [True] * len(own) + [False] * spare
+    return filled, counts
 
 
 def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
