@@ -14,9 +14,18 @@ from data_fakes import PictureSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldm_jax.config import DataConfig, Shapes
-from ldm_jax.data import patience
-from ldm_jax.data.latent_manifest import MANIFEST, UNFINISHED, DamagedLatents, Recipe, data_of, faults, read_manifest
+from ldm_jax.config import AutoencoderKLConfig, ClipTextConditioning, DataConfig, ImageFolder, Shapes
+from ldm_jax.data import latent_source, patience
+from ldm_jax.data.latent_manifest import (
+    MANIFEST,
+    UNFINISHED,
+    DamagedLatents,
+    Recipe,
+    data_of,
+    faults,
+    read_manifest,
+    write_unfinished,
+)
 from ldm_jax.data.latent_records import ArrayField, Layout
 from ldm_jax.data.latent_shards import Share, clear_others, write_latents
 from ldm_jax.data.latent_source import LatentSource, load_latents, open_latents
@@ -25,6 +34,7 @@ from ldm_jax.data.pipeline import batches
 from ldm_jax.data.selection import Selection
 from ldm_jax.data.transforms import TRANSFORM, evaluation_transforms, training_transforms
 from ldm_jax.errors import UserError
+from ldm_jax.files import folders
 from ldm_jax.files.whole_files import write_sealed
 
 CONFIG = DataConfig(image_size=4, horizontal_flip=True, num_threads=0)
@@ -63,6 +73,7 @@ RECIPE = Recipe(
     data=data_of(CONFIG),
     transform=TRANSFORM,
     autoencoder="a",
+    autoencoder_config=AutoencoderKLConfig(),
     compute_dtype="float32",
     shard_size=4,
 )
@@ -215,26 +226,63 @@ def test_killed_when_the_manifest_was_written(folder: Path):
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("count", [2, 5])
-def test_several_processes_write_what_one_does(folder: Path, tmp_path: Path, count: int):
-    meet, encoders = threading.Barrier(count, timeout=30), [Encoder() for _ in range(count)]
+def write_together(folder: Path, count: int) -> tuple[list[Encoder], list[list[str]]]:
+    """Write a set by several processes; what each has encoded, and in order what each has said."""
+    barrier, encoders = threading.Barrier(count, timeout=30), [Encoder() for _ in range(count)]
+    said: list[list[str]] = [[] for _ in range(count)]
 
     def work(index: int) -> None:
-        write(
-            tmp_path / "again", encoders[index], share=Share(index=index, count=count, wait=lambda: void(meet.wait()))
-        )
+        def meet(task: str) -> None:
+            barrier.wait()
+            said[index].append(task)
+
+        share = Share(index=index, count=count, meet=meet, advance=lambda: said[index].append("advance"))
+        write(folder, encoders[index], share=share)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    return encoders, said
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_several_processes_write_what_one_does(folder: Path, tmp_path: Path, count: int):
+    encoders, _ = write_together(tmp_path / "again", count)
     assert sorted(itertools.chain(*(encoder.seen for encoder in encoders))) == list(range(SIZE))
     assert contents(tmp_path / "again") == contents(folder)
 
 
-def void(_: object) -> None:
-    return None
+def test_processes_begin_the_same_tasks_and_say_that_they_get_on_with_their_unequal_shares(tmp_path: Path):
+    encoders, said = write_together(tmp_path / "again", 4)
+    tasks = [
+        "encoding fake/train into latents",
+        "writing the manifest of the latents",
+        "opening the latents that all have written",
+    ]
+    assert [[word for word in words if word != "advance"] for words in said] == [tasks] * 4
+    during = [words.index(tasks[1]) - words.index(tasks[0]) - 1 for words in said]
+    assert during == [len(encoder.seen) for encoder in encoders] == [4, 4, 2, 0]
+
+
+def test_who_verifies_for_all_says_that_it_gets_on(folder: Path):
+    said: list[str] = []
+    write(folder, share=Share(count=2, meet=said.append, advance=lambda: said.append("advance")))
+    assert said[:4] == ["advance", "advance", "advance", "encoding fake/train into latents"]
+
+
+@pytest.mark.parametrize("beforehand", [True, False])
+def test_processes_that_do_not_see_one_folder_are_told(
+    tmp_path: Path, beforehand: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(folders, "_WAITS", (0.0,))
+    if beforehand:
+        index, message = 1, r"process 0 has begun the latents in \S+train, and they are not there for this process; "
+    else:
+        index, message = 0, r"process 1 has written \S+00001.array_record, and it is not there for process 0; "
+    with pytest.raises(UserError, match=message + "it has to be one folder that all processes see: choose another"):
+        write(tmp_path / "latents" / "train", share=Share(index=index, count=2))
 
 
 def test_two_writers_do_not_get_into_each_others_way(tmp_path: Path):
@@ -283,11 +331,11 @@ def edited(folder: Path) -> None:
 def of_the_future(folder: Path) -> None:
     values = json.loads((folder / MANIFEST).read_text())
     del values["crc32"]
-    write_sealed(folder / MANIFEST, {**values, "version": 2})
+    write_sealed(folder / MANIFEST, {**values, "version": 3})
 
 
 def of_nothing_known(folder: Path) -> None:
-    write_sealed(folder / MANIFEST, {"version": 1})
+    write_sealed(folder / MANIFEST, {"version": 2})
 
 
 MEND = "; the same `ldm latents encode` writes it again"
@@ -303,7 +351,7 @@ AGAIN = r"; remove \S+ and encode again"
         (no_json, r"the manifest \S+manifest.json cannot be used: Expecting property name.*" + AGAIN),
         (no_object, r"cannot be used: it holds a list where an object belongs" + AGAIN),
         (edited, r"cannot be used: it has changed since it was written" + AGAIN),
-        (of_the_future, r"cannot be used: it is of version 2, and this program reads version 1" + AGAIN),
+        (of_the_future, r"cannot be used: it is of version 3, and this program reads version 2" + AGAIN),
         (of_nothing_known, r"cannot be used: 'layout'" + AGAIN),
     ],
 )
@@ -373,6 +421,38 @@ def test_latents_made_in_another_way_are_not_mixed(folder: Path):
     assert contents(folder) == before
 
 
+def test_an_autoencoder_that_does_something_else_with_the_same_parameters_is_another_one(folder: Path):
+    other = dataclasses.replace(RECIPE, autoencoder_config=AutoencoderKLConfig(num_groups=2))
+    with pytest.raises(UserError, match=r"other latents:\n  first_stage.autoencoder.num_groups: 32 -> 2\nnothing"):
+        write(folder, recipe=other)
+
+
+def test_a_recipe_comes_back_as_it_was():
+    texts = {"texts": "t", "conditioning": ClipTextConditioning(context_layer="penultimate")}
+    for recipe in (RECIPE, dataclasses.replace(RECIPE, **texts)):
+        assert Recipe.from_json(json.loads(json.dumps(recipe.as_json()))) == recipe
+
+
+def test_an_unfinished_set_of_another_version_is_not_gone_on_with(tmp_path: Path):
+    write_sealed(tmp_path / UNFINISHED, RECIPE.as_json())
+    with pytest.raises(UserError, match=r"cannot be used \(it is of version None, .*\); remove \S+ and encode again"):
+        write(tmp_path)
+
+
+def in_folder(directory: str) -> Recipe:
+    """A recipe of pictures in a folder."""
+    data = dataclasses.replace(RECIPE.data, source=ImageFolder(directory=directory))
+    info = dataclasses.replace(RECIPE.info, name=Path(directory).name)
+    return dataclasses.replace(RECIPE, data=data, info=info)
+
+
+def test_pictures_that_have_been_moved_are_the_same(tmp_path: Path):
+    write(tmp_path / "train", recipe=in_folder("/a/old"))
+    assert write(tmp_path / "train", recipe=in_folder("/b/new")).seen == []
+    clear_others(tmp_path / "train", in_folder("/b/new"))
+    assert (tmp_path / "train").exists()
+
+
 def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(UserError, match=r"\S+ is not empty and holds no latents; choose another folder"):
@@ -387,7 +467,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
 
 def test_a_shard_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "set" / "00001.array_record").mkdir(parents=True)
-    write_sealed(tmp_path / "set" / UNFINISHED, RECIPE.as_json())
+    write_unfinished(tmp_path / "set", RECIPE)
     message = r"cannot write latents to \S+00001.array_record \(.*\); free space or permit writing"
     with pytest.raises(UserError, match=message):
         write(tmp_path / "set")
@@ -442,6 +522,25 @@ def test_latents_without_mirror_images_do_not_fit_an_experiment_with_them(tmp_pa
     )
     with pytest.raises(UserError, match=r"data.horizontal_flip: False -> True"):
         load_latents(with_latents(tmp_path / "train"), "train")
+
+
+def test_pictures_that_lie_elsewhere_are_compared_if_they_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    write(tmp_path / "train", recipe=in_folder("/a"))
+    moved = with_latents(tmp_path / "train", source=ImageFolder(directory="/b"))
+    with caplog.at_level("INFO"):
+        assert load_latents(moved, "train")
+    assert "are taken for those of pictures that are not here: the image folder /b does not exist" in caplog.text
+    monkeypatch.setattr(latent_source, "load_source", lambda config, split: PictureSource(SIZE))
+    assert load_latents(moved, "train")
+    info = dataclasses.replace(RECIPE.info, fingerprint="other")
+    monkeypatch.setattr(latent_source, "load_source", lambda config, split: PictureSource(SIZE, info=info))
+    with pytest.raises(
+        UserError, match=r"do not fit this experiment:\n  fingerprint of the pictures: '\w+' -> 'other'"
+    ):
+        load_latents(moved, "train")
+    assert load_latents(with_latents(tmp_path / "train", source=ImageFolder(directory="/a")), "train")
 
 
 def test_latents_of_another_transform_do_not_fit(tmp_path: Path):

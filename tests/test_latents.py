@@ -23,9 +23,10 @@ from ldm_jax.data.source import training_texts
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
 from ldm_jax.model import Params, hash_params, make_model
-from ldm_jax.training import latents, workspace
+from ldm_jax.training import latents, processes, workspace
 from ldm_jax.training.diffusion_step import make_diffusion_loss
 from ldm_jax.training.latent_factory import (
+    fill_batches,
     make_factory,
     one_ahead,
     require_embeddable,
@@ -33,6 +34,7 @@ from ldm_jax.training.latent_factory import (
 )
 from ldm_jax.training.latents import LatentReader, latent_statistics
 from ldm_jax.training.run_folder import RunFolder
+from ldm_jax.training.watchdog import Limits, Watch
 from ldm_jax.training.workspace import Workspace, open_workspace
 
 
@@ -106,8 +108,10 @@ def test_a_fingerprint_tells_values_shapes_types_and_names():
 
 @pytest.fixture(scope="module")
 def cached(data_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace that caches latents."""
-    work = open_workspace(tiny_experiment(data_cache), tmp_path_factory.mktemp("runs") / "run")
+    """A workspace that caches latents, of mirror images, too."""
+    tiny = tiny_experiment(data_cache)
+    experiment = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, horizontal_flip=True))
+    work = open_workspace(experiment, tmp_path_factory.mktemp("runs") / "run")
     mesh = one_device_mesh()
     return dataclasses.replace(work, mesh=mesh, model=make_model(work.experiment, mesh))
 
@@ -182,7 +186,7 @@ def test_a_large_set_is_measured_by_its_first_pictures(
     positions = int(np.prod(uncached.model.latent_shape[:-1]))
     with caplog.at_level(logging.INFO):
         LatentReader(uncached, autoencoder).statistics()
-    assert f"latents of {16 * positions} positions" in caplog.text  # two batches of 8
+    assert f"latents of {2 * 16 * positions} positions" in caplog.text  # two batches of 8, with mirror images
 
 
 # --- latents that `ldm latents encode` has written: a cache is such a set --------------------------------------------
@@ -218,6 +222,40 @@ def test_latents_of_another_autoencoder_are_refused(given: Workspace, autoencode
     )
     with pytest.raises(UserError, match=message):
         LatentReader(given, other)
+
+
+def test_latents_of_an_autoencoder_that_does_something_else_with_its_parameters_are_refused(
+    given: Workspace, autoencoder: Params
+):
+    first = given.experiment.first_stage
+    other = dataclasses.replace(first, autoencoder=dataclasses.replace(first.autoencoder, num_groups=2))
+    experiment = dataclasses.replace(given.experiment, first_stage=other)
+    with pytest.raises(UserError, match=r"do not fit .*:\n  first_stage.autoencoder.num_groups: \d+ -> 2\nencode"):
+        LatentReader(dataclasses.replace(given, experiment=experiment), autoencoder)
+
+
+def test_latents_computed_in_another_type_fit_and_it_is_said(
+    given: Workspace, autoencoder: Params, caplog: pytest.LogCaptureFixture
+):
+    experiment = dataclasses.replace(given.experiment, compute_dtype="bfloat16")
+    with caplog.at_level(logging.INFO):
+        LatentReader(dataclasses.replace(given, experiment=experiment), autoencoder)
+    assert "train were computed in float32" in caplog.text
+
+
+@pytest.mark.parametrize("own_disk", [False, True])
+def test_the_watch_counts_the_same_tasks_whatever_the_share(own_disk: bool, monkeypatch: pytest.MonkeyPatch):
+    watch = Watch(0, 2, Limits(60.0, 1800.0, 14400.0))
+    monkeypatch.setattr(processes, "_watch", watch)
+    share, counts = share_of_process(own_disk=own_disk), []
+    for work in (0, 3):
+        share.meet("encoding")
+        assert (watch.task, watch.patience) == ("encoding", "busy")
+        for _ in range(work):
+            share.advance()
+        counts.append(watch.count)
+    assert watch.advances == 3
+    assert counts == ([1, 2] if own_disk else [2, 4])
 
 
 def test_a_workspace_opens_latents_instead_of_pictures(
@@ -314,6 +352,17 @@ def test_captions_embedded_by_another_encoder_are_refused(clip: tuple[Workspace,
         LatentReader(clip_given, other)
 
 
+def test_captions_embedded_by_another_layer_are_refused(clip: tuple[Workspace, Params], clip_given: Workspace):
+    experiment, change = clip_given.experiment, {"context_layer": "penultimate"}
+    config, where = experiment.conditioning, "conditioning"
+    if isinstance(config, SdxlConditioning):
+        change, where = {"second": dataclasses.replace(config.second, **change)}, "conditioning.second"
+    other = dataclasses.replace(experiment, conditioning=dataclasses.replace(config, **change))
+    message = rf"do not fit this experiment:\n  {where}.context_layer: 'last' -> 'penultimate'\n"
+    with pytest.raises(UserError, match=message):
+        LatentReader(dataclasses.replace(clip_given, experiment=other), clip[1])
+
+
 def test_a_text_encoder_that_is_trained_sees_captions(clip: tuple[Workspace, Params], clip_given: Workspace):
     experiment = clip_given.experiment
     trained = dataclasses.replace(experiment, conditioning=dataclasses.replace(experiment.conditioning, trainable=True))
@@ -359,6 +408,25 @@ def test_latents_before_the_lookup_are_stored_without_their_log_variances(data_c
     means = np.stack([latents[i]["moments"][..., :channels] for i in range(len(source))]).reshape(-1, channels)
     np.testing.assert_allclose(mean, means.mean(axis=0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(std, means.std(axis=0), rtol=1e-4)
+
+
+def test_no_batch_has_pictures_of_two_shards():
+    filled, counts = fill_batches([*range(5, 10), *range(15, 18)], 5, 2)
+    assert filled == [5, 6, 7, 8, 9, 9, 15, 16, 17, 17]
+    assert [index for index, does in zip(filled, counts, strict=True) if does] == [5, 6, 7, 8, 9, 15, 16, 17]
+    assert fill_batches([], 5, 2) == ([], [])
+
+
+def test_what_is_in_a_shard_does_not_depend_on_those_before_it(
+    cached: Workspace, autoencoder: Params, tmp_path: Path, readers: object
+):
+    factory = make_factory(cached.experiment, cached.mesh, autoencoder, batch_size=8, shard_size=5)
+    factory.write(cached.train, tmp_path / "one", share_of_process())
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "one").glob("*.array_record")}
+    for name in sorted(whole)[1::2]:
+        (tmp_path / "one" / name).unlink()
+    factory.write(cached.train, tmp_path / "one", share_of_process())
+    assert whole == {path.name: path.read_bytes() for path in (tmp_path / "one").glob("*.array_record")}
 
 
 def test_work_is_handed_out_when_more_is_on_the_way():

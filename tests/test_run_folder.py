@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from ldm_jax.config import Experiment, ImageFolder, MeshConfig, restore_experiment
+from ldm_jax.config import DataConfig, Experiment, ImageFolder, MeshConfig, restore_experiment
 from ldm_jax.errors import UserError
 from ldm_jax.training.keep_policy import KeepPolicy
 from ldm_jax.training.run_folder import RunFolder
@@ -45,6 +45,19 @@ def test_how_it_is_executed_may_change(run: RunFolder):
     run.check(other)
     run.open(other)
     assert run.load_config() == other
+
+
+def test_data_may_lie_elsewhere(tmp_path: Path):
+    here, there = (
+        dataclasses.replace(Experiment(), data=DataConfig(source=ImageFolder(directory=place)))
+        for place in ("/a", "/b")
+    )
+    run = RunFolder(tmp_path / "run")
+    run.open(here)
+    run.check(there)
+    same = {"num_pictures": 5, "fingerprint": "f"}
+    run.write_manifest(here, {"train": {"name": "a", **same}})
+    run.check_data({"train": {"name": "b", **same}})
 
 
 def test_another_configuration_is_refused_and_nothing_overwritten(run: RunFolder):

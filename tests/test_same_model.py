@@ -19,8 +19,8 @@ from ldm_jax.config import (
     UNetConfig,
     load_experiment,
 )
+from ldm_jax.config.same_model import model_differences
 from ldm_jax.interop.diffusers.unet import read_unet_config
-from ldm_jax.interop.same_model import model_differences
 from ldm_jax.interop.transformers.text import read_clip_text_config, sdxl_conditioning
 
 UNET = json.loads((GOLDEN / "unet_sd1" / "config.json").read_text())
@@ -106,6 +106,10 @@ SAME = {
     ),
     "weights of the codebook's loss": (
         {"autoencoder": AutoencoderVQConfig(commitment_cost=1.0, codebook_weight=2.0)},
+        {"autoencoder": AutoencoderVQConfig()},
+    ),
+    "how codes learn": (
+        {"autoencoder": AutoencoderVQConfig(codes="average", code_decay=0.9, restart_usage=0.1)},
         {"autoencoder": AutoencoderVQConfig()},
     ),
     "one number for all levels": (

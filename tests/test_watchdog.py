@@ -54,9 +54,9 @@ def test_who_falls_behind_is_stuck():
 def test_time_counts_from_when_the_others_are_further():
     processes = [process(0, count=5), process(1, count=5)]
     assert judged_for(50, processes) is None  # one long step of all
-    processes[0].hear({"count": 6, "task": "at step 6", "patience": "step"}, 50.0)
+    processes[0].hear({"count": 6, "task": "at step 6", "patience": "step", "advances": 0}, 50.0)
     assert judge(processes, 51.0, LIMITS) is None
-    processes[1].hear({"count": 6, "task": "at step 6", "patience": "step"}, 52.0)
+    processes[1].hear({"count": 6, "task": "at step 6", "patience": "step", "advances": 0}, 52.0)
     assert judge(processes, 52.0, LIMITS) is None and processes[1].behind is None
 
 
@@ -85,6 +85,63 @@ def test_all_may_be_stuck_together_at_what_takes_long():
         1000,
         "no process has begun another step for 1000 s; all are at: evaluating",
     )
+
+
+# --- work in unequal shares, such as the shards of a set of latents ---------------------------------------------------
+
+ENCODING, ENDING = "encoding shapes/train into latents", "waiting to begin writing the manifest of the latents"
+
+
+def judged_at_work(last: list[int], hangs: dict[int, int] | None = None) -> tuple[int, str] | None:
+    """When which verdict comes on processes that get on with a task every 50 s, each up to its last picture, and then
+    wait for the others; unless one hangs."""
+    watches = [Watch(i, len(last), LIMITS) for i in range(len(last))]
+    processes = [process(i) for i in range(len(last))]
+    for watch in watches:
+        watch.note(ENCODING, "busy")
+    for now in range(0, max(last) + 2000, 10):
+        for i, watch in enumerate(watches):
+            if now % 50 == 0 and now < min(last[i], (hangs or {}).get(i, now + 1)):
+                watch.advance()
+            if now == last[i] and i not in (hangs or {}):
+                watch.note(ENDING, "busy")
+            processes[i].hear(watchdog._beat(watch), float(now))
+        if verdict := judge(processes, float(now), LIMITS):
+            return now, verdict
+        if len({watch.count for watch in watches}) == 1 and processes[0].task == ENDING:
+            return None
+    raise AssertionError("nobody has said anything")
+
+
+@pytest.mark.parametrize("last", [[9000, 9000], [600, 9000], [9000, 600], [0, 300, 9000]])
+def test_who_gets_on_with_a_long_task_is_left_alone(last: list[int]):
+    assert max(last) > LIMITS.longest > LIMITS.busy
+    assert judged_at_work(last) is None
+
+
+def test_who_hangs_in_it_is_found_when_the_others_have_ended():
+    verdict = f"process 1 is stuck: {ENCODING} for 150 s while others are further"
+    assert judged_at_work([80, 9000], hangs={1: 1}) == (150, verdict)  # the other has moved at 50
+
+
+def test_who_hangs_in_it_is_found_while_the_others_go_on():
+    at, verdict = judged_at_work([9000, 9000, 9000], hangs={1: 4010}) or (0, "")
+    assert 4000 + LIMITS.busy <= at <= 4000 + LIMITS.busy + 51
+    assert verdict == f"process 1 is stuck: {ENCODING} for {at - 4000} s while others go on with it"
+
+
+def test_all_may_hang_in_it():
+    verdict = f"no process has begun another step for 1000 s; all are at: {ENCODING}"
+    assert judged_at_work([9000, 9000], hangs={0: 4001, 1: 4001}) == (5000, verdict)
+
+
+def test_who_waits_for_one_that_goes_on_does_not_fall_behind():
+    waiting, working = process(0, count=2, patience="busy"), process(1, count=1, patience="busy")
+    for now in range(0, 5000, 10):
+        waiting.hear({"count": 2, "task": ENDING, "patience": "busy", "advances": 0}, float(now))
+        working.hear({"count": 1, "task": ENCODING, "patience": "busy", "advances": now}, float(now))
+        assert judge([waiting, working], float(now), LIMITS) is None
+    assert waiting.behind is None
 
 
 QUICK = Limits(heartbeat=4.0, busy=100.0, longest=1000.0)

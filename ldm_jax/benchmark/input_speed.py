@@ -146,6 +146,7 @@ def latents_like(experiment: Experiment, source: Source, folder: Path) -> Latent
         data=data_of(experiment.data),
         transform=TRANSFORM,
         autoencoder="zeros",
+        autoencoder_config=experiment.first_stage.autoencoder,
         compute_dtype=experiment.compute_dtype,
         shard_size=count,
     )

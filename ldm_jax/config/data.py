@@ -40,7 +40,7 @@ class OpenMojiScenes:
 class FashionMnist:
     """Fashion-MNIST from its four idx files (Debian package dataset-fashion-mnist)."""
 
-    directory: str = "/usr/share/datasets/fashion-mnist"
+    directory: str = field(default="/usr/share/datasets/fashion-mnist", metadata=HOW)
     """Folder of the idx files, gzipped or not."""
 
 
@@ -48,7 +48,7 @@ class FashionMnist:
 class ImageFolder:
     """A folder of pictures: class sub-folders, captions from a .txt beside a picture, or a metadata.jsonl."""
 
-    directory: str = "."
+    directory: str = field(default=".", metadata=HOW)
     """The folder; `train/` and `test/` inside it are taken as the splits where they exist."""
     test_fraction: float = 0.05
     """Share held out for the test split, chosen by a hash of the file name, where there is no `test/` folder."""
@@ -63,7 +63,7 @@ class PreparedTfds:
 
     name: str = ""
     """Name (`cifar10`), name with configuration (`name/config:1.0.0`), or the folder of a prepared version."""
-    directory: str | None = None
+    directory: str | None = field(default=None, metadata=HOW)
     """TFDS data_dir; its own default when not given."""
     train_split: str = "train"
     """Split trained on, in TFDS slicing syntax."""

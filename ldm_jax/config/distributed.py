@@ -22,7 +22,8 @@ class DistributedConfig:
     heartbeat_seconds: float = 60.0
     """Time in which a dead or stuck process ends all others."""
     busy_seconds: float = 1800.0
-    """The same for what takes long at times: compiling, evaluating, drawing and saving, while the others wait."""
+    """The same for what takes long at times: compiling, evaluating, drawing and saving, while the others wait; and for
+    getting on with a task that processes share, such as encoding latents, while the others do."""
     longest_seconds: float = 14400.0
     """The same for preparing a data set, which process 0 does for all, and for all being at the same such task."""
     start_seconds: float = 300.0

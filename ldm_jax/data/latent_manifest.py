@@ -4,14 +4,14 @@ A set is a folder with `manifest.json` and the shards that it names. The manifes
 has one is complete.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
 from typing import Any
 
-from ldm_jax.config import DataConfig
+from ldm_jax.config import AutoencoderConfig, ClipTextConditioning, DataConfig, SdxlConditioning
 from ldm_jax.config.saved import differences, from_dict, to_dict
 from ldm_jax.data.latent_records import ArrayField, Layout
 from ldm_jax.data.latent_statistics import LatentSums
@@ -22,7 +22,7 @@ from ldm_jax.files.whole_files import file_checksum, read_sealed, write_sealed
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
 """The recipe of a set that has no manifest yet."""
-VERSION = 1
+VERSION = 2
 
 _MEND = "the same `ldm latents encode` writes it again"
 
@@ -44,10 +44,15 @@ class Recipe:
     """The same in words that change when the code does."""
     autoencoder: str
     """SHA-256 (hex) of the parameters of the autoencoder."""
+    autoencoder_config: AutoencoderConfig
+    """What it does with them, as `autoencoder_form` writes it."""
     compute_dtype: str
     """Type of its convolutions."""
     texts: str | None = None
-    """SHA-256 (hex) of the text encoder whose embeddings of the captions are there, too."""
+    """SHA-256 (hex) of the parameters of the text encoder whose embeddings of the captions are there, too, and of its
+    tokenizer."""
+    conditioning: ClipTextConditioning | SdxlConditioning | None = None
+    """What it does with them, as `embedding_form` writes it."""
     has_sizes: bool = False
     """Whether each record tells how its picture was cut."""
     shard_size: int
@@ -64,7 +69,7 @@ class Recipe:
 
     def as_json(self) -> dict[str, Any]:
         """The recipe as JSON values."""
-        return {**vars(self), "info": asdict(self.info), "data": to_dict(self.data)}
+        return {**vars(self), "info": asdict(self.info), **{name: to_dict(getattr(self, name)) for name in _CONFIGS}}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Recipe":
@@ -72,7 +77,12 @@ class Recipe:
         info = values["info"]
         names = {name: tuple(info.get(name, ())) for name in ("class_names", "object_names")}
         info = SourceInfo(**{**info, **names})
-        return cls(**{**values, "info": info, "data": from_dict(values["data"])})
+        return cls(**{**values, "info": info, **{name: from_dict(values[name]) for name in _CONFIGS}})
+
+
+_CONFIGS = ("data", "autoencoder_config", "conditioning")
+_PATHS = {"autoencoder_config": "first_stage.autoencoder"}
+"""Fields of a recipe that an experiment has elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +129,14 @@ def data_of(config: DataConfig) -> DataConfig:
 
 
 def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
-    """What differs, as lines `name: old -> new`."""
-    return list(differences(old, new))
+    """What differs, as lines `name: old -> new`; not where the pictures lie, for they have a fingerprint."""
+    names = {field.name: _PATHS.get(field.name, field.name) for field in fields(Recipe)}
+    return [line for name, path in names.items() for line in differences(getattr(old, name), getattr(new, name), path)]
+
+
+def write_unfinished(folder: Path, recipe: Recipe) -> None:
+    """Say what a set is going to hold that has no manifest yet."""
+    write_sealed(folder / UNFINISHED, {"version": VERSION, "recipe": recipe.as_json()})
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -144,9 +160,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        values = read_sealed(path)
-        if values.get("version") != VERSION:
-            raise ValueError(f"it is of version {values.get('version')!r}, and this program reads version {VERSION}")
+        values = _read(path)
         arrays = {
             name: ArrayField(dtype=field["dtype"], shape=tuple(field["shape"]))
             for name, field in values["layout"]["arrays"].items()
@@ -164,6 +178,13 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
 
 
+def _read(path: Path) -> dict[str, Any]:
+    values = read_sealed(path)
+    if values.get("version") != VERSION:
+        raise ValueError(f"it is of version {values.get('version')!r}, and this program reads version {VERSION}")
+    return values
+
+
 def found_recipe(folder: Path) -> Recipe | None:
     """The recipe of a set, finished or not; None if there is no set.
 
@@ -176,10 +197,10 @@ def found_recipe(folder: Path) -> Recipe | None:
         pass
     path = folder / UNFINISHED
     try:
-        return Recipe.from_json(read_sealed(path))
+        return Recipe.from_json(_read(path)["recipe"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedLatents(f"{path} cannot be used ({error}); remove {folder} and encode again") from error
 
 
@@ -207,12 +228,18 @@ def num_sealed(folder: Path, recipe: Recipe) -> int:
     return sum(read_shard_seal(folder, shard) is not None for shard in range(recipe.num_shards))
 
 
-def faults(folder: Path, manifest: Manifest, *, contents: bool) -> Iterator[tuple[Path, str]]:
-    """Files that are missing, changed or too many, with what is wrong; without `contents` by names and sizes alone."""
+def faults(
+    folder: Path, manifest: Manifest, *, contents: bool, advance: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Path, str]]:
+    """Files that are missing, changed or too many, with what is wrong; without `contents` by names and sizes alone.
+
+    `advance` is called for every shard that has been looked at, which may take long.
+    """
     known = [shard_path(folder, index) for index in range(len(manifest.shards))]
     for path, shard in zip(known, manifest.shards, strict=True):
         if fault := _fault(path, shard, contents=contents):
             yield path, f"{fault}; {_MEND}"
+        advance()
     for path in sorted(set(folder.glob("*.array_record")) - set(known)):
         yield path, "does not belong to this set; move it away"
 

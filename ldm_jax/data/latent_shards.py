@@ -33,18 +33,20 @@ from ldm_jax.data.latent_manifest import (
     seal_path,
     shard_path,
     write_manifest,
+    write_unfinished,
 )
 from ldm_jax.data.latent_records import Layout
 from ldm_jax.data.latent_statistics import LatentSums
 from ldm_jax.data.source import Example
 from ldm_jax.errors import UserError
-from ldm_jax.files.folders import alone_in
+from ldm_jax.files.folders import alone_in, seen
 from ldm_jax.files.whole_files import file_checksum, write_sealed
-from ldm_jax.progress import Progress, progress
+from ldm_jax.progress import progress
 
 Encode: TypeAlias = Callable[[Sequence[int]], Iterator[Example]]
 """The examples at some indices of a source, in this order, with the arrays of a layout."""
 
+_SHARED = "it has to be one folder that all processes see: choose another"
 _WRITER_OPTIONS = "group_size:1,uncompressed"  # random access by record; floating-point noise does not compress
 _log = logging.getLogger(__name__)
 
@@ -55,8 +57,10 @@ class Share:
 
     index: int = 0
     count: int = 1
-    wait: Callable[[], None] = lambda: None
-    """Returns when all have called it."""
+    meet: Callable[[str], None] = lambda task: None
+    """Returns when all have called it, to begin the task that it is told."""
+    advance: Callable[[], None] = lambda: None
+    """Called whenever this process has got on with its part of a task, of which others may have less."""
 
 
 def write_latents(folder: Path, recipe: Recipe, layout: Layout, encode: Encode, share: Share | None = None) -> None:
@@ -72,19 +76,20 @@ def write_latents(folder: Path, recipe: Recipe, layout: Layout, encode: Encode, 
         share: the part of this process.
 
     Raises:
-        UserError: the folder holds latents made in another way, another process writes them, or it cannot be written.
+        UserError: the folder holds latents made in another way, another process writes them, it cannot be written, or
+            the processes do not see the same one.
     """
     share = share or Share()
     with _alone_in(folder) if share.index == 0 else contextlib.nullcontext():
         if share.index == 0:
-            _begin(folder, recipe)
-        share.wait()
-        if not (folder / MANIFEST).exists():
+            _begin(folder, recipe, share)
+        share.meet(f"encoding {recipe.info.name}/{recipe.info.split} into latents")
+        if not _is_finished(folder):
             _write_missing(folder, recipe, layout, encode, share)
-        share.wait()
+        share.meet("writing the manifest of the latents")
         if share.index == 0:
-            _finish(folder, recipe, layout)
-        share.wait()
+            _finish(folder, recipe, layout, share)
+        share.meet("opening the latents that all have written")
 
 
 def _alone_in(folder: Path) -> contextlib.AbstractContextManager[None]:
@@ -98,7 +103,7 @@ def _alone_in(folder: Path) -> contextlib.AbstractContextManager[None]:
 def clear_others(folder: Path, recipe: Recipe) -> None:
     """Remove the set in a folder of a cache, unless it holds what `recipe` says, or a part of that."""
     try:
-        if not folder.exists() or found_recipe(folder) == recipe:
+        if not folder.exists() or ((found := found_recipe(folder)) and not recipe_differences(found, recipe)):
             return
         _log.info("%s holds other latents: they are encoded again", folder)
     except UserError as error:
@@ -106,25 +111,35 @@ def clear_others(folder: Path, recipe: Recipe) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _begin(folder: Path, recipe: Recipe) -> None:
+def _is_finished(folder: Path) -> bool:
+    """Whether a set that process 0 has begun has its manifest."""
+    there = seen(lambda: [name for name in (MANIFEST, UNFINISHED) if (folder / name).exists()])
+    if not there:
+        raise UserError(
+            f"process 0 has begun the latents in {folder}, and they are not there for this process; {_SHARED}"
+        )
+    return MANIFEST in there
+
+
+def _begin(folder: Path, recipe: Recipe, share: Share) -> None:
     """Find out what is there, and say what is going to be."""
     found = found_recipe(folder)
     if found is None:
         if {path.name for path in folder.iterdir()} - {f"{UNFINISHED}.tmp"}:
             raise UserError(f"{folder} is not empty and holds no latents; choose another folder")
         with _writable(folder):
-            write_sealed(folder / UNFINISHED, recipe.as_json())
+            write_unfinished(folder, recipe)
     elif changed := recipe_differences(found, recipe):
         listing = "\n  ".join(changed)
         raise UserError(f"{folder} holds other latents:\n  {listing}\nnothing was changed; choose another folder")
     elif (folder / MANIFEST).exists():
         with _writable(folder):
-            _reopen_damaged(folder, read_manifest(folder))
+            _reopen_damaged(folder, read_manifest(folder), share)
 
 
-def _reopen_damaged(folder: Path, manifest: Manifest) -> None:
+def _reopen_damaged(folder: Path, manifest: Manifest, share: Share) -> None:
     """Make a finished set with damaged shards an unfinished one without them."""
-    damaged = dict(faults(folder, manifest, contents=True))
+    damaged = dict(faults(folder, manifest, contents=True, advance=share.advance))
     if not damaged:
         _log.info("%s: all %d shards are there and whole", folder, len(manifest.shards))
         return
@@ -138,7 +153,7 @@ def _reopen_damaged(folder: Path, manifest: Manifest) -> None:
         seal_path(folder, index).unlink(missing_ok=True)  # there may be one of before the set was finished
     for path, fault in damaged.items():
         raise UserError(f"{path} {fault}")
-    write_sealed(folder / UNFINISHED, manifest.recipe.as_json())
+    write_unfinished(folder, manifest.recipe)
     (folder / MANIFEST).unlink()
 
 
@@ -148,14 +163,22 @@ def _write_missing(folder: Path, recipe: Recipe, layout: Layout, encode: Encode,
     if not missing:
         return
     total, left = (sum(len(recipe.rows(index)) for index in part) for part in (own, missing))
-    _log.info("encoding %d of %d pictures of %s/%s", left, total, recipe.info.name, recipe.info.split)
+    whose = "" if share.count == 1 else f", the share of process {share.index} of {share.count}"
+    _log.info("encoding %d of %d pictures of %s/%s%s", left, total, recipe.info.name, recipe.info.split, whose)
     examples = encode([row for index in missing for row in recipe.rows(index)])
-    with progress("encoding", total, "picture", done=total - left, silent=share.index != 0) as bar:
+    with progress(f"encoding{whose}", total, "picture", done=total - left, silent=share.index != 0) as bar:
+
+        def advance() -> None:
+            bar.update()
+            share.advance()
+
         for index in missing:
-            _write_shard(folder, index, layout, itertools.islice(examples, len(recipe.rows(index))), bar)
+            _write_shard(folder, index, layout, itertools.islice(examples, len(recipe.rows(index))), advance)
 
 
-def _write_shard(folder: Path, index: int, layout: Layout, examples: Iterator[Example], bar: Progress) -> None:
+def _write_shard(
+    folder: Path, index: int, layout: Layout, examples: Iterator[Example], advance: Callable[[], None]
+) -> None:
     path = shard_path(folder, index)
     temporary = path.with_name(path.name + ".tmp")
     sums: list[LatentSums] = []
@@ -166,7 +189,7 @@ def _write_shard(folder: Path, index: int, layout: Layout, examples: Iterator[Ex
         with _writable(path):
             writer.write(layout.pack(example))
         sums.append(LatentSums.of(example["moments"]))
-        bar.update()
+        advance()
     with _writable(path):
         writer.close()
         size, checksum = file_checksum(temporary, sync=True)
@@ -183,12 +206,23 @@ def _writable(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write latents to {path} ({error}); free space or permit writing") from error
 
 
-def _finish(folder: Path, recipe: Recipe, layout: Layout) -> None:
+def _finish(folder: Path, recipe: Recipe, layout: Layout, share: Share) -> None:
     """Take the seals into the manifest, and remove them."""
+    indices = range(recipe.num_shards)
     if not (folder / MANIFEST).exists():
-        shards = [read_shard_seal(folder, index) for index in range(recipe.num_shards)]
-        whole = tuple(shard for shard in shards if shard is not None)
-        assert len(whole) == len(shards), "every process has written its shards"
-        write_manifest(folder, Manifest(recipe=recipe, layout=layout, shards=whole))
-    for path in (folder / UNFINISHED, *(seal_path(folder, index) for index in range(recipe.num_shards))):
+        shards = tuple(_written(folder, index, share) for index in indices)
+        write_manifest(folder, Manifest(recipe=recipe, layout=layout, shards=shards))
+    for path in (folder / UNFINISHED, *(seal_path(folder, index) for index in indices)):
         path.unlink(missing_ok=True)
+        share.advance()
+
+
+def _written(folder: Path, index: int, share: Share) -> Shard:
+    """The seal of a shard that some process has written."""
+    share.advance()
+    if (shard := seen(lambda: read_shard_seal(folder, index))) is None:
+        raise UserError(
+            f"process {index % share.count} has written {shard_path(folder, index)}, and it is not there for process "
+            f"{share.index}; {_SHARED}"
+        )
+    return shard

@@ -1,5 +1,6 @@
 """Latents of a whole data set as a source: what the second stage learns from in place of pictures."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from ldm_jax.data.sources import load_source
 from ldm_jax.data.transforms import TRANSFORM
 from ldm_jax.errors import UserError
 
+_log = logging.getLogger(__name__)
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # for random access
 
 
@@ -143,6 +145,8 @@ def load_training_data(config: DataConfig, split: Split) -> Source:
 def load_latents(config: DataConfig, split: Split) -> LatentSource:
     """Open the latents of a split that `config.latents` names, and see whether they are of what `config` describes.
 
+    No picture is opened, but where they are said to lie elsewhere than when they were encoded.
+
     Raises:
         UserError: as for `open_latents`, or they are of other pictures, or of pictures that were cut in another way.
     """
@@ -153,9 +157,21 @@ def load_latents(config: DataConfig, split: Split) -> LatentSource:
     if found.horizontal_flip:  # mirror images need not be used
         found = replace(found, horizontal_flip=wanted.horizontal_flip)
     changed = [*differences(found, wanted, "data"), *differences(recipe.transform, TRANSFORM, "transform")]
+    if not changed and found.source != wanted.source:
+        changed = _other_pictures(source, config, split)
     if changed:
         raise UserError(misfit(source, changed))
     return source
+
+
+def _other_pictures(latents: LatentSource, config: DataConfig, split: Split) -> list[str]:
+    """What differs where pictures lie elsewhere than when they were encoded: they are compared if they are here."""
+    try:
+        pictures = load_source(config, split)
+    except UserError as error:
+        _log.info("the latents in %s are taken for those of pictures that are not here: %s", latents.folder, error)
+        return []
+    return [*differences(latents.info.fingerprint, pictures.info.fingerprint, "fingerprint of the pictures")]
 
 
 def misfit(source: LatentSource, changed: list[str]) -> str:

@@ -1,7 +1,9 @@
 """What a source of pictures is: random access to examples, and what is known of them without reading."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+from ldm_jax.config.checks import HOW
 
 Split: TypeAlias = Literal["train", "test"]
 
@@ -17,8 +19,8 @@ and where it has a map of them `label_map` uint8 [h, w, 1] (0 background, 1 + la
 class SourceInfo:
     """What is known of a source without reading it."""
 
-    name: str
-    """Name of the data set, for messages and logs."""
+    name: str = field(metadata=HOW)
+    """Name of the data set, for messages and logs; a folder of pictures has its own, wherever that has been moved."""
     split: str
     """Which part of it this is."""
     fingerprint: str
@@ -31,7 +33,7 @@ class SourceInfo:
     """Whether examples carry captions."""
     max_tags: int = 0
     """Most tags that a training caption may carry behind its label."""
-    credit: str = ""
+    credit: str = field(default="", metadata=HOW)
     """Whom to credit where pictures are shown."""
 
     @property

@@ -21,7 +21,7 @@ from ldm_jax.errors import UserError
 from ldm_jax.evaluation.npz_files import write_npz
 from ldm_jax.manifest import circumstances
 from ldm_jax.progress import progress
-from ldm_jax.training.processes import barrier, note
+from ldm_jax.training.processes import advance, barrier, note
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,7 @@ def all_parts(
             if i % processes == index:
                 parts[start] = chunks.part(start, stop, compute)
             bar.update(stop - start)
+            advance()
     barrier("parts", "reading what the others have computed")
     for start in starts:
         if start not in parts:

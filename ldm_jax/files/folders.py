@@ -4,12 +4,32 @@ import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from ldm_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
+
+_WAITS = (0.5, 2.0, 5.0)
+
+
+def seen(find: Callable[[], Found]) -> Found:
+    """What is found of another process's work: tried again for the seconds that a network disk may take to show it.
+
+    As soon as it is truthy; if it never is, what is found last.
+    """
+    found = find()
+    for wait in _WAITS:
+        if found:
+            break
+        time.sleep(wait)
+        found = find()
+    return found
 
 
 def require_empty(folder: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from ldm_jax.config import ClipTextConditioning, Conditioning, Experiment, SdxlConditioning, differences
+from ldm_jax.config.same_model import autoencoder_form, encoder_forms, model_differences
 from ldm_jax.errors import UserError
 from ldm_jax.files.places import Place, to_place
 from ldm_jax.interop.model_files import open_model
-from ldm_jax.interop.same_model import autoencoder_form, model_differences
 from ldm_jax.interop.text_folders import read_text_folder
 from ldm_jax.model import Params
 from ldm_jax.sampling.session import load_session
@@ -50,7 +50,8 @@ def find_encoders(experiment: Experiment, run: RunFolder | None) -> StartingPoin
     """What pictures and captions are encoded with: parts of a run that has them, or of what an experiment starts from.
 
     Raises:
-        UserError: there is no trained autoencoder, or it is damaged, not finished, or of another model.
+        UserError: there is no trained autoencoder, or it is damaged, not finished, or of another model; or the run has
+            one, and `experiment` names another.
     """
     if run is not None and any(run.checkpoints(stage).steps() for stage in ("autoencoder", "diffusion")):
         return _encoders_of(experiment, run)
@@ -64,6 +65,7 @@ def find_encoders(experiment: Experiment, run: RunFolder | None) -> StartingPoin
 
 
 def _encoders_of(experiment: Experiment, run: RunFolder) -> StartingPoint:
+    _check_own(experiment, run)
     autoencoder = _finished_autoencoder(run.path, run.load_config().first_stage.training.num_steps)
     if not _texts(experiment.conditioning):
         return StartingPoint(autoencoder)
@@ -72,6 +74,22 @@ def _encoders_of(experiment: Experiment, run: RunFolder) -> StartingPoint:
         return StartingPoint({**text.params, **autoencoder}, text.tokenizers)
     session = load_session(run.path)
     return StartingPoint({**autoencoder, "conditioner": session.params["conditioner"]}, session.tokenizers)
+
+
+def _check_own(experiment: Experiment, run: RunFolder) -> None:
+    """Refuse to encode for a run by other networks than its own, or as if its own were others."""
+    own = run.load_config()
+    old, new = (
+        {"first_stage.run": each.first_stage.run, **_origins(each), **encoder_forms(each)} for each in (own, experiment)
+    )
+    if not run.checkpoints("diffusion").steps():  # the text transformers are still those of their folders
+        old, new = ({n: v for n, v in each.items() if not n.endswith(".folder")} for each in (old, new))
+    if changed := [line for name, part in old.items() for line in differences(part, new.get(name), name)]:
+        listing = "\n  ".join(changed)
+        raise UserError(
+            f"{run.path} encodes with the networks that it has:\n  {listing}\nleave these flags out, or encode for an "
+            "experiment by its name, with --first-stage.run RUN or --start MODEL"
+        )
 
 
 def _from_elsewhere(experiment: Experiment) -> StartingPoint:

@@ -6,9 +6,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from ldm_jax.config import ClipTextConditioning, differences
+from ldm_jax.config.same_model import conditioning_form
 from ldm_jax.errors import UserError
 from ldm_jax.interop.diffusers.component import TRANSFORMERS, read_config, read_weights
-from ldm_jax.interop.same_model import conditioning_form
 from ldm_jax.interop.transformers.text import read_clip_text, read_clip_text_config
 from ldm_jax.interop.transformers.tokenizer_files import read_tokenizer, with_marks
 from ldm_jax.model import Params

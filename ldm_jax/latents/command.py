@@ -14,6 +14,7 @@ from ldm_jax.config import (
     DistributedConfig,
     Experiment,
     describe_experiment,
+    differences,
     experiment_names,
     load_experiment,
     restore_experiment,
@@ -130,7 +131,7 @@ def parse_encode(arguments: Sequence[str]) -> tuple[EncodeCommand, Place | None]
     """The flags, and the run if that is what is encoded for.
 
     Raises:
-        UserError: there is no such experiment or run.
+        UserError: there is no such experiment or run, or a flag has no meaning here.
     """
     flags, run = list(arguments), None
     if flags and flags[0] in ("-h", "--help"):
@@ -151,6 +152,11 @@ def parse_encode(arguments: Sequence[str]) -> tuple[EncodeCommand, Place | None]
         args=flags,
         config=(tyro.conf.AvoidSubcommands,),
     )
+    if changed := list(differences(experiment.mesh, command.experiment.mesh, "mesh")):
+        raise UserError(
+            f"--mesh.* divides a model that is trained, and encoding has the whole autoencoder on every device; leave "
+            f"it out ({'; '.join(changed)})"
+        )
     return command, run
 
 

@@ -30,9 +30,10 @@ def encode(command: EncodeCommand, run: Place | None, out: Path, batch_size: int
         sources = {split: load_source(experiment.data, split) for split in dict.fromkeys(command.split)}
     if command.texts:
         require_embeddable(experiment, next(iter(sources.values())))
+    processes.note("reading the autoencoder")
     factory = _factory(command, run, batch_size)
     for split, source in sources.items():
-        processes.note(f"encoding the {split} split")
+        processes.note(f"looking at the latents of the {split} split that are there", "longest")
         factory.write(source, out / split, share_of_process())
     return [out / split for split in sources]
 

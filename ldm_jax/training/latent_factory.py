@@ -1,10 +1,12 @@
 """The latent factory: every picture of a data set through the encoder, once, into a set of latents.
 
 Each process encodes shards of its own on its own devices. Nothing is exchanged between them, and what is in a shard
-depends neither on their number nor on interruptions.
+depends neither on their number nor on interruptions: the last bits of a row of a batch depend on its place in it, so a
+device never has pictures of two shards at once. They depend on the pictures that a device has at once alone.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,6 +23,7 @@ from ldm_jax.autoencoder.vq import AutoencoderVQ
 from ldm_jax.conditioning.conditions import Inputs
 from ldm_jax.conditioning.tokenizer import PromptEncoder
 from ldm_jax.config import ClipTextConditioning, Experiment, SdxlConditioning
+from ldm_jax.config.same_model import autoencoder_form, embedding_form
 from ldm_jax.data.latent_manifest import Recipe, data_of
 from ldm_jax.data.latent_records import EMBEDDED, ArrayField, Layout
 from ldm_jax.data.latent_shards import Share, write_latents
@@ -67,9 +70,8 @@ class LatentFactory:
             num_pictures=len(source),
             data=data_of(self.experiment.data),
             transform=TRANSFORM,
-            autoencoder=self._autoencoder,
             compute_dtype=self.experiment.compute_dtype,
-            texts=self._texts,
+            **self._networks,
             has_sizes=self.with_sizes,
             shard_size=self.shard_size,
         )
@@ -92,21 +94,24 @@ class LatentFactory:
         return Layout(arrays=arrays, is_point=is_point)
 
     @cached_property
-    def _autoencoder(self) -> str:
-        return autoencoder_fingerprint(self.params)
-
-    @cached_property
-    def _texts(self) -> str | None:
-        return None if self.encode_caption is None else texts_fingerprint(self.params, self.encode_caption)
+    def _networks(self) -> dict[str, Any]:
+        autoencoder = identify_autoencoder(self.experiment, self.params)
+        if self.encode_caption is None:
+            return autoencoder
+        return autoencoder | identify_texts(self.experiment, self.params, self.encode_caption)
 
     def _examples(self, source: Source, indices: Sequence[int]) -> Iterator[Example]:
         """What is stored of the examples at some indices."""
-        chosen = Selection(source, indices)
+        of_device = self.batch_size // sharding.num_batch_shards(self.mesh)
+        filled, counts = fill_batches(indices, self.shard_size, of_device)
+        chosen = Selection(source, filled)
         for batch, arrays in one_ahead(self._encoded(chosen)):
             host = {name: np.asarray(array) for name, array in arrays.items()}
             for row in np.flatnonzero(batch["valid"]).tolist():
-                stored = {name: host[name][row] for name in self.layout.arrays}
-                yield {**stored, **chosen.annotation(int(batch["sample_index"][row]))}
+                position = int(batch["sample_index"][row])
+                if counts[position]:
+                    stored = {name: host[name][row] for name in self.layout.arrays}
+                    yield {**stored, **chosen.annotation(position)}
 
     def _encoded(self, chosen: Selection) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """Batches, and their arrays as the devices are going to have them."""
@@ -124,9 +129,8 @@ class LatentFactory:
             yield batch, arrays | self._on_devices(batch)
 
     def _on_devices(self, batch: Batch) -> dict[str, Any]:
-        image = batch["image"]
-        sides = [image, image[:, :, ::-1]] if self.experiment.data.horizontal_flip else [image]
-        moments = [self._moments(self.params, self._put(side)) for side in sides]
+        image, data = self._put(batch["image"]), self.experiment.data
+        moments = [self._moments(self.params, side) for side in sides_of(image, with_mirror=data.horizontal_flip)]
         arrays = {"moments": _stack(moments)}
         if self.encode_caption is not None:
             tokens = {name: self._put(batch[name]) for name in self.encode_caption.tokenizers}
@@ -165,14 +169,20 @@ def make_factory(
     )
 
 
-_TOGETHER = "opening the latents that all have written"
+def share_of_process(*, own_disk: bool = False) -> Share:
+    """The share of this process: of work on a disk that all of them see, or all of it on a disk of its own.
 
+    The watch is told of every task, and whenever this process gets on with one: shares are not equal.
+    """
 
-def share_of_process() -> Share:
-    """The share of this process, where all of them see the same disk."""
-    return Share(
-        index=jax.process_index(), count=jax.process_count(), wait=lambda: processes.barrier("latents", _TOGETHER)
-    )
+    def meet(task: str) -> None:
+        if not own_disk:
+            processes.barrier("latents", f"waiting to begin {task}")
+        processes.note(task)
+
+    if own_disk:
+        return Share(meet=meet, advance=processes.advance)
+    return Share(index=jax.process_index(), count=jax.process_count(), meet=meet, advance=processes.advance)
 
 
 def make_encoder(model: LatentDiffusion) -> Callable[[Params, Array], Array]:
@@ -207,17 +217,43 @@ def require_embeddable(experiment: Experiment, source: Source) -> None:
         )
 
 
-def autoencoder_fingerprint(params: Params) -> str:
-    """SHA-256 of the autoencoder among parameters."""
-    return hash_params(params["autoencoder"])
+def sides_of(image: Float[Array, "b h w c"], *, with_mirror: bool) -> Iterator[Float[Array, "b h w c"]]:
+    """Pictures, and their mirror images where training sees those, too."""
+    yield image
+    if with_mirror:
+        yield _mirror(image)
 
 
-def texts_fingerprint(params: Params, encode_caption: PromptEncoder) -> str:
-    """SHA-256 of the conditioner among parameters, and of its tokenizers."""
+@jax.jit
+def _mirror(image: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    return image[:, :, ::-1]
+
+
+def identify_autoencoder(experiment: Experiment, params: Params) -> dict[str, Any]:
+    """The fields of a recipe that tell which autoencoder makes latents: its parameters, and what it does with them."""
+    config = autoencoder_form(experiment.first_stage.autoencoder)
+    return {"autoencoder": hash_params(params["autoencoder"]), "autoencoder_config": config}
+
+
+def identify_texts(experiment: Experiment, params: Params, encode_caption: PromptEncoder) -> dict[str, Any]:
+    """The same of a text encoder (CLIP's or SDXL's two) and its tokenizers."""
     digest = hashlib.sha256(hash_params(params["conditioner"]).encode())
     for name, tokenizer in sorted(encode_caption.tokenizers.items()):
         digest.update(f"{name} {tokenizer.to_str()}".encode())
-    return digest.hexdigest()
+    assert isinstance(experiment.conditioning, ClipTextConditioning | SdxlConditioning)
+    return {"texts": digest.hexdigest(), "conditioning": embedding_form(experiment.conditioning)}
+
+
+def fill_batches(indices: Sequence[int], shard_size: int, batch_size: int) -> tuple[list[int], list[bool]]:
+    """Indices of whole shards, of which each fills up its last batch with its last index, and which of them count."""
+    filled: list[int] = []
+    counts: list[bool] = []
+    for _, shard in itertools.groupby(indices, lambda index: index // shard_size):
+        own = list(shard)
+        spare = -len(own) % batch_size
+        filled += own + own[-1:] * spare
+        counts += [True] * len(own) + [False] * spare
+    return filled, counts
 
 
 def one_ahead(items: Iterable[Item]) -> Iterator[Item]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from ldm_jax import sharding
 from ldm_jax.config import ClipTextConditioning, SdxlConditioning
-from ldm_jax.config.saved import differences
+from ldm_jax.data.latent_manifest import recipe_differences
 from ldm_jax.data.latent_records import EMBEDDED
-from ldm_jax.data.latent_shards import Share, clear_others
+from ldm_jax.data.latent_shards import clear_others
 from ldm_jax.data.latent_source import LatentSource, WithPictures, misfit, open_latents
 from ldm_jax.data.latent_statistics import LatentSums, sum_latents
 from ldm_jax.data.memory import MemorySource
@@ -24,11 +24,12 @@ from ldm_jax.model import Params
 from ldm_jax.training import processes
 from ldm_jax.training.latent_factory import (
     LatentFactory,
-    autoencoder_fingerprint,
+    identify_autoencoder,
+    identify_texts,
     make_encoder,
     make_factory,
     share_of_process,
-    texts_fingerprint,
+    sides_of,
 )
 from ldm_jax.training.step import Batch
 from ldm_jax.training.workspace import Workspace
@@ -82,19 +83,21 @@ class LatentReader:
     def _given(self, source: Source, params: Params) -> LatentSource:
         """Latents that were there before, if they are of this model."""
         assert isinstance(source, LatentSource)  # the workspace has opened them
-        recipe, conditioning = source.manifest.recipe, self.work.experiment.conditioning
-        changed = [*differences(recipe.autoencoder, autoencoder_fingerprint(params), "autoencoder")]
+        recipe, experiment = source.manifest.recipe, self.work.experiment
+        conditioning, wanted = experiment.conditioning, identify_autoencoder(experiment, params)
         if (
             isinstance(conditioning, ClipTextConditioning | SdxlConditioning)
             and not conditioning.trainable
             and recipe.texts
         ):
             assert self.work.encode_caption is not None  # it takes prompts
-            changed += differences(recipe.texts, texts_fingerprint(params, self.work.encode_caption), "texts")
+            wanted |= identify_texts(experiment, params, self.work.encode_caption)
         elif recipe.texts:
             source = replace(source, left_out=frozenset(EMBEDDED))
-        if changed:
+        if changed := recipe_differences(recipe, replace(recipe, **wanted)):
             raise UserError(misfit(source, changed))
+        if recipe.compute_dtype != experiment.compute_dtype:
+            logger.info("the latents in %s were computed in %s", source.folder, recipe.compute_dtype)
         return source
 
     def _complete(self, split: Split, latents: LatentSource) -> Source:
@@ -106,21 +109,23 @@ class LatentReader:
         """Latents in the run, written there now unless they are whole and fit."""
         folder, share = self.work.run.latents / source.info.split, share_of_process()
         if not is_local(self.work.run.path) and share.count > 1:  # each machine has a disk of its own
-            folder, share = folder / f"process_{share.index}", Share()
+            folder, share = folder / f"process_{share.index}", share_of_process(own_disk=True)
+        processes.note("looking at the latents that are there", "longest")
         if share.index == 0:
             clear_others(folder, factory.recipe(source))
-        processes.note("encoding pictures into latents", "longest")
         factory.write(source, folder, share)
         return open_latents(folder)
 
     def statistics(self) -> Params:
-        """The latent statistics of the training split."""
+        """The latent statistics of the training split, with mirror images where training sees those."""
         scale = self.work.experiment.first_stage.latent_scale
         if "train" in self._sets:
             return latent_statistics(self._sets["train"].manifest.sums, scale)
         pictures = self.work.epoch(self.work.train, self.batch_size)
         some = itertools.islice(pictures, -(-STATISTICS_PICTURES // self.batch_size))
-        encoded = ((self._encode(b["image"]), b["valid"]) for b in some)
+        mirrored = self.work.experiment.data.horizontal_flip
+        sides = ((side, b["valid"]) for b in some for side in sides_of(b["image"], with_mirror=mirrored))
+        encoded = ((self._encode(side), valid) for side, valid in sides)
         return latent_statistics(
             sum_latents(sharding.to_host(m)[sharding.to_host(valid)] for m, valid in encoded), scale
         )

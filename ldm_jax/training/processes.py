@@ -237,6 +237,12 @@ def note(task: str, patience: Patience = "busy") -> None:
         _watch.note(task, patience)
 
 
+def advance() -> None:
+    """Tell the watch that this process gets on with a task, of which others may have less: as often as it likes."""
+    if _watch is not None:
+        _watch.advance()
+
+
 def barrier(name: str, task: str) -> None:
     """Return when all processes have come here, to begin a task; who is dead or stuck before ends them by the watch."""
     note(task)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from ldm_jax import manifest as manifests
 from ldm_jax.conditioning.tokenizer import load_tokenizer, token_inputs
 from ldm_jax.data.preparation import default_cache_dir
 from ldm_jax.errors import UserError
-from ldm_jax.files.folders import alone_in
+from ldm_jax.files.folders import alone_in, seen
 from ldm_jax.files.places import Place, is_local
 from ldm_jax.files.whole_files import write_atomically
 from ldm_jax.training.checkpoint_contents import digest_checkpoint
@@ -153,14 +152,11 @@ class RunFolder:
         Raises:
             UserError: it is not there, also after the seconds that a network disk may take to show it.
         """
-        for wait in (0.0, 0.5, 2.0, 5.0):
-            time.sleep(wait)
-            if self.config_file.exists():
-                return
-        raise UserError(
-            f"process 0 has opened {self.path}, and it is not there for this process; it has to be one folder that all "
-            "of them see: a shared file system, or gs://"
-        )
+        if not seen(self.config_file.exists):
+            raise UserError(
+                f"process 0 has opened {self.path}, and it is not there for this process; it has to be one folder that "
+                "all of them see: a shared file system, or gs://"
+            )
 
     def claimed(self) -> contextlib.AbstractContextManager[None]:
         """Be the only program that trains in this folder; the system gives it up when this one ends, however it ends.
@@ -223,13 +219,13 @@ class RunFolder:
         return manifests.known_manifest(self.manifest_file)
 
     def check_data(self, data: dict[str, Any]) -> None:
-        """Refuse to go on with other data than the run was started with.
+        """Refuse to go on with other data than the run was started with; where they lie does not matter.
 
         Raises:
             UserError: a split has another fingerprint.
         """
         for split, known in self.read_manifest().get("data", {}).items():
-            if isinstance(known, dict) and known != data.get(split):
+            if isinstance(known, dict) and known.get("fingerprint") != data.get(split, {}).get("fingerprint"):
                 raise UserError(
                     f"the {split} split of {known.get('name')} has changed since {self.path} was started "
                     f"({known.get('num_pictures')} pictures then); restore the data, or train into another folder: "

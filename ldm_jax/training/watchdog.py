@@ -5,14 +5,19 @@ its verdict ends everyone, and when it is process 0 itself that is silent, every
 but what it does differs from version to version, from an exception over an abort to waiting for ever.
 
 (1) dead      the connection has ended without a farewell, or nothing came over it for `heartbeat` seconds
-(2) stuck     others are further, and it has not moved since for `heartbeat` seconds in a step, `busy` seconds in a task
-              that may take long on one process alone, such as compiling, `longest` seconds in preparing data for all
-(3) all stuck nobody has begun another step for `busy` seconds, or anything else for `longest` seconds
+(2) stuck     others are further, or go on at the same task, and it has not moved since for `heartbeat` seconds in a
+              step, `busy` seconds in a task that may take long on one process alone, such as compiling, `longest`
+              seconds in preparing data for all
+(3) all stuck nobody has moved for `busy` seconds where all are at a step, or anywhere else for `longest` seconds
+
+To move is to begin another task, or to get on with a long one: tasks are counted, and who has begun more is further.
+How far one has come within a task is not compared, for the shares of a task need not be equal.
 """
 
 import contextlib
 import json
 import logging
+import math
 import os
 import secrets
 import selectors
@@ -69,8 +74,11 @@ class Progress:
     count: int = 0
     task: str = "starting"
     patience: Patience = "busy"
+    advances: int = 0
+    advanced: float = -math.inf
+    """When it has last got on with its task, after it had begun that."""
     behind: float | None = None
-    """Since when others are further and this one has not moved."""
+    """Since when others are further, or go on, and this one has not moved."""
     ended: bool = False
     """Whether it has said that it ends."""
 
@@ -79,22 +87,31 @@ class Progress:
         self.heard = now
         if beat["count"] != self.count:
             self.count, self.task, self.patience = beat["count"], beat["task"], beat["patience"]
-            self.moved, self.behind = now, None
+            self.advanced = -math.inf
+        elif beat["advances"] != self.advances:
+            self.advanced = now
+        else:
+            return
+        self.advances, self.moved, self.behind = beat["advances"], now, None
 
 
 def judge(processes: list[Progress], now: float, limits: Limits) -> str | None:
     """What is wrong, if anything is: (1), (2), (3). Notes which processes have fallen behind."""
     watched = [process for process in processes if not process.ended]
     furthest = max((process.count for process in processes), default=0)
+    advanced: dict[int, float] = {}
+    for process in processes:
+        advanced[process.count] = max(process.advanced, advanced.get(process.count, -math.inf))
     for process in watched:
         if now - process.heard >= limits.soon:
             return f"{process.name} is dead or stopped: no sign of life for {now - process.heard:.0f} s"
-        if process.count == furthest:
+        if process.count == furthest and advanced[furthest] <= process.moved:
             process.behind = None
         elif process.behind is None:
             process.behind = now
         elif now - process.behind >= limits.of(process.patience):
-            return f"{process.name} is stuck: {process.task} for {now - process.moved:.0f} s while others are further"
+            others = "others are further" if process.count < furthest else "others go on with it"
+            return f"{process.name} is stuck: {process.task} for {now - process.moved:.0f} s while {others}"
     idle = now - max((process.moved for process in watched), default=now)
     together = limits.busy if all(process.patience == "step" for process in watched) else limits.longest
     if watched and idle >= together:
@@ -112,6 +129,7 @@ class Watch:
     count: int = 0
     task: str = "starting"
     patience: Patience = "busy"
+    advances: int = 0
     finished: threading.Event = field(default_factory=threading.Event)
     farewell: dict[str, Any] | None = None
     told: threading.Event = field(default_factory=threading.Event)
@@ -121,6 +139,10 @@ class Watch:
         """The main thread begins a task; all processes begin the same ones in the same order."""
         self.task, self.patience = task, patience
         self.count += 1
+
+    def advance(self) -> None:
+        """The main thread gets on with its task, however often the others do with theirs."""
+        self.advances += 1
 
     def finish(self) -> None:
         """Stop watching and being watched; all processes have to be at their end."""
@@ -294,7 +316,7 @@ class _Client:
 
 
 def _beat(watch: Watch) -> dict[str, Any]:
-    return {"count": watch.count, "task": watch.task, "patience": watch.patience}
+    return {"count": watch.count, "task": watch.task, "patience": watch.patience, "advances": watch.advances}
 
 
 def _whereabouts() -> str:

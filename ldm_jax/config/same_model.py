@@ -1,4 +1,4 @@
-"""Whether two experiments have the same model, however their configurations write it.
+"""Whether two experiments have the same model, or the same part of one, however their configurations write it.
 
 A file of another system says `(2, 2, 2)` where a configuration here says `2`, or writes out what None stands for; and
 what only training looks at, such as dropout, is no part of a model. Both are brought to one form first.
@@ -7,34 +7,38 @@ what only training looks at, such as dropout, is no part of a model. Both are br
 import dataclasses
 from typing import Any
 
-from ldm_jax.config import (
-    AutoencoderConfig,
-    ClipTextConditioning,
-    Conditioning,
-    Experiment,
-    Place,
-    SdxlConditioning,
-    TextConditioning,
-    UNetConfig,
-    differences,
-)
+from ldm_jax.config.autoencoder import AutoencoderConfig
+from ldm_jax.config.conditioning import ClipTextConditioning, Conditioning, SdxlConditioning, TextConditioning
+from ldm_jax.config.denoiser import Place, UNetConfig
+from ldm_jax.config.experiment import Experiment
+from ldm_jax.config.saved import differences
 
-_OF_TRAINING = ("dropout", "kl_weight", "codebook_weight", "commitment_cost", "trainable")
+_OF_TRAINING = (
+    *("dropout", "kl_weight", "codebook_weight", "commitment_cost", "trainable"),
+    *("codes", "code_decay", "restart_usage"),
+)
 
 
 def model_differences(old: Experiment, new: Experiment) -> list[str]:
     """Fields in which the models of two experiments differ, as lines `name: old -> new`."""
     one, other = (
         {
-            "first_stage.autoencoder": autoencoder_form(experiment.first_stage.autoencoder),
-            "data.image_channels": experiment.data.image_channels,
-            "conditioning": conditioning_form(experiment.conditioning),
+            **encoder_forms(experiment),
             "denoiser": _unet_form(experiment.denoiser),
             "diffusion.variance": experiment.diffusion.variance,
         }
         for experiment in (old, new)
     )
     return [line for name, part in one.items() for line in differences(part, other[name], name)]
+
+
+def encoder_forms(experiment: Experiment) -> dict[str, Any]:
+    """What encodes pictures and conditions: fields of the experiment by their names, each in its one form."""
+    return {
+        "first_stage.autoencoder": autoencoder_form(experiment.first_stage.autoencoder),
+        "data.image_channels": experiment.data.image_channels,
+        "conditioning": conditioning_form(experiment.conditioning),
+    }
 
 
 def autoencoder_form(config: AutoencoderConfig) -> AutoencoderConfig:
@@ -65,6 +69,14 @@ def conditioning_form(config: Conditioning) -> Conditioning:
             )
         case _:
             return config
+
+
+def embedding_form(config: ClipTextConditioning | SdxlConditioning) -> ClipTextConditioning | SdxlConditioning:
+    """Text encoders with nothing but what decides which embeddings they make of a caption."""
+    if isinstance(config, ClipTextConditioning):
+        return dataclasses.replace(_clip_form(config), folder=None)
+    first, second = (dataclasses.replace(_clip_form(text), folder=None) for text in (config.first, config.second))
+    return SdxlConditioning(first=first, second=second)
 
 
 def _clip_form(config: ClipTextConditioning) -> ClipTextConditioning:
