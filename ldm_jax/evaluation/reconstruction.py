@@ -141,7 +141,7 @@ def draw_pairs(pairs: Pairs, path: Path, credit: str, batch_size: int) -> None:
 
 def _lpips_nets(weights: LpipsFiles, side: int) -> list[PerceptualNet]:
     """Those that can look at pictures whose shorter side is this."""
-    there = [net for net in TRUNKS if net in weights]
+    there: list[PerceptualNet] = [net for net in TRUNKS if net in weights]
     if not there:
         logger.warning(
             "LPIPS is left out: %s brings its weights, or name files of torchvision and lpips with --lpips-files", EXTRA

@@ -71,7 +71,11 @@ class LatentReader:
             self._sets = {split: self._given(source, params) for split, source in self._splits()}
         elif work.experiment.data.cache_latents:
             factory = make_factory(
-                work.experiment, work.mesh, {"autoencoder": params["autoencoder"]}, batch_size=self.batch_size
+                work.experiment,
+                work.mesh,
+                {"autoencoder": params["autoencoder"]},
+                batch_size=self.batch_size,
+                with_sizes=work.experiment.tells_sizes,
             )
             self._sets = {split: self._made(source, factory) for split, source in self._splits()}
         self._sources = {split: self._complete(split, latents) for split, latents in self._sets.items()}
