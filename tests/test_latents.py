@@ -320,6 +320,18 @@ def test_sizes_are_beside_the_latents(clip_given: Workspace):
     assert arrays["pooled"].shape == (6,) if sdxl else "pooled" not in arrays
 
 
+def test_squares_cut_at_random_have_to_tell_a_denoiser_where(clip: tuple[Workspace, Params], clip_given: Workspace):
+    if clip_given.experiment.conditioning != SDXL:
+        return
+    assert isinstance(clip_given.train, LatentSource)
+    manifest = clip_given.train.manifest
+    data = dataclasses.replace(manifest.recipe.data, crop="random")
+    recipe = dataclasses.replace(manifest.recipe, data=data, has_sizes=False)
+    latents = dataclasses.replace(clip_given.train, manifest=dataclasses.replace(manifest, recipe=recipe))
+    with pytest.raises(UserError, match="do not fit this experiment:\n  has_sizes: False -> True"):
+        LatentReader(dataclasses.replace(clip_given, train=latents, test=latents), clip[1])
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class AsTheyAre(LatentFactory):
     """A factory that stores pictures in place of latents."""

@@ -98,6 +98,7 @@ class Shapes:
 
 
 Resize: TypeAlias = int | tuple[int, int] | Literal["keep"] | None
+"""What becomes of a picture before a square is cut out of it; see `DataConfig.resize`."""
 
 Source: TypeAlias = OpenMoji | OpenMojiScenes | FashionMnist | ImageFolder | PreparedTfds | Shapes
 

@@ -65,11 +65,9 @@ def cut_square(picture: Image.Image, square: tuple[float, float, float], size: i
     """A square of a picture, given by top, left and side in its pixels, at `size` pixels (antialiased Lanczos)."""
     top, left, side = square
     picture = picture.convert("L" if channels == 1 else "RGB")
-    if picture.size == (size, size) and side == size:
-        return picture
     box = (left, top, left + side, top + side)
     if side == size and top == int(top) and left == int(left):
-        return picture.crop((int(left), int(top), int(left) + size, int(top) + size))
+        return picture.crop(box)
     # Resizing just the box needs no memory for the rest of a picture that is very long.
     return picture.resize((size, size), Image.Resampling.LANCZOS, box=box)
 

@@ -97,6 +97,8 @@ class LatentReader:
             changed += differences(recipe.texts, texts_fingerprint(params, self.work.encode_caption), "texts")
         elif recipe.texts:
             source = replace(source, left_out=frozenset(EMBEDDED))
+        if self.work.experiment.tells_sizes and recipe.data.crop == "random":  # of centres little is told
+            changed += differences(recipe.has_sizes, True, "has_sizes")
         if changed:
             raise UserError(misfit(source, changed))
         return source
