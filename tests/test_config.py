@@ -9,16 +9,46 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm_jax import config as c
 from ldm_jax.errors import UserError
 
+RESIZES: dict[str, c.Resize] = {"384": 384, "256 512": (256, 512), "keep": "keep", "None": None}
+
+
+@pytest.mark.parametrize("said", RESIZES)
+def test_how_pictures_are_resized_is_said_in_one_flag(said: str):
+    flags = ["--image-size", "256", "--crop", "random", "--resize", *said.split()]
+    config = tyro.cli(tyro.conf.AvoidSubcommands[c.DataConfig], args=flags)
+    assert (config.resize, config.crop) == (RESIZES[said], "random")
+    assert c.from_dict(json.loads(json.dumps(c.to_dict(config)))) == config
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "positive": (
         lambda: c.DataConfig(image_size=0),
         "DataConfig.image_size=0 must be greater than 0",
+    ),
+    "a square that is larger than its picture": (
+        lambda: c.DataConfig(image_size=256, resize=200),
+        "DataConfig.resize=200 is smaller than image_size=256, the square that is cut out; use 256 at least",
+    ),
+    "sizes that fall": (
+        lambda: c.DataConfig(image_size=256, resize=(512, 256), crop="random"),
+        "DataConfig.resize=(512, 256) must rise; use 256 512",
+    ),
+    "sizes drawn for squares that are not": (
+        lambda: c.DataConfig(image_size=256, resize=(256, 512)),
+        "DataConfig.resize=(256, 512) is drawn for each sample, and crop=center draws nothing; use crop=random, or one "
+        "number such as 256",
+    ),
+    "random squares of what latents are given": (
+        lambda: dataclasses.replace(c.load_experiment("superres"), data=c.DataConfig(image_size=64, crop="random")),
+        "data.crop=random cuts what is given anew in each step, and latents that are encoded once are of one square: "
+        "use --data.no-cache-latents without --data.latents, or data.crop=center",
     ),
     "fraction": (
         lambda: c.ImageFolder(test_fraction=1.5),

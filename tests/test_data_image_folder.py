@@ -1,5 +1,6 @@
 """A folder of pictures: splits, classes, captions, changes, and files that are not what they seem."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -55,6 +56,23 @@ def test_class_folders(tmp_path):
 def test_no_classes_without_two_folders_that_hold_all(tmp_path, names):
     source = load(put(tmp_path / "d", *names), tmp_path)
     assert not source.info.has_labels and source[0]["label"] == -1
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop", "shape"),
+    [(None, "random", (8, 9)), (10, "center", (10, 12)), ((8, 9), "random", (9, 10)), ("keep", "random", (20, 24))],
+)
+def test_pictures_that_training_cuts_are_kept_whole(tmp_path, resize, crop, shape):
+    """They have 20 x 24 pixels, and no more is kept than is needed."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    Image.new("RGB", (24, 20), (1, 100, 200)).save(folder / "a.png")
+    data = DataConfig(source=ImageFolder(directory=str(folder), test_fraction=0.0), cache_dir=str(tmp_path / "cache"))
+    example = load_source(dataclasses.replace(data, image_size=8, resize=resize, crop=crop), "train")[0]
+    assert example["image"].shape == (*shape, 3)
+    assert example["original_size"].tolist() == [20, 24]
+    square = load_source(dataclasses.replace(data, image_size=8), "train")[0]
+    assert square["image"].shape == (8, 8, 3) and "original_size" not in square
 
 
 def test_grey_pictures(tmp_path):

@@ -32,7 +32,7 @@ from ldm_jax.data.latent_source import LatentSource, load_latents, open_latents
 from ldm_jax.data.latent_statistics import LatentSums, sum_latents
 from ldm_jax.data.pipeline import batches
 from ldm_jax.data.selection import Selection
-from ldm_jax.data.transforms import TRANSFORM, evaluation_transforms, training_transforms
+from ldm_jax.data.transforms import TRANSFORM, evaluation_transforms, training_transforms, transform_in_words
 from ldm_jax.errors import UserError
 from ldm_jax.files import folders
 from ldm_jax.files.whole_files import write_sealed
@@ -541,6 +541,17 @@ def test_pictures_that_lie_elsewhere_are_compared_if_they_are_here(
     ):
         load_latents(moved, "train")
     assert load_latents(with_latents(tmp_path / "train", source=ImageFolder(directory="/a")), "train")
+
+
+def test_latents_of_squares_cut_at_random_do_not_fit_an_experiment_that_cuts_the_centre(tmp_path: Path):
+    data = dataclasses.replace(RECIPE.data, resize=8, crop="random")
+    recipe = dataclasses.replace(RECIPE, data=data, transform=transform_in_words(data), crop_seed=3)
+    write(tmp_path / "train", recipe=recipe)
+    message = r"data\.resize: 8 -> None\n  data\.crop: 'random' -> 'center'\n  transform: 'shorter side to 8 by"
+    with pytest.raises(UserError, match=message):
+        load_latents(with_latents(tmp_path / "train"), "train")
+    fitting = with_latents(tmp_path / "train", resize=8, crop="random")
+    assert load_latents(fitting, "train").manifest.recipe.crop_seed == 3
 
 
 def test_latents_of_another_transform_do_not_fit(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,6 +132,33 @@ def test_flips_and_captions_change_between_epochs():
     assert (first["tokens"] != second["tokens"]).any()
     assert (first["image"] != second["image"]).any()
     np.testing.assert_array_equal(first["class_labels"], second["class_labels"])
+
+
+RANDOM_CROP = DataConfig(image_size=4, resize=(5, 8), crop="random", horizontal_flip=True)
+
+
+def take_cuts(count, **options):
+    """Batches of squares cut at random out of oblong pictures, with where they were cut."""
+    source = PictureSource(20, shape=(8, 11, 3))
+    transforms = training_transforms(RANDOM_CROP, source.info, 9, tell_sizes=True)
+    defaults: dict[str, Any] = {"batch_size": 6, "seed": 1}
+    return list(itertools.islice(batches(source, transforms=transforms, **{**defaults, **options}), count))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("start", [0, 4, 1000])
+def test_squares_are_cut_alike_by_any_number_of_processes_and_after_an_interruption(processes, start):
+    whole = take_cuts(3, start_step=start)
+    assert whole[0]["image"].shape == (6, 4, 4, 3) and whole[0]["sizes"].shape == (6, 6)
+    parts = [take_cuts(3, start_step=start, rows=share(6, p, processes), num_threads=p) for p in range(processes)]
+    assert_same(join(parts), whole)
+    if start == 4:
+        assert_same(take_cuts(7)[4:], whole)
+
+
+def test_squares_are_cut_anew_in_each_epoch():
+    told = np.concatenate([batch["sizes"] for batch in take_cuts(10, shuffle=False)]).reshape(3, 20, 6)
+    assert (told[0] != told[1]).any() and (told[1] != told[2]).any()
 
 
 def test_unshuffled_keeps_the_order():

@@ -12,7 +12,6 @@ from ldm_jax.data.transforms import (
     ChooseCaption,
     FitPicture,
     Mirror,
-    TellSizes,
     evaluation_transforms,
     sample_rng,
     training_transforms,
@@ -31,7 +30,7 @@ def test_random_numbers_are_a_function_of_seed_and_index(seed, n):
 
 def test_fit_maps_bytes_to_minus_one_and_one():
     image = np.array([[[0], [255]], [[255], [0]]], np.uint8)
-    out = FitPicture(2, 1)({"image": image}, 0)["image"]
+    out = FitPicture(DataConfig(image_size=2, image_channels=1))({"image": image}, 0)["image"]
     assert out.dtype == np.float32
     assert out.ravel().tolist() == [-1.0, 1.0, 1.0, -1.0]
     assert image.max() == 255, "the input is left as it is"
@@ -39,7 +38,7 @@ def test_fit_maps_bytes_to_minus_one_and_one():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_fit_changes_size_and_channels(channels):
-    out = FitPicture(8, channels)(EXAMPLE, 0)
+    out = FitPicture(DataConfig(image_size=8, image_channels=channels))(EXAMPLE, 0)
     assert out["image"].shape == (8, 8, channels)
     assert out["image"].min() >= -1 and out["image"].max() <= 1
     assert out["caption"] == "red apple"
@@ -61,13 +60,18 @@ def test_moments_are_mirrored_where_pictures_are():
         assert mirror({"moments": moments}, n)["moments"].mean() == float(picture_flipped)
 
 
+def test_sizes_that_were_stored_for_both_mirrorings_alike_are_taken():
+    sizes = np.arange(6, dtype=np.int32)
+    assert all(Mirror(7, 0.5)({"sizes": sizes}, n)["sizes"].tolist() == sizes.tolist() for n in range(8))
+
+
 @pytest.mark.parametrize(
     ("shape", "sizes"),
     [((40, 60, 3), [40, 60, 0, 2, 8, 8]), ((60, 40, 1), [60, 40, 2, 0, 8, 8]), ((8, 8, 3), [8, 8, 0, 0, 8, 8])],
 )
 def test_sizes_tell_how_a_picture_was_cut(shape, sizes):
-    told = TellSizes(8)({"image": np.zeros(shape, np.uint8)}, 0)["sizes"]
-    assert told.tolist() == sizes and told.dtype == np.int32
+    told = FitPicture(DataConfig(image_size=8), tell_sizes=True)({"image": np.zeros(shape, np.uint8)}, 0)["sizes"]
+    assert told.tolist() == [sizes, sizes] and told.dtype == np.int32, "the centre of the mirror image is as far away"
 
 
 def test_captions_carry_zero_to_max_tags():
@@ -91,7 +95,7 @@ def test_evaluation_has_nothing_random():
         example = EXAMPLE
         for transform in evaluation_transforms(config):
             example = transform(example, n)
-        np.testing.assert_array_equal(example["image"], FitPicture(4, 3)(EXAMPLE, 0)["image"])
+        np.testing.assert_array_equal(example["image"], FitPicture(config)(EXAMPLE, 0)["image"])
         assert example["caption"] == "red apple"
 
 

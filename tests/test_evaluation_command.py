@@ -21,6 +21,7 @@ from ldm_jax.evaluation import drawing, reconstruction, run
 from ldm_jax.evaluation.command import EvaluateCommand, check
 from ldm_jax.evaluation.frozen_norm import mean_over_space
 from ldm_jax.evaluation.network import FeatureNetwork, Features
+from ldm_jax.evaluation.report import command_from_json, command_to_json
 from ldm_jax.evaluation.run import evaluate_target
 from ldm_jax.interop.model_files import save_model
 from ldm_jax.model import make_model
@@ -224,6 +225,7 @@ def test_flags_are_checked_before_anything_is_imported():
         "--network names none; use alexnet": {"network": ()},
         "--network alexnet alexnet names one twice": {"network": ("alexnet", "alexnet")},
         "--reference means nothing with --reconstruction": {"reconstruction": True, "reference": "x"},
+        "--lpips-files a.pth b.pth goes with --reconstruction": {"lpips_files": ("a.pth", "b.pth")},
         r"--weights names 0 files or folders for 1 networks that come with none \(clip\)": {"network": ("clip",)},
         r"--weights names 2 files or folders for 0 networks that come with none \(no such": {"weights": ("a", "b")},
     }
@@ -231,6 +233,12 @@ def test_flags_are_checked_before_anything_is_imported():
         with pytest.raises(UserError, match=message):
             check(EvaluateCommand(target="x", **flags))
     check(EvaluateCommand(target="x", network=("alexnet", "clip"), weights=("folder",)))
+
+
+def test_the_record_of_an_evaluation_names_its_files_wherever_it_is_read():
+    command = EvaluateCommand(target="run", reconstruction=True, lpips_files=("a.pth",))
+    again = command_from_json(json.loads(json.dumps(command_to_json(command))))
+    assert again.lpips_files == (str(Path("a.pth").absolute()),)
 
 
 def test_the_command_prints_a_table_or_json(folder: Path, capsys: pytest.CaptureFixture[str]):

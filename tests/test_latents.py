@@ -17,8 +17,10 @@ from ldm_jax import rng
 from ldm_jax.conditioning.tokenizer import PromptEncoder, train_tokenizer
 from ldm_jax.config import ClipTextConditioning, SdxlConditioning, load_experiment
 from ldm_jax.data.given.shelf import GivenShelf
+from ldm_jax.data.latent_manifest import recipe_differences
 from ldm_jax.data.latent_source import LatentSource, load_latents, open_latents
 from ldm_jax.data.latent_statistics import LatentSums
+from ldm_jax.data.selection import Selection
 from ldm_jax.data.source import training_texts
 from ldm_jax.data.sources import load_source
 from ldm_jax.errors import UserError
@@ -26,6 +28,7 @@ from ldm_jax.model import Params, hash_params, make_model
 from ldm_jax.training import latents, processes, workspace
 from ldm_jax.training.diffusion_step import make_diffusion_loss
 from ldm_jax.training.latent_factory import (
+    LatentFactory,
     fill_batches,
     make_factory,
     one_ahead,
@@ -337,13 +340,93 @@ def test_embedded_captions_train_as_captions_do(clip: tuple[Workspace, Params], 
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
+def test_only_a_denoiser_that_is_told_sizes_has_them_in_its_batches(clip: tuple[Workspace, Params]):
+    work, _ = clip
+    told = work.experiment.conditioning == SDXL
+    for purpose, config in (("diffusion", work.experiment.training), ("autoencoder", work.experiment.training)):
+        batch = next(work.train_batches(work.train, config, purpose, 0))
+        assert ("sizes" in batch) == (told and purpose == "diffusion")
+    assert ("sizes" in next(work.epoch(work.test, 8, for_denoiser=True))) == told
+
+
 def test_sizes_are_beside_the_latents(clip_given: Workspace):
-    side = clip_given.train[0]["sizes"][0]
-    assert clip_given.train[0]["sizes"].tolist() == [side, side, 0, 0, 8, 8]
+    (sizes,) = clip_given.train[0]["sizes"].tolist()
+    assert sizes == [sizes[0], sizes[0], 0, 0, 8, 8]
     arrays = clip_given.train.manifest.layout.arrays if isinstance(clip_given.train, LatentSource) else {}
     sdxl = clip_given.experiment.conditioning == SDXL
     assert clip_given.train[0]["context"].shape == arrays["context"].shape == (8, 12 if sdxl else 8)
     assert arrays["pooled"].shape == (6,) if sdxl else "pooled" not in arrays
+
+
+def test_squares_cut_at_random_have_to_tell_a_denoiser_where(clip: tuple[Workspace, Params], clip_given: Workspace):
+    if clip_given.experiment.conditioning != SDXL:
+        return
+    assert isinstance(clip_given.train, LatentSource)
+    manifest = clip_given.train.manifest
+    data = dataclasses.replace(manifest.recipe.data, crop="random")
+    recipe = dataclasses.replace(manifest.recipe, data=data, has_sizes=False)
+    latents = dataclasses.replace(clip_given.train, manifest=dataclasses.replace(manifest, recipe=recipe))
+    with pytest.raises(UserError, match="do not fit this experiment:\n  has_sizes: False -> True"):
+        LatentReader(dataclasses.replace(clip_given, train=latents, test=latents), clip[1])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class AsTheyAre(LatentFactory):
+    """A factory that stores pictures in place of latents."""
+
+    def _on_devices(self, batch: Any) -> dict[str, Any]:
+        image = batch["image"]
+        return {"moments": np.stack([image, image[:, :, ::-1]][: self._flips], axis=1)}
+
+
+def cutting_factory(work: Workspace, seed: int = 0) -> LatentFactory:
+    data = dataclasses.replace(work.experiment.data, resize=(10, 16), crop="random", horizontal_flip=True)
+    experiment = dataclasses.replace(work.experiment, data=data, seed=seed)
+    options: dict[str, Any] = {"with_sizes": True, "batch_size": 4, "params": {}}
+    return AsTheyAre(experiment=experiment, mesh=work.mesh, model=work.model, **options)
+
+
+def stored(factory: LatentFactory, indices: list[int], split: str = "train") -> dict[int, dict[str, Any]]:
+    """What a factory stores of oblong pictures."""
+    source = PictureSource(8, shape=(16, 32, 3))
+    source = dataclasses.replace(source, info=dataclasses.replace(source.info, split=split))
+    encoded, found = factory._encoded(Selection(source, indices)), {}
+    for batch, arrays in encoded:
+        rows = np.flatnonzero(batch["valid"]).tolist()
+        found |= {indices[batch["sample_index"][row]]: {k: v[row] for k, v in arrays.items()} for row in rows}
+    return found
+
+
+def test_a_factory_cuts_each_picture_once_wherever_it_goes_on(cached: Workspace):
+    """The square depends on seed and index alone, not on which pictures are left to do; both mirrorings are of it."""
+    factory = cutting_factory(cached)
+    whole, rest = stored(factory, list(range(8))), stored(factory, [6, 1, 3])
+    for index, one in rest.items():
+        for name, value in one.items():
+            np.testing.assert_array_equal(value, whole[index][name])
+    assert len({one["sizes"].tobytes() for one in whole.values()}) > 4
+    for one in whole.values():
+        assert one["moments"].shape == (2, 8, 8, 3) and one["sizes"].shape == (2, 6)
+        np.testing.assert_array_equal(one["moments"][0], one["moments"][1][:, ::-1])
+        assert one["sizes"][:, :2].tolist() == [[16, 32]] * 2
+    other = stored(cutting_factory(cached, seed=1), list(range(8)))
+    assert any((other[i]["sizes"] != whole[i]["sizes"]).any() for i in range(8))
+
+
+def test_a_factory_cuts_held_out_pictures_in_the_centre(cached: Workspace):
+    sizes = [one["sizes"][0].tolist() for one in stored(cutting_factory(cached), [0, 1, 2], "test").values()]
+    assert sizes == [[16, 32, 1, 6, 8, 8]] * 3, "of a picture of 10 x 20 pixels"
+
+
+def test_the_recipe_of_random_squares_has_their_seed(cached: Workspace, monkeypatch: pytest.MonkeyPatch):
+    networks = {"autoencoder": "a", "autoencoder_config": cached.experiment.first_stage.autoencoder}
+    monkeypatch.setattr(LatentFactory, "_networks", networks)
+    source = PictureSource(8)
+    one, other = (cutting_factory(cached, seed).recipe(source) for seed in (0, 1))
+    assert recipe_differences(one, other) == ["crop_seed: 0 -> 1"]
+    assert "a square anywhere (held out: in the centre)" in one.transform
+    test = dataclasses.replace(source, info=dataclasses.replace(source.info, split="test"))
+    assert cutting_factory(cached).recipe(test).crop_seed is None
 
 
 def test_captions_embedded_by_another_encoder_are_refused(clip: tuple[Workspace, Params], clip_given: Workspace):

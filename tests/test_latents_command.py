@@ -96,7 +96,7 @@ def test_show_tells_from_what_a_set_was_made(encoded: Path, capsys: pytest.Captu
     assert f"autoencoder  {manifest.recipe.autoencoder}, in float32" in text
     assert "8 pixels, 3 channels, with mirror images; shorter side to the size by Lanczos" in text
     assert f"shapes/train, fingerprint {manifest.recipe.info.fingerprint}" in text
-    assert "sizes int32 [6]; the posterior is Gaussian" in text
+    assert "sizes int32 [2, 6]; the posterior is Gaussian" in text
     rows = json.loads(said(["show", str(encoded / "train"), "--json"], capsys))["latents"]
     assert [row["pictures"] for row in rows] == [40]
     np.testing.assert_allclose(rows[0]["statistics"]["global"]["std"], manifest.sums.overall()[1])

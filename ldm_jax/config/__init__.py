@@ -28,6 +28,7 @@ from ldm_jax.config.data import (
     OpenMoji,
     OpenMojiScenes,
     PreparedTfds,
+    Resize,
     Shapes,
     Source,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "PredictionType",
     "PreparedTfds",
     "Remat",
+    "Resize",
     "SamplerName",
     "SamplingConfig",
     "ScheduleConfig",

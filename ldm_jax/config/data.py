@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from ldm_jax.config.checks import HOW, require, require_fraction, require_not_negative, require_positive
+from ldm_jax.config.checks import (
+    HOW,
+    require,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+    require_positive_value,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +97,9 @@ class Shapes:
         require_positive(self, "num_examples")
 
 
+Resize: TypeAlias = int | tuple[int, int] | Literal["keep"] | None
+"""What becomes of a picture before a square is cut out of it; see `DataConfig.resize`."""
+
 Source: TypeAlias = OpenMoji | OpenMojiScenes | FashionMnist | ImageFolder | PreparedTfds | Shapes
 
 
@@ -99,7 +109,15 @@ class DataConfig:
 
     source: Source = field(default_factory=Shapes)
     image_size: int = 32
-    """Height and width in pixels after resizing the shorter side and cropping the centre."""
+    """Height and width in pixels of the square that is cut out of each picture, which the model sees."""
+    resize: Resize = None
+    """Pixels of the shorter side before the square is cut; None: image_size, so that the square has all of it. Two
+    numbers draw it for each sample (crop=random): the square's side is then a share of the shorter side, any between
+    image_size over the second and image_size over the first alike. `keep` leaves a picture as it is, unless it is too
+    small."""
+    crop: Literal["center", "random"] = "center"
+    """Where the square is cut in training: in the centre, or anywhere in the picture, anew for each sample. Held-out
+    pictures are cut in the centre, resized to the smaller number where there are two."""
     image_channels: Literal[1, 3] = 3
     """1 for grey, 3 for RGB."""
     horizontal_flip: bool = False
@@ -115,9 +133,49 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "image_size")
+        self._check_resize()
         require(
             self.latents is None or "://" not in self.latents,
             f"DataConfig.latents={self.latents} is in an object store; latents are read from a disk: copy them to one",
         )
         require_not_negative(self, "num_threads")
         require(self.num_threads <= 256, f"DataConfig.num_threads={self.num_threads} must be at most 256")
+
+    @property
+    def smallest_side(self) -> int:
+        """Pixels of the shorter side of a resized picture, at least; of one that is kept, too."""
+        return min(self._sides)
+
+    @property
+    def largest_side(self) -> int:
+        """Pixels of the shorter side that a resized picture may have, for which sources draw what they draw."""
+        return max(self._sides)
+
+    @property
+    def cuts_whole_pictures(self) -> bool:
+        """Whether the square is cut out of more than the centre square of a picture."""
+        return self.crop == "random" or self.resize not in (None, self.image_size)
+
+    @property
+    def _sides(self) -> tuple[int, ...]:
+        if self.resize is None or self.resize == "keep":
+            return (self.image_size,)
+        return self.resize if isinstance(self.resize, tuple) else (self.resize,)
+
+    def _check_resize(self) -> None:
+        size = self.image_size
+        for side in self._sides:
+            require_positive_value("DataConfig.resize", side)
+            require(
+                side >= size,
+                f"DataConfig.resize={self.resize} is smaller than image_size={size}, the square that is cut out; use "
+                f"{size} at least",
+            )
+        if isinstance(self.resize, tuple):
+            small, large = self.resize
+            require(small <= large, f"DataConfig.resize={self.resize} must rise; use {large} {small}")
+            require(
+                self.crop == "random",
+                f"DataConfig.resize={self.resize} is drawn for each sample, and crop=center draws nothing; use "
+                f"crop=random, or one number such as {small}",
+            )

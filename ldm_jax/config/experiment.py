@@ -12,6 +12,7 @@ from ldm_jax.config.conditioning import (
     ClassConditioning,
     ClipTextConditioning,
     Conditioning,
+    SdxlConditioning,
     SpatialConditioning,
     Unconditional,
 )
@@ -101,6 +102,11 @@ class Experiment:
         self._check_conditioning()
 
     @property
+    def tells_sizes(self) -> bool:
+        """Whether the denoiser is told how pictures were cut."""
+        return isinstance(self.conditioning, SdxlConditioning)
+
+    @property
     def second_stage(self) -> str:
         """The stage behind the autoencoder."""
         return "diffusion" if self.classifier is None else "classifier"
@@ -139,3 +145,8 @@ class Experiment:
         )
         if self.given is not None:
             self.given.check(self)
+            require(
+                self.data.crop == "center" or not (self.data.cache_latents or self.data.latents),
+                "data.crop=random cuts what is given anew in each step, and latents that are encoded once are of one "
+                "square: use --data.no-cache-latents without --data.latents, or data.crop=center",
+            )

@@ -1,21 +1,25 @@
 """A folder of pictures as a data set (`folder_scan` says how it is read).
 
-The prepared copy holds the pictures cut to the configured size. It belongs to the names, sizes and times of the files:
-when the folder changes, another copy is made.
+The prepared copy holds the pictures cut to the configured size, or whole at the size from which training cuts them,
+with the size that they had. It belongs to the names, sizes and times of the files: when the folder changes, another
+copy is made.
 """
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from ldm_jax.config import DataConfig, ImageFolder
 from ldm_jax.data.folder_scan import Scan, read_captions, scan_folder
 from ldm_jax.data.local_builder import LocalBuilder, LocalInfo
-from ldm_jax.data.pictures import UnreadablePicture, fit_square, open_picture
+from ldm_jax.data.pictures import UnreadablePicture, fit_square, open_picture, shrink
 from ldm_jax.data.preparation import prepare, prepared_fingerprint
 from ldm_jax.data.records import Keys, RecordSource, open_records
 from ldm_jax.data.source import Split
@@ -44,38 +48,58 @@ def open_source(config: DataConfig, split: Split) -> RecordSource:
             f"{len(scan.splits['test'])} to test; add a folder {split}/ or change "
             f"--data.source.test-fraction={source.test_fraction}"
         )
-    size, channels = config.image_size, config.image_channels
-    key = f"image_folder-{_VERSION}-{scan.fingerprint[:16]}-{size}px{channels}"
-    folder = prepare(key, lambda data_dir: ImageFolderBuilder(scan, size, channels, data_dir), config.cache_dir)
+    form = _form(config)
+    key = f"image_folder-{_VERSION}-{scan.fingerprint[:16]}-{form.name}"
+    folder = prepare(key, lambda data_dir: ImageFolderBuilder(scan, form, data_dir), config.cache_dir)
     _warn(scan.directory, json.loads((folder / _REPORT).read_text()))
     return open_records(
-        *(folder, split, _keys(scan)),
+        *(folder, split, _keys(scan, form)),
         name=scan.directory.name,
         split=split,
         fingerprint=prepared_fingerprint(folder),
     )
 
 
+class _Form(NamedTuple):
+    """What is kept of a picture."""
+
+    name: str
+    fit: Callable[[Image.Image], Image.Image]
+    shape: tuple[int | None, int | None, int]
+    is_whole: bool
+    """Whether more is kept than the centre square, and then with the size that the picture had."""
+
+
+def _form(config: DataConfig) -> _Form:
+    size, channels, side = config.image_size, config.image_channels, config.largest_side
+    if not config.cuts_whole_pictures:
+        square = partial(fit_square, size=size, channels=channels)
+        return _Form(f"{size}px{channels}", square, (size, size, channels), is_whole=False)
+    limit = None if config.resize == "keep" else side
+    whole = partial(shrink, side=limit, channels=channels)
+    return _Form(f"whole{limit or ''}px{channels}", whole, (None, None, channels), is_whole=True)
+
+
 class ImageFolderBuilder(LocalBuilder, skip_registration=True):
-    """The pictures of a folder, cut square at one size; what cannot be read is left out and written down."""
+    """The pictures of a folder in one form; what cannot be read is left out and written down."""
 
     name = "image_folder"
     VERSION = tfds.core.Version(_VERSION)
 
-    def __init__(self, scan: Scan, image_size: int, channels: int, data_dir: str) -> None:
+    def __init__(self, scan: Scan, form: _Form, data_dir: str) -> None:
         """Write below `data_dir`."""
         self.scan = scan
-        self.image_size = image_size
-        self.channels = channels
+        self.form = form
         self.skipped: list[str] = []
         self.without_caption: list[str] = []
         super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        shape = (self.image_size, self.image_size, self.channels)
+        size = tfds.features.Tensor(shape=(2,), dtype=np.int32)
         features = {
-            "image": tfds.features.Image(shape=shape, encoding_format="png"),
+            "image": tfds.features.Image(shape=self.form.shape, encoding_format="png"),
             "id": tfds.features.Text(),
+            **({"original_size": size} if self.form.is_whole else {}),
             **({"caption": tfds.features.Text()} if self.scan.has_captions else {}),
             **({"label": tfds.features.ClassLabel(names=list(self.scan.class_names))} if self.scan.class_names else {}),
         }
@@ -97,11 +121,8 @@ class ImageFolderBuilder(LocalBuilder, skip_registration=True):
             except UnreadablePicture as error:
                 skipped.append(str(error))
                 continue
-            yield (
-                name,
-                {"image": fit_square(picture, self.image_size, self.channels), "id": name}
-                | self._notes(name, captions),
-            )
+            size = {"original_size": picture.size[::-1]} if self.form.is_whole else {}
+            yield name, {"image": self.form.fit(picture), "id": name} | size | self._notes(name, captions)
         _require_readable(self.scan.directory, skipped, len(pictures))
         self.skipped += skipped
 
@@ -140,5 +161,10 @@ def _listed(reasons: list[str]) -> str:
     return "; ".join(reasons[:_MAX_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _keys(scan: Scan) -> Keys:
-    return Keys(caption="caption" if scan.has_captions else None, label="label" if scan.class_names else None, id="id")
+def _keys(scan: Scan, form: _Form) -> Keys:
+    return Keys(
+        caption="caption" if scan.has_captions else None,
+        label="label" if scan.class_names else None,
+        id="id",
+        original_size="original_size" if form.is_whole else None,
+    )

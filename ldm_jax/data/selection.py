@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ldm_jax.data.source import Example, Source, SourceInfo
+from ldm_jax.data.transforms import Transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,10 @@ class Selection:
     def __getitem__(self, index: int) -> Example:
         """The example at an index of the view."""
         return self.source[self.indices[index]]
+
+    def by_source_index(self, transform: Transform) -> Transform:
+        """The same transform, which is told the index in the source for that in the view."""
+        return lambda example, n: transform(example, self.indices[n])
 
     def annotation(self, index: int) -> Example:
         """The example without its arrays."""

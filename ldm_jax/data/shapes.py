@@ -25,9 +25,9 @@ def open_source(config: DataConfig, split: Split) -> RecordSource:
     """Generate the shapes at the configured size, or find them generated."""
     source = config.source
     assert isinstance(source, Shapes)
-    key = f"shapes-{_VERSION}-{source.num_examples}-{config.image_size}px"
+    key = f"shapes-{_VERSION}-{source.num_examples}-{config.largest_side}px"
     folder = prepare(
-        key, lambda data_dir: ShapesBuilder(source.num_examples, config.image_size, data_dir), config.cache_dir
+        key, lambda data_dir: ShapesBuilder(source.num_examples, config.largest_side, data_dir), config.cache_dir
     )
     keys = Keys(caption="caption", label="shape", id="id")
     return open_records(folder, split, keys, name="shapes", split=split, fingerprint=prepared_fingerprint(folder))

@@ -10,9 +10,10 @@ Split: TypeAlias = Literal["train", "test"]
 Example: TypeAlias = dict[str, Any]
 """One example: `image` uint8 [h, w, c] (or `moments` float32 [flips, h, w, c]), `caption` str, `tags` tuple of str,
 `label` int, `id` str. Without captions `caption` is empty, without classes `label` is -1. With moments there may also
-be `sizes` int32 [6] and the embedded caption, `context` [l, d]. Where the source knows the objects in its pictures:
-`boxes` float32 [objects, 4] (left, top, right, bottom as fractions of the picture) with `box_labels` int64 [objects],
-and where it has a map of them `label_map` uint8 [h, w, 1] (0 background, 1 + label)."""
+be `sizes` int32 [flips, 6] and the embedded caption, `context` [l, d]. Where the source knows the objects in its
+pictures: `boxes` float32 [objects, 4] (left, top, right, bottom as fractions of the picture) with `box_labels` int64
+[objects], and where it has a map of them `label_map` uint8 [h, w, 1] (0 background, 1 + label). Where pictures were
+made smaller for the set, `original_size` int32 [2], height and width."""
 
 
 @dataclass(frozen=True, kw_only=True)

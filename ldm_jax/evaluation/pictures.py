@@ -107,7 +107,9 @@ def source_pictures(source: Source, config: DataConfig) -> PictureSet:
             example = transform(example, index)
         return to_uint8(example["image"])
 
-    shape = {"image_size": config.image_size, "image_channels": config.image_channels}
+    shape: dict[str, Any] = {"image_size": config.image_size, "image_channels": config.image_channels}
+    if config.resize is not None:
+        shape["resize"] = config.resize
     return PictureSet(
         name=f"{source.info.name}/{source.info.split}",
         fingerprint=digest(["source", source.info.fingerprint, shape]),

@@ -6,9 +6,9 @@ PSNR and SSIM of each pair, LPIPS where its weights are, and the distance of the
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, UInt8
 
 from ldm_jax import sharding
 from ldm_jax.autoencoder.perceptual import TRUNKS, Lpips
-from ldm_jax.autoencoder.perceptual_weights import EXTRA, perceptual_package, read_perceptual
-from ldm_jax.config import SMALLEST_PICTURE, MeshConfig, PerceptualNet
+from ldm_jax.autoencoder.perceptual_weights import EXTRA, perceptual_files, perceptual_package, read_perceptual
+from ldm_jax.config import SMALLEST_PICTURE, MeshConfig, PerceptualConfig, PerceptualNet
 from ldm_jax.data.preparation import digest
 from ldm_jax.evaluation.chunks import Chunks, Part, all_parts
 from ldm_jax.evaluation.image_quality import psnr, ssim
@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 _COLUMNS, _ROWS = 8, 8
 _PAIRS = "pairs"
 _PROTOCOL = "8-bit pairs, each pair alone, then the mean"
+
+
+LpipsFiles: TypeAlias = Mapping[PerceptualNet, tuple[Path, ...]]
+"""The files of trunk and heads of each network of LPIPS that has any."""
 
 
 class Pairs(NamedTuple):
@@ -71,17 +75,41 @@ def reconstructions(session: Session, pictures: PictureSet, batch_size: int) -> 
     )
 
 
-def pair_scores(pairs: Pairs, cache: Path, batch_size: int, *, bootstrap: int, seed: int) -> list[Score]:
+def lpips_files(given: Sequence[str], trained_by: PerceptualConfig) -> LpipsFiles:
+    """The files of each network of LPIPS: those given, or else those that a run was trained by, then the package's.
+
+    Args:
+        given: files that were named for the evaluation; each goes to the network whose weights it holds.
+        trained_by: what the run compares pictures by; files of it that are no longer there are left out with a warning.
+
+    Raises:
+        UserError: a file cannot be read, or holds weights of no network.
+    """
+    files = [Path(file) for file in given or trained_by.files]
+    missing = [] if given else [file for file in files if not file.is_file()]
+    if missing:
+        logger.warning(
+            "%s, by which this run was trained, is not there; name its weights with --lpips-files",
+            ", ".join(map(str, missing)),
+        )
+        files = []
+    packaged: LpipsFiles = {net: (file,) for net in TRUNKS if (file := perceptual_package(net)) is not None}
+    return {**packaged, **perceptual_files(files)}
+
+
+def pair_scores(
+    pairs: Pairs, lpips_weights: LpipsFiles, cache: Path, batch_size: int, *, bootstrap: int, seed: int
+) -> list[Score]:
     """PSNR, SSIM and LPIPS with intervals over the pictures; a process measures the pairs of its parts alone.
 
     Without its weights, or of pictures in which its network sees nothing, LPIPS is left out, and that is said.
 
     Raises:
-        UserError: the pictures are too small for SSIM.
+        UserError: the pictures are too small for SSIM, or files of LPIPS are damaged or incomplete.
     """
     mesh, size = sharding.make_mesh(MeshConfig(), jax.local_devices()), local_size(batch_size)
-    nets = _lpips_nets(min(pairs.originals.read(0, 1).shape[1:3]))
-    weights: dict[PerceptualNet, Params] = {net: read_perceptual(net) for net in nets}
+    nets = _lpips_nets(lpips_weights, min(pairs.originals.read(0, 1).shape[1:3]))
+    weights: dict[PerceptualNet, Params] = {net: read_perceptual(net, lpips_weights[net]) for net in nets}
     lpips = {net: _lpips(net, jax.device_put(params, sharding.replicated(mesh))) for net, params in weights.items()}
 
     def compute(start: int, stop: int) -> Part:
@@ -111,20 +139,17 @@ def draw_pairs(pairs: Pairs, path: Path, credit: str, batch_size: int) -> None:
     draw_grid(rows, labels, path, footer=credit)
 
 
-def _lpips_nets(side: int) -> list[PerceptualNet]:
+def _lpips_nets(weights: LpipsFiles, side: int) -> list[PerceptualNet]:
     """Those that can look at pictures whose shorter side is this."""
-    there: list[PerceptualNet] = [net for net in TRUNKS if _has_weights(net)]
+    there: list[PerceptualNet] = [net for net in TRUNKS if net in weights]
     if not there:
-        logger.warning("LPIPS is left out: %s brings its weights", EXTRA)
+        logger.warning(
+            "LPIPS is left out: %s brings its weights, or name files of torchvision and lpips with --lpips-files", EXTRA
+        )
     for net in there:
         if side < SMALLEST_PICTURE[net]:
             logger.warning("LPIPS over %s is left out: it needs %d pixels at least", net, SMALLEST_PICTURE[net])
     return [net for net in there if side >= SMALLEST_PICTURE[net]]
-
-
-def _has_weights(net: PerceptualNet) -> bool:
-    file = perceptual_package(net)
-    return file is not None and file.is_file()
 
 
 def _lpips(net: PerceptualNet, params: Params) -> Callable[[jax.Array, jax.Array], Float[Array, " b"]]:

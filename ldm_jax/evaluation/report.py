@@ -61,7 +61,8 @@ def command_to_json(command: EvaluateCommand) -> dict[str, Any]:
     values = {name: value for name, value in asdict(command).items() if name != "distributed"}
     for name in ("target", "reference", "out", "text_weights"):
         values[name] = None if values[name] is None else str(Path(values[name]).absolute())
-    return values | {"weights": [str(Path(path).absolute()) for path in command.weights]}
+    files = {"weights": command.weights, "lpips_files": command.lpips_files}
+    return values | {name: [str(Path(path).absolute()) for path in paths] for name, paths in files.items()}
 
 
 def command_from_json(values: Mapping[str, Any]) -> EvaluateCommand:

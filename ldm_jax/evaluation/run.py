@@ -24,7 +24,7 @@ from ldm_jax.evaluation.moments import statistics_of
 from ldm_jax.evaluation.network import FeatureNetwork, load_network
 from ldm_jax.evaluation.npz_files import npz_samples, npz_statistics, read_npz, write_npz, write_statistics
 from ldm_jax.evaluation.pictures import PictureSet, folder_pictures, npz_pictures, source_pictures
-from ldm_jax.evaluation.reconstruction import Pairs, draw_pairs, pair_scores, reconstructions
+from ldm_jax.evaluation.reconstruction import Pairs, draw_pairs, lpips_files, pair_scores, reconstructions
 from ldm_jax.evaluation.report import as_record, require_same, write_record
 from ldm_jax.evaluation.scores import (
     KID_SUBSET,
@@ -330,12 +330,15 @@ def _reconstruction(
 ) -> tuple[list[Score], dict[str, Any], str]:
     session = _open_first_stage(Path(command.target)).in_strips(command.strip_rows)
     data = session.experiment.data
+    weights = lpips_files(command.lpips_files, session.experiment.first_stage.perceptual)
     pictures = _first(source_pictures(load_source(data, "test"), data), command.num_samples)
     made = reconstructions(session, pictures, command.batch_size)
     pairs, out = Pairs(pictures, _kept(command, made)), _out(command)
     about = {"pictures": {**pairs.reconstructions.about, "num_pictures": pictures.count}}
     _require_expected(about, expected)
-    scores = pair_scores(pairs, out / "pairs", command.batch_size, bootstrap=command.bootstrap, seed=command.seed)
+    scores = pair_scores(
+        pairs, weights, out / "pairs", command.batch_size, bootstrap=command.bootstrap, seed=command.seed
+    )
     for network in networks:
         known = extract_features(pairs.originals, network, default_cache_dir() / "evaluation", command.batch_size)
         samples = extract_features(pairs.reconstructions, network, out / "features", command.batch_size)

@@ -94,8 +94,7 @@ def _frozen(experiment: Experiment, model: LatentDiffusion) -> Any:
 def _latent_batch(model: LatentDiffusion, batch_size: int) -> dict[str, Any]:
     inputs = jax.eval_shape(lambda: model.null_inputs(batch_size))
     *spatial, channels = model.latent_shape
-    given = {name: value for name, value in inputs.items() if name != "sizes"}  # those the step makes itself
-    return {"moments": _array(batch_size, *spatial, 2 * channels), **given}
+    return {"moments": _array(batch_size, *spatial, 2 * channels), **inputs}
 
 
 def _array(*shape: int) -> jax.ShapeDtypeStruct:

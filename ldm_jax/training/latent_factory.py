@@ -29,8 +29,8 @@ from ldm_jax.data.latent_records import EMBEDDED, ArrayField, Layout
 from ldm_jax.data.latent_shards import Share, write_latents
 from ldm_jax.data.pipeline import Batch, epoch
 from ldm_jax.data.selection import Selection
-from ldm_jax.data.source import Example, Source
-from ldm_jax.data.transforms import TRANSFORM, TellSizes, evaluation_transforms
+from ldm_jax.data.source import Example, Source, SourceInfo
+from ldm_jax.data.transforms import FitPicture, transform_in_words
 from ldm_jax.errors import UserError
 from ldm_jax.model import LatentDiffusion, Params, hash_params, make_model
 from ldm_jax.training import processes
@@ -69,7 +69,8 @@ class LatentFactory:
             info=source.info,
             num_pictures=len(source),
             data=data_of(self.experiment.data),
-            transform=TRANSFORM,
+            transform=transform_in_words(self.experiment.data),
+            crop_seed=self._crop_seed(source.info),
             compute_dtype=self.experiment.compute_dtype,
             **self._networks,
             has_sizes=self.with_sizes,
@@ -83,10 +84,10 @@ class LatentFactory:
         moments = jax.eval_shape(partial(_moments, self.model), self.params, image)
         is_point = isinstance(self.model.autoencoder, AutoencoderVQ)
         *spatial, channels = moments.shape[1:]
-        stored = (1 + self.experiment.data.horizontal_flip, *spatial, channels // 2 if is_point else channels)
+        stored = (self._flips, *spatial, channels // 2 if is_point else channels)
         arrays = {"moments": ArrayField(dtype="float32", shape=stored)}
         if self.with_sizes:
-            arrays["sizes"] = ArrayField(dtype="int32", shape=(6,))
+            arrays["sizes"] = ArrayField(dtype="int32", shape=(stored[0], 6))
         if self.encode_caption is not None:
             embedded = jax.eval_shape(self.model.embed_texts, self.params, self.model.null_inputs(1))
             fields = {name: ArrayField(dtype=x.dtype.name, shape=x.shape[1:]) for name, x in embedded.items()}
@@ -99,6 +100,15 @@ class LatentFactory:
         if self.encode_caption is None:
             return autoencoder
         return autoencoder | identify_texts(self.experiment, self.params, self.encode_caption)
+
+    @property
+    def _flips(self) -> int:
+        return 1 + self.experiment.data.horizontal_flip
+
+    def _crop_seed(self, info: SourceInfo) -> int | None:
+        """Of where each training picture is cut, once for all epochs; None where that is the centre."""
+        is_drawn = self.experiment.data.crop == "random" and info.split == "train"
+        return self.experiment.seed if is_drawn else None
 
     def _examples(self, source: Source, indices: Sequence[int]) -> Iterator[Example]:
         """What is stored of the examples at some indices."""
@@ -116,16 +126,16 @@ class LatentFactory:
     def _encoded(self, chosen: Selection) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """Batches, and their arrays as the devices are going to have them."""
         data = self.experiment.data
-        before = (TellSizes(data.image_size),) if self.with_sizes else ()
+        fit = FitPicture(data, self._crop_seed(chosen.info), self.with_sizes)
         batches = epoch(
             chosen,
-            transforms=(*before, *evaluation_transforms(data)),
+            transforms=[chosen.by_source_index(fit)],
             batch_size=self.batch_size,
             num_threads=data.num_threads,
             encode_caption=self.encode_caption,
         )
         for batch in batches:
-            arrays: dict[str, Any] = {name: batch[name] for name in ("sizes",) if name in batch}
+            arrays: dict[str, Any] = {"sizes": batch["sizes"][:, : self._flips]} if self.with_sizes else {}
             yield batch, arrays | self._on_devices(batch)
 
     def _on_devices(self, batch: Batch) -> dict[str, Any]:

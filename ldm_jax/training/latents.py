@@ -72,7 +72,11 @@ class LatentReader:
             self._sets = {split: self._given(source, params) for split, source in self._splits()}
         elif work.experiment.data.cache_latents:
             factory = make_factory(
-                work.experiment, work.mesh, {"autoencoder": params["autoencoder"]}, batch_size=self.batch_size
+                work.experiment,
+                work.mesh,
+                {"autoencoder": params["autoencoder"]},
+                batch_size=self.batch_size,
+                with_sizes=work.experiment.tells_sizes,
             )
             self._sets = {split: self._made(source, factory) for split, source in self._splits()}
         self._sources = {split: self._complete(split, latents) for split, latents in self._sets.items()}
@@ -94,6 +98,8 @@ class LatentReader:
             wanted |= identify_texts(experiment, params, self.work.encode_caption)
         elif recipe.texts:
             source = replace(source, left_out=frozenset(EMBEDDED))
+        if self.work.experiment.tells_sizes and recipe.data.crop == "random":  # of centres little is told
+            wanted["has_sizes"] = True
         if changed := recipe_differences(recipe, replace(recipe, **wanted)):
             raise UserError(misfit(source, changed))
         if recipe.compute_dtype != experiment.compute_dtype:

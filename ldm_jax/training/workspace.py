@@ -62,17 +62,20 @@ class Workspace:
 
     def train_batches(self, source: Source, config: TrainingConfig, purpose: str, start_step: int) -> Iterator[Batch]:
         """Global training batches of `source` on the devices, from a step on; each purpose has an order of its own."""
-        seed = self.experiment.seed + 2 * (purpose == "diffusion")
+        is_second = purpose == "diffusion"
+        seed = self.experiment.seed + 2 * is_second
         local = batches(
             source,
-            transforms=training_transforms(self.experiment.data, self.train.info, seed),
+            transforms=training_transforms(
+                self.experiment.data, self.train.info, seed, tell_sizes=is_second and self.experiment.tells_sizes
+            ),
             batch_size=config.batch_size,
             seed=seed,
             start_step=start_step,
             rows=sharding.local_rows(self.mesh, config.batch_size),
             num_threads=self.experiment.data.num_threads,
             encode_caption=self.encode_caption,
-            make_inputs=self._inputs_of(seed) if purpose == "diffusion" else None,
+            make_inputs=self._inputs_of(seed) if is_second else None,
         )
         return (sharding.put_batch(self.mesh, batch) for batch in local)
 
@@ -83,7 +86,9 @@ class Workspace:
         """
         local = epoch(
             source,
-            transforms=evaluation_transforms(self.experiment.data),
+            transforms=evaluation_transforms(
+                self.experiment.data, tell_sizes=for_denoiser and self.experiment.tells_sizes
+            ),
             batch_size=batch_size,
             rows=sharding.local_rows(self.mesh, batch_size),
             num_threads=self.experiment.data.num_threads,
