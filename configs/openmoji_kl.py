@@ -52,7 +52,7 @@ def get_config() -> Experiment:
                 start_step=300,
                 ramp_steps=100,
                 weight=0.5,
-                optimizer=OptimizerConfig(learning_rate=1e-4, beta1=0.5, beta2=0.9, weight_decay=0.0),
+                optimizer=OptimizerConfig(learning_rate=5e-5, beta1=0.5, beta2=0.9, weight_decay=0.0),
             ),
             training=TrainingConfig(
                 batch_size=16, num_steps=1000, ema_decay=0.99, eval_every=100, sample_every=500, checkpoint_every=500
