@@ -43,6 +43,8 @@ PANELS = (
     ("kl", "perplexity"),
 )
 """Metrics that are drawn together."""
+ROWS = 2
+"""Of panels."""
 
 
 def run_of(folder: Path, loss: str, seed: int) -> Path:
@@ -86,8 +88,10 @@ def draw_curves(run: Path, file: Path) -> None:
     text = (run / "metrics.jsonl").read_text()
     lines = [line for line in map(json.loads, text.splitlines()) if line["stage"] == "autoencoder"]
     panels = [names for names in PANELS if any(name in line for name in names for line in lines)]
-    figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
-    for axes, names in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    columns = -(-len(panels) // ROWS)
+    figure = Figure(figsize=(3.5 * columns, 2.6 * ROWS), layout="constrained")
+    for place, names in enumerate(panels, start=1):
+        axes = figure.add_subplot(ROWS, columns, place)
         for name in names:
             points: list[Any] = [(line["step"], line[name]) for line in lines if name in line]
             if points:
