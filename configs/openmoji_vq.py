@@ -6,8 +6,8 @@
 
 As openmoji_kl, with codes that follow by moving averages and are restarted when they have no work.
 
-Hardware: two CPU cores; 6 to 9 minutes on one core of a Xeon beside other work (2026-11-30). Result:
-docs/first_stage.md.
+Hardware: two CPU cores; 11 and 21 minutes on one core of an EPYC beside other work (2026-12-01), not measured on two.
+Result: docs/first_stage.md.
 """
 
 import dataclasses
