@@ -9,6 +9,7 @@ comes a table in Markdown, the mean over the seeds and their standard deviation;
 import argparse
 import json
 import logging
+import math
 import statistics
 import subprocess
 import sys
@@ -44,7 +45,7 @@ PANELS = (
 )
 """Metrics that are drawn together."""
 ROWS = 2
-"""Of panels."""
+"""Of panels, at most."""
 
 
 def run_of(folder: Path, loss: str, seed: int) -> Path:
@@ -88,10 +89,11 @@ def draw_curves(run: Path, file: Path) -> None:
     text = (run / "metrics.jsonl").read_text()
     lines = [line for line in map(json.loads, text.splitlines()) if line["stage"] == "autoencoder"]
     panels = [names for names in PANELS if any(name in line for name in names for line in lines)]
-    columns = -(-len(panels) // ROWS)
-    figure = Figure(figsize=(3.5 * columns, 2.6 * ROWS), layout="constrained")
+    columns = math.ceil(len(panels) / ROWS)
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.5 * columns, 2.6 * rows), layout="constrained")
     for place, names in enumerate(panels, start=1):
-        axes = figure.add_subplot(ROWS, columns, place)
+        axes = figure.add_subplot(rows, columns, place)
         for name in names:
             points: list[Any] = [(line["step"], line[name]) for line in lines if name in line]
             if points:
